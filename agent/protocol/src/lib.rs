@@ -1,0 +1,1 @@
+//! The protocol between a Skep host and the agent in its guest.

@@ -1,0 +1,2 @@
+//! Skep guest agent.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Bindings of the containerd services that a shim serves and calls.

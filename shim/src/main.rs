@@ -1,0 +1,2 @@
+//! containerd shim of Skep.
+fn main() {}

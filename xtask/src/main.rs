@@ -1,0 +1,2 @@
+//! Developer tasks of Skep.
+fn main() {}
