@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr as _;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use oci_spec::image::{
     ANNOTATION_REF_NAME, Arch, Config, Descriptor, DescriptorBuilder, ImageConfigurationBuilder,
     ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, PlatformBuilder, RootFsBuilder,
@@ -58,8 +58,15 @@ impl Image {
 
     /// Debian's busybox-static with a link for each applet, `/etc/passwd` with `root` and `user` (1000), an environment
     /// with `PATH`, and `sh` as its command.
+    ///
+    /// The binary is the one that `SKEP_BUSYBOX` names, else the one that this machine has installed.
     pub fn busybox(reference: &str) -> Result<Self> {
-        let (binary, applets) = host_busybox()?;
+        Self::busybox_from(reference, &installed_busybox()?)
+    }
+
+    /// The same with the static busybox at `path`.
+    pub fn busybox_from(reference: &str, path: &Path) -> Result<Self> {
+        let (binary, applets) = read_busybox(path)?;
         let mut image = Self::empty(reference).file("bin/busybox", 0o755, binary);
         for directory in ["dev", "etc", "proc", "root", "run", "sys", "usr/bin", "usr/sbin", "sbin", "var"] {
             image = image.directory(directory, 0o755);
@@ -236,20 +243,33 @@ impl Image {
     }
 }
 
-/// Debian's busybox of this machine and the names of its applets.
-fn host_busybox() -> Result<(Vec<u8>, Vec<String>)> {
+/// Names the static busybox to make images of.
+pub const BUSYBOX_VARIABLE: &str = "SKEP_BUSYBOX";
+
+fn installed_busybox() -> Result<PathBuf> {
     const PLACES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
-    let Some(path) = PLACES.into_iter().find(|path| Path::new(path).exists()) else {
-        bail!("no busybox at {}: install Debian's busybox-static", PLACES.join(" or "));
-    };
-    let binary = fs::read(path).with_context(|| format!("reading {path}"))?;
-    let is_static = elf::is_static(&binary).with_context(|| format!("reading {path}"))?;
-    ensure!(is_static, "{path} is not static: install Debian's busybox-static in the place of busybox");
+    if let Some(path) = std::env::var_os(BUSYBOX_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(path.into());
+    }
+    PLACES.into_iter().map(PathBuf::from).find(|path| path.exists()).with_context(|| {
+        format!(
+            "no busybox at {}: install Debian's busybox-static or let {BUSYBOX_VARIABLE} name it",
+            PLACES.join(" or ")
+        )
+    })
+}
+
+/// The binary and the names of its applets.
+fn read_busybox(path: &Path) -> Result<(Vec<u8>, Vec<String>)> {
+    let shown = path.display();
+    let binary = fs::read(path).with_context(|| format!("reading {shown}"))?;
+    let is_static = elf::is_static(&binary).with_context(|| format!("reading {shown}"))?;
+    ensure!(is_static, "{shown} is not static: take Debian's busybox-static in its place");
     let output =
-        Command::new(path).arg("--list").output().with_context(|| format!("running {path} --list"))?;
-    ensure!(output.status.success(), "{path} --list: {}", output.status);
+        Command::new(path).arg("--list").output().with_context(|| format!("running {shown} --list"))?;
+    ensure!(output.status.success(), "{shown} --list: {}", output.status);
     let applets =
-        String::from_utf8(output.stdout).with_context(|| format!("reading what {path} --list says"))?;
+        String::from_utf8(output.stdout).with_context(|| format!("reading what {shown} --list says"))?;
     Ok((binary, applets.lines().map(str::to_owned).collect()))
 }
 
