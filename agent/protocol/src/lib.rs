@@ -1,1 +1,31 @@
 //! The protocol between a Skep host and the agent in its guest.
+//!
+//! From the wire up:
+//! - [`link`]: makes the console port of a microVM, which may lose what it carries, a reliable byte stream;
+//!   other channels (a unix socket, vsock) are reliable by themselves.
+//! - [`mux`]: yamux over the byte stream; each stream begins with a one-line header ([`header`]).
+//! - [`api`]: the ttrpc calls on the first stream; one stream more per stdio of a process ([`StdioStream`]).
+//!
+//! A host uses [`Session`], a guest [`serve_channel`].
+
+pub mod api;
+mod calls;
+mod channel;
+mod connect;
+pub mod header;
+mod mux;
+mod registry;
+mod serve;
+mod session;
+mod stdio;
+
+pub use calls::{AgentCalls, CallError};
+pub use connect::{ConnectError, Endpoint};
+pub use registry::{ClaimError, StdioRegistry};
+pub use serve::{ChannelKind, serve_channel};
+pub use session::{Closed, OpenError, Session};
+pub use stdio::StdioStream;
+pub use ttrpc::Code;
+
+/// Version of the calls and streams; both sides must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
