@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr as _;
@@ -41,7 +41,6 @@ pub struct Image {
     architecture: Arch,
     config: Config,
     nodes: BTreeMap<PathBuf, Node>,
-    with_layer: bool,
 }
 
 impl Image {
@@ -52,7 +51,6 @@ impl Image {
             architecture: Arch::default(),
             config: Config::default(),
             nodes: BTreeMap::new(),
-            with_layer: true,
         }
     }
 
@@ -150,17 +148,10 @@ impl Image {
         self
     }
 
-    /// Claims this machine's architecture and puts a program of another in the place of `path`.
+    /// Puts a program of another architecture at `path`, whatever the image claims to be.
     #[must_use]
     pub fn foreign_program(self, path: impl Into<PathBuf>) -> Self {
-        self.file(path, 0o755, elf::foreign())
-    }
-
-    /// Leaves the layer out of the archive, though the manifest names it: a damaged image.
-    #[must_use]
-    pub fn without_layer(mut self) -> Self {
-        self.with_layer = false;
-        self
+        self.file(path, 0o755, elf::executable(elf::Machine::Aarch64, &[]))
     }
 
     /// Writes the image as an OCI image layout into a tar file at `path`.
@@ -169,6 +160,13 @@ impl Image {
             File::create(path).with_context(|| format!("creating image archive {}", path.display()))?;
         let mut archive = Archive(tar::Builder::new(BufWriter::new(file)));
         self.write_layout(&mut archive).with_context(|| format!("writing image archive {}", path.display()))
+    }
+
+    /// Puts the image's files below `directory`, as a root file system for specs that name one.
+    pub fn unpack(&self, directory: &Path) -> Result<()> {
+        let mut archive = tar::Archive::new(io::Cursor::new(self.layer()?));
+        archive.set_preserve_permissions(true);
+        archive.unpack(directory).with_context(|| format!("unpacking into {}", directory.display()))
     }
 
     fn write_layout<W: Write>(&self, archive: &mut Archive<W>) -> Result<()> {
@@ -192,9 +190,7 @@ impl Image {
             &canonical(&OciLayoutBuilder::default().image_layout_version("1.0.0").build()?)?,
         )?;
         let layer_blob = descriptor(MediaType::ImageLayer, &layer)?;
-        if self.with_layer {
-            archive.blob(&layer)?;
-        }
+        archive.blob(&layer)?;
         archive.blob(&config)?;
         let manifest = ImageManifestBuilder::default()
             .schema_version(SCHEMA_VERSION)

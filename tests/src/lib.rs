@@ -1,4 +1,12 @@
 //! End-to-end tests, fixtures and benchmarks of Skep.
 
+pub mod census;
+pub mod containerd;
+pub mod containerd_versions;
+pub mod ctr;
 pub mod elf;
+pub mod events;
 pub mod image;
+pub mod init;
+pub mod process;
+pub mod suite;

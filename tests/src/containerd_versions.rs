@@ -1,0 +1,260 @@
+//! The versions of containerd that the suite runs against: what this machine has, the rest from Debian's releases.
+//!
+//! A package of another release is unpacked into the cache, not installed. It comes from the mirror that the machine's
+//! own apt sources name, verified with the machine's own keys, through an apt with lists of its own.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{Input, Running, run};
+
+/// Names the directory with the versions that [`fetch`] has put there.
+pub const CACHE_VARIABLE: &str = "SKEP_CONTAINERD_CACHE";
+
+/// A release line of containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Line {
+    /// 1.6, in Debian 12.
+    V1_6,
+    /// 1.7, in Debian 13.
+    V1_7,
+    /// 2.x, in Debian's unstable.
+    V2,
+}
+
+impl Line {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2];
+
+    /// How its version numbers begin.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::V1_6 => "1.6.",
+            Self::V1_7 => "1.7.",
+            Self::V2 => "2.",
+        }
+    }
+
+    fn suite(self) -> &'static str {
+        match self {
+            Self::V1_6 => "bookworm",
+            Self::V1_7 => "trixie",
+            Self::V2 => "sid",
+        }
+    }
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.prefix().trim_end_matches('.'))
+    }
+}
+
+/// One containerd that can be started.
+#[derive(Clone, Debug)]
+pub struct Installation {
+    /// Its release line.
+    pub line: Line,
+    /// Where `containerd`, `ctr` and `containerd-shim-runc-v2` are.
+    pub bin: PathBuf,
+    /// What it says of its version.
+    pub version: String,
+}
+
+impl Installation {
+    fn at(line: Line, bin: &Path) -> Result<Option<Self>> {
+        let daemon = bin.join("containerd");
+        if !daemon.exists() {
+            return Ok(None);
+        }
+        let mut command = Command::new(&daemon);
+        command.arg("--version");
+        let said = run(command)?.text()?;
+        // "containerd github.com/containerd/containerd/v2 2.1.4 77c84241": the third word.
+        let version = said.split_whitespace().nth(2).with_context(|| format!("no version in {said:?}"))?;
+        let version = version.trim_start_matches('v').to_owned();
+        Ok(version.starts_with(line.prefix()).then(|| Self { line, bin: bin.to_owned(), version }))
+    }
+}
+
+/// Finds `line` in the machine's search path, or in what [`fetch`] put below `cache`.
+pub fn find(line: Line, cache: &Path) -> Result<Option<Installation>> {
+    for bin in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+        if let Some(found) = Installation::at(line, &bin)? {
+            return Ok(Some(found));
+        }
+    }
+    Installation::at(line, &unpacked(line, cache).join("usr/bin"))
+}
+
+/// Where [`find`] looks when nothing else is said: `$SKEP_CONTAINERD_CACHE`, else `containerd` in Skep's cache.
+pub fn default_cache() -> Result<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty()).map(PathBuf::from);
+    set(CACHE_VARIABLE)
+        .or_else(|| Some(set("SKEP_CACHE")?.join("containerd")))
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("skep/containerd")))
+        .or_else(|| Some(set("HOME")?.join(".cache/skep/containerd")))
+        .with_context(|| format!("none of {CACHE_VARIABLE}, SKEP_CACHE, XDG_CACHE_HOME and HOME is set"))
+}
+
+/// Gets the lines that neither the machine nor `cache` has yet. `progress` is told what takes long.
+pub fn fetch(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Vec<Installation>> {
+    let mut missing = Vec::new();
+    for line in Line::ALL {
+        if find(line, cache)?.is_none() {
+            missing.push(line);
+        }
+    }
+    if !missing.is_empty() {
+        fs::create_dir_all(cache).with_context(|| format!("creating {}", cache.display()))?;
+        let apt = Apt::new(&missing, cache)?;
+        progress("reading the package lists of Debian's other releases");
+        apt.run(&["update"])?;
+        for line in missing {
+            progress(&format!("fetching containerd {line} from Debian {}", line.suite()));
+            apt.unpack(line, &unpacked(line, cache))?;
+        }
+    }
+    let found = Line::ALL.map(|line| {
+        find(line, cache)?.with_context(|| {
+            let suite = line.suite();
+            format!("Debian {suite} has no containerd {line} any more: give one in PATH")
+        })
+    });
+    found.into_iter().collect()
+}
+
+fn unpacked(line: Line, cache: &Path) -> PathBuf {
+    cache.join(line.to_string())
+}
+
+/// An apt with sources and lists of its own, and everything else as the machine has it.
+struct Apt {
+    work: tempfile::TempDir,
+}
+
+impl Apt {
+    fn new(lines: &[Line], cache: &Path) -> Result<Self> {
+        let (mirror, architecture) = mirror()?;
+        let work = tempfile::tempdir_in(cache)
+            .with_context(|| format!("creating a directory in {}", cache.display()))?;
+        for directory in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(work.path().join(directory))?;
+        }
+        let sources: Vec<String> = lines
+            .iter()
+            .map(|line| format!("deb [arch={architecture}] {mirror} {} main", line.suite()))
+            .collect();
+        fs::write(work.path().join("sources.list"), sources.join("\n") + "\n")?;
+        Ok(Self { work })
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let path = |name: &str| self.work.path().join(name).display().to_string();
+        let mut command = Command::new("apt-get");
+        command.env("LC_ALL", "C").current_dir(self.work.path()).arg("-q");
+        for option in [
+            &format!("Dir::Etc::sourcelist={}", path("sources.list")),
+            "Dir::Etc::sourceparts=/dev/null",
+            &format!("Dir::State::lists={}", path("lists")),
+            &format!("Dir::Cache={}", path("cache")),
+            // The unprivileged user of apt's downloads can't read a cache in root's home.
+            "APT::Sandbox::User=root",
+            "Acquire::Languages=none",
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
+            "Acquire::Retries=3",
+        ] {
+            command.args(["-o", option]);
+        }
+        command.args(arguments);
+        Running::spawn(command, Input::Empty)?.wait(Duration::from_secs(600))?.succeeded()?;
+        Ok(())
+    }
+
+    fn unpack(&self, line: Line, target: &Path) -> Result<()> {
+        let work = self.work.path();
+        self.run(&["download", &format!("containerd/{}", line.suite())])?;
+        let deb = fs::read_dir(work)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .context("apt-get download left no package")?;
+        let part = work.join("unpacked");
+        let mut command = Command::new("dpkg-deb");
+        command.arg("-x").args([&deb, &part]);
+        run(command)?.succeeded()?;
+        fs::remove_file(&deb)?;
+        if target.exists() {
+            fs::remove_dir_all(target).with_context(|| format!("removing {}", target.display()))?;
+        }
+        fs::rename(&part, target).with_context(|| format!("putting {} in place", target.display()))
+    }
+}
+
+/// The Debian mirror that this machine uses, and its architecture.
+fn mirror() -> Result<(String, String)> {
+    let mut command = Command::new("apt-get");
+    command.args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ARCHITECTURE)"]);
+    command.arg("Created-By: Packages");
+    let targets = run(command)?.text()?;
+    let os_release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let release = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("sid");
+    choose_mirror(&targets, release.trim_matches('"')).with_context(|| {
+        format!(
+            "apt's sources have no Debian mirror with main of {release}: other containerds can't be fetched"
+        )
+    })
+}
+
+/// Chooses the mirror with the main component of the release itself: security and updates have a mirror of their own.
+fn choose_mirror(targets: &str, release: &str) -> Option<(String, String)> {
+    targets.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [uri, suite, "main", architecture] = words[..] else { return None };
+        let aliases = [release, "stable", "oldstable", "testing", "unstable"];
+        aliases.contains(&suite).then(|| (uri.to_owned(), architecture.to_owned()))
+    })
+}
+
+/// The installation of `line`, or what to do to have it.
+pub fn require(line: Line) -> Result<Installation> {
+    let cache = default_cache()?;
+    let found = find(line, &cache)?;
+    ensure!(
+        found.is_some(),
+        "containerd {line} is neither in PATH nor in {}: run `cargo xtask test`",
+        cache.display()
+    );
+    found.context("checked just before")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_that_of_the_release_itself() {
+        let targets = "http://s.example/debian-security/ bookworm-security main amd64\n\
+                       http://o.example/other/ nodistro main amd64\n\
+                       http://m.example/debian/ bookworm contrib amd64\n\
+                       http://m.example/debian/ bookworm main amd64\n";
+        let expected = ("http://m.example/debian/".to_owned(), "amd64".to_owned());
+        assert_eq!(choose_mirror(targets, "bookworm"), Some(expected));
+        assert_eq!(choose_mirror(targets, "trixie"), None);
+    }
+
+    #[test]
+    fn a_line_is_known_by_its_version() {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = directory.path().join("containerd");
+        fs::write(&daemon, "#!/bin/sh\necho containerd example.org/containerd v1.7.24 abc\n").unwrap();
+        fs::set_permissions(&daemon, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let found = Installation::at(Line::V1_7, directory.path()).unwrap().unwrap();
+        assert_eq!(found.version, "1.7.24");
+        assert!(Installation::at(Line::V2, directory.path()).unwrap().is_none());
+    }
+}

@@ -1,0 +1,92 @@
+//! Deaths at the wrong moment: what is left can be removed, and nothing stays behind.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use skep_tests::census::{self, Member};
+use skep_tests::events::Recorder;
+use skep_tests::process::wait_for;
+use skep_tests::suite::Lease;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::both("shim_killed", shim_killed).everywhere(),
+    Case::skep("vmm_killed", vmm_killed),
+    Case::skep("vmm_killed_while_attached", vmm_killed_while_attached),
+    Case::both("ctr_killed", ctr_killed),
+];
+
+const FOREVER: &str = "while :; do sleep 1; done";
+
+fn member(lease: &Lease, what: &str, is: impl Fn(&Member) -> bool) -> Result<Pid> {
+    let all = census::processes(&lease.containerd.scope())?;
+    let found = all.into_iter().find(is).with_context(|| format!("no process is {what}"))?;
+    Ok(Pid::from_raw(found.pid))
+}
+
+/// containerd learns of the shim's death, calls its `delete`, and tells of the exit.
+fn shim_killed(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("orphan").flags(["--null-io"]).sh(FOREVER).detached()?;
+    let shim = member(lease, "the shim", |member| {
+        member.program().starts_with("containerd-shim")
+            && member.arguments.iter().any(|word| word == "orphan")
+    })?;
+    kill(shim, Signal::SIGKILL).context("killing the shim")?;
+    let exit = recorder.wait("orphan", "exit")?;
+    ensure!(exit.number("exit_status") == 137, "{exit:?}");
+    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
+        Ok(subject.task("orphan")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
+    })?;
+    subject.remove("orphan")
+}
+
+fn is_vmm(member: &Member) -> bool {
+    member.program().starts_with("qemu-system")
+}
+
+fn vmm_killed(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("crashed").flags(["--null-io"]).sh(FOREVER).detached()?;
+    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGKILL).context("killing the VMM")?;
+    let exit = recorder.wait("crashed", "exit")?;
+    ensure!(exit.number("exit_status") == 137, "{exit:?}");
+    subject.wait_status("crashed", "STOPPED")?;
+    let exec = subject.exec("crashed", "late").args(["true"]).output()?;
+    ensure!(exec.code() != 0, "{}", exec.describe());
+    ensure!(subject.delete_task("crashed")? == 137);
+    subject.remove("crashed")
+}
+
+fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
+    subject.wait_status("cut", "RUNNING")?;
+    let exec = subject.exec("cut", "e1").sh(&format!("echo begun; {FOREVER}")).start()?;
+    wait_for("the exec to run", Duration::from_secs(30), || {
+        let table = subject.ctr(["task", "ps", "cut"])?.text()?;
+        Ok((table.lines().skip(1).count() >= 3).then_some(()))
+    })?;
+    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGKILL).context("killing the VMM")?;
+    for attached in [running, exec] {
+        let output = attached.wait(skep_tests::process::LIMIT)?;
+        ensure!(output.code() == 137 && output.out() == "begun\n", "{}", output.describe());
+    }
+    Ok(())
+}
+
+/// The client dies, not the container.
+fn ctr_killed(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let running = subject.run("left").keep().sh(FOREVER).start()?;
+    subject.wait_status("left", "RUNNING")?;
+    drop(running);
+    let output = subject.exec("left", "e1").args(["echo", "alive"]).output()?;
+    ensure!(output.text()? == "alive", "{}", output.describe());
+    subject.remove("left")
+}

@@ -1,0 +1,89 @@
+//! The end-to-end suite: a real containerd, real containers, with Skep and with runc as the measure.
+//!
+//! Every case runs on a containerd of its own for its time, and fails unless the census after it equals the one before:
+//! processes, mounts, cgroups, files, sockets, links and containerd's own descriptors.
+
+mod bad_input;
+mod basics;
+mod confinement;
+mod failures;
+mod lifecycle;
+mod rootfs;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Trial};
+use skep_tests::containerd_versions::Line;
+use skep_tests::ctr::Runtime;
+use skep_tests::process;
+use skep_tests::suite::{Lease, Suite};
+
+/// More VMs at once than this only take processors from each other.
+const THREADS: usize = 2;
+
+/// The version that cases run on which do not differ by version.
+const USUAL: &[Line] = &[Line::V1_6];
+
+/// One case of the suite.
+struct Case {
+    name: &'static str,
+    lines: &'static [Line],
+    runtimes: &'static [Runtime],
+    run: fn(&mut Lease) -> Result<()>,
+}
+
+impl Case {
+    /// A case for both runtimes.
+    const fn both(name: &'static str, run: fn(&mut Lease) -> Result<()>) -> Self {
+        Self { name, lines: USUAL, runtimes: &[Runtime::Skep, Runtime::Runc], run }
+    }
+
+    /// A case about what only Skep has.
+    const fn skep(name: &'static str, run: fn(&mut Lease) -> Result<()>) -> Self {
+        Self { name, lines: USUAL, runtimes: &[Runtime::Skep], run }
+    }
+
+    /// The same with every version of containerd.
+    const fn everywhere(mut self) -> Self {
+        self.lines = &Line::ALL;
+        self
+    }
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    if let Err(error) = process::catch_interrupts() {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let suite = Arc::new(Suite::default());
+    let cases = [
+        basics::CASES,
+        confinement::CASES,
+        rootfs::CASES,
+        lifecycle::CASES,
+        failures::CASES,
+        bad_input::CASES,
+    ];
+    let trials = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // The last owner: the containerds end before this process does.
+    drop(suite);
+    conclusion.exit_code()
+}
+
+fn trials(case: &'static Case, suite: &Arc<Suite>) -> Vec<Trial> {
+    let combinations =
+        case.lines.iter().flat_map(|line| case.runtimes.iter().map(|runtime| (*line, *runtime)));
+    let trials = combinations.map(|(line, runtime)| {
+        let suite = Arc::clone(suite);
+        Trial::test(format!("{runtime}::{line}::{}", case.name), move || {
+            process::check_interrupt()?;
+            suite.case(line, runtime, case.run).map_err(|error| format!("{error:#}").into())
+        })
+    });
+    trials.collect()
+}

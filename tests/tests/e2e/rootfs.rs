@@ -1,0 +1,118 @@
+//! A container's root: where it comes from, what can be done in it, and what becomes of writes.
+
+use anyhow::{Result, ensure};
+use skep_tests::suite::Lease;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::both("writes_reach_the_snapshot", writes_reach_the_snapshot),
+    Case::skep("overlay_forgets_writes", overlay_forgets_writes),
+    Case::both("native_snapshots", native_snapshots),
+    Case::both("read_only", read_only),
+    Case::both("file_operations", file_operations),
+    Case::skep("file_operations_on_overlay", file_operations_on_overlay),
+    Case::both("bind_mount", bind_mount),
+];
+
+fn writes_reach_the_snapshot(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let script = "test -e /kept && cat /kept; echo \"second run\" >/kept; ls /bin/sh; rm -f /bin/vi";
+    let first = subject.run("writes").keep().sh(script).output()?;
+    ensure!(first.text()? == "/bin/sh", "{}", first.describe());
+    let again = subject.ctr(["task", "start", "writes"])?;
+    ensure!(again.text()? == "second run\n/bin/sh", "{}", again.describe());
+    subject.remove("writes")
+}
+
+fn overlay_forgets_writes(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let script = "test -e /kept && echo still there; echo x >/kept && cat /kept; rm /bin/vi && ls /bin/sh";
+    let run = subject.run("forgets").keep().flags(["--annotation", "org.skep.rootfs=overlay"]);
+    let first = run.sh(script).output()?;
+    ensure!(first.text()? == "x\n/bin/sh", "{}", first.describe());
+    let again = subject.ctr(["task", "start", "forgets"])?;
+    ensure!(again.out() == first.out(), "{}", again.describe());
+    subject.remove("forgets")
+}
+
+fn native_snapshots(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let run = subject.run("native").keep().flags(["--snapshotter", "native"]);
+    let first = run.sh("cat /kept 2>/dev/null; echo second run >/kept; head -n 1 /etc/passwd").output()?;
+    ensure!(first.text()? == "root:x:0:0:root:/root:/bin/sh", "{}", first.describe());
+    let again = subject.ctr(["task", "start", "native"])?;
+    ensure!(again.out() == format!("second run\n{}", first.out()), "{}", again.describe());
+    subject.remove("native")
+}
+
+fn read_only(lease: &mut Lease) -> Result<()> {
+    let run = lease.subject().run("read-only").flags(["--read-only"]);
+    let output = run
+        .sh("touch /new; echo $?; rm /etc/passwd; echo $?; echo x >/dev/shm/a && cat /dev/shm/a")
+        .output()?;
+    ensure!(output.text()? == "1\n1\nx", "{}", output.describe());
+    ensure!(output.err().matches("Read-only file system").count() == 2, "{}", output.describe());
+    Ok(())
+}
+
+const OPERATIONS: &str = r"set -e
+    mkdir -p /d/e && cd /d
+    echo content >file && chown 1000:2000 file && chmod 4751 file && stat -c '%a %u:%g %s %h' file
+    ln file link && stat -c %h file && ln -s file symbolic && readlink symbolic && cat symbolic
+    mv file e/moved && cat e/moved && test ! -e file
+    touch -d '2001-02-03 04:05:06' link && stat -c %Y link
+    mkfifo pipe && (echo through >pipe & cat pipe)
+    dd if=/dev/zero of=sparse bs=1 count=1 seek=1048575 2>/dev/null && stat -c %s sparse && truncate -s 10 sparse && stat -c %s sparse
+    yes abcdefg | head -c 3000000 >large && md5sum <large && echo appended >>large && tail -c 9 large
+    rm -r e && ls -A
+    for i in $(seq 200); do echo $i >many-$i; done && ls many-* | wc -l && cat many-* | sort -n | tail -n 1
+    rm many-* && rmdir ../d 2>/dev/null || echo not empty
+    echo '#!/bin/sh
+echo ran' >program && chmod +x program && ./program
+";
+
+const OPERATIONS_RESULT: &str = "4751 1000:2000 8 1
+2
+file
+content
+content
+981173106
+through
+1048576
+10
+99be50473ad3bf72820310f148f4b41a  -
+appended
+large
+link
+pipe
+sparse
+symbolic
+200
+200
+not empty
+ran";
+
+fn file_operations(lease: &mut Lease) -> Result<()> {
+    let output = lease.subject().sh("operations", OPERATIONS)?;
+    ensure!(output.text()? == OPERATIONS_RESULT, "{}", output.describe());
+    Ok(())
+}
+
+fn file_operations_on_overlay(lease: &mut Lease) -> Result<()> {
+    let run = lease.subject().run("operations").flags(["--annotation", "org.skep.rootfs=overlay"]);
+    let output = run.sh(OPERATIONS).output()?;
+    ensure!(output.text()? == OPERATIONS_RESULT, "{}", output.describe());
+    Ok(())
+}
+
+fn bind_mount(lease: &mut Lease) -> Result<()> {
+    let shared = lease.scratch("volume")?;
+    std::fs::write(shared.join("in"), "given")?;
+    let mount = format!("type=bind,src={},dst=/volume,options=rbind:rw", shared.display());
+    let run = lease.subject().run("bind").flags(["--mount", &mount]);
+    let output = run.sh("cat /volume/in; echo taken >/volume/out; chmod 600 /volume/out").output()?;
+    ensure!(output.text()? == "given", "{}", output.describe());
+    ensure!(std::fs::read_to_string(shared.join("out"))? == "taken\n");
+    Ok(())
+}
