@@ -7,9 +7,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::process::{Input, Running, run};
 
@@ -220,16 +221,17 @@ fn choose_mirror(targets: &str, release: &str) -> Option<(String, String)> {
     })
 }
 
-/// The installation of `line`, or what to do to have it.
+/// The installation of `line`, fetched if it is nowhere yet.
 pub fn require(line: Line) -> Result<Installation> {
+    // The cases that come first all want it.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let cache = default_cache()?;
-    let found = find(line, &cache)?;
-    ensure!(
-        found.is_some(),
-        "containerd {line} is neither in PATH nor in {}: run `cargo xtask test`",
-        cache.display()
-    );
-    found.context("checked just before")
+    if let Some(found) = find(line, &cache)? {
+        return Ok(found);
+    }
+    let all = fetch(&cache, &mut |step| eprintln!("{step}"))?;
+    all.into_iter().find(|installation| installation.line == line).context("all lines have been fetched")
 }
 
 #[cfg(test)]

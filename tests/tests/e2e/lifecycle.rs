@@ -82,7 +82,7 @@ fn events(lease: &mut Lease) -> Result<()> {
     let bundle = lease.containerd.bundle("told");
     ensure!(create.text("bundle") == bundle.to_string_lossy(), "{create:?}");
     ensure!(exit.text("id") == "told" && exit.number("exit_status") == 7, "{exit:?}");
-    ensure!(!exit.text("exited_at").is_empty() && delete.number("exit_status") == 7, "{exit:?} {delete:?}");
+    ensure!(!exit.body["exited_at"].is_null() && delete.number("exit_status") == 7, "{exit:?} {delete:?}");
     let (exec_start, exec_exit) = (find("exec-started e1")?, find("exit e1")?);
     ensure!(exec_exit.number("exit_status") == 4, "{exec_exit:?}");
     ensure!(
