@@ -1,1 +1,20 @@
-//! Runs OCI containers in microVMs.
+//! Runs OCI containers in microVMs: all that the host does.
+//!
+//! From the bottom up; nothing imports upwards:
+//!
+//! - [`os`]: what differs between Linux and FreeBSD, behind one interface;
+//! - [`config`]: the configuration file and what a pod may choose by annotation;
+//! - [`guest`]: the artefact a VM boots, and whether it fits this host;
+//! - [`journal`]: every host resource that a sandbox holds, on disk, so that whoever comes can undo it;
+//! - [`hypervisor`]: one interface over QEMU and bhyve;
+//! - [`sandbox`]: one microVM with its host resources.
+
+pub mod config;
+pub mod guest;
+pub mod hypervisor;
+pub mod journal;
+pub mod os;
+pub mod sandbox;
+
+/// This release of Skep.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,168 @@
+//! What one pod chooses, by the annotations of its OCI spec.
+//!
+//! Whoever may run a pod may write its annotations, so they choose only among what the configuration allows: never a
+//! path or a program of the host.
+
+use std::collections::HashMap;
+
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use serde::{Deserialize, Serialize};
+
+use super::{Config, Memory, RootfsMode, Vcpus};
+
+/// Every annotation that is Skep's begins with this.
+const PREFIX: &str = "org.skep.";
+
+/// The configuration's choices with a pod's own laid over them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodOptions {
+    /// Virtual CPUs: `org.skep.vcpus`.
+    pub vcpus: Vcpus,
+    /// Memory: `org.skep.memory-mib`.
+    pub memory: Memory,
+    /// How roots of containers are made: `org.skep.rootfs`, "9p" or "overlay".
+    pub rootfs: RootfsMode,
+}
+
+/// An annotation that is Skep's but makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AnnotationError {
+    /// No such annotation.
+    #[error("annotation {key}: unknown; known are org.skep.memory-mib, org.skep.rootfs, org.skep.vcpus")]
+    Unknown {
+        /// Its full name.
+        key: String,
+    },
+    /// The value is not of its kind or out of range.
+    #[error("annotation {key}: `{value}`: {reason}")]
+    Value {
+        /// Its full name.
+        key: String,
+        /// What it says.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// More than the configuration lets a pod have.
+    #[error(
+        "annotation {key}: {value} is more than {limit}, the most that {limit_key} in the configuration allows"
+    )]
+    TooMuch {
+        /// Its full name.
+        key: String,
+        /// What it asks for.
+        value: String,
+        /// What there is.
+        limit: String,
+        /// The configuration's key.
+        limit_key: &'static str,
+    },
+}
+
+impl PodOptions {
+    /// What the configuration gives a pod that chooses nothing.
+    pub fn defaults(config: &Config) -> Self {
+        Self {
+            vcpus: config.sandbox.vcpus,
+            memory: config.sandbox.memory_mib,
+            rootfs: config.container.rootfs,
+        }
+    }
+
+    /// Reads the annotations that are Skep's; others are not looked at.
+    pub fn from_annotations(
+        config: &Config,
+        annotations: &HashMap<String, String>,
+    ) -> Result<Self, AnnotationError> {
+        let mut options = Self::defaults(config);
+        // In order, so that of two errors it is always the same one that is told.
+        let mut own: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
+        own.sort();
+        for (key, value) in own {
+            match &key[PREFIX.len()..] {
+                "vcpus" => {
+                    options.vcpus = number(key, value)?;
+                    limit(key, options.vcpus, config.sandbox.max_vcpus, "sandbox.max_vcpus")?;
+                }
+                "memory-mib" => {
+                    options.memory = number(key, value)?;
+                    limit(key, options.memory, config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
+                }
+                "rootfs" => {
+                    let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
+                    options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, e))?;
+                }
+                _ => return Err(AnnotationError::Unknown { key: key.clone() }),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn number<T: TryFrom<u64, Error = String>>(key: &str, value: &str) -> Result<T, AnnotationError> {
+    let plain: u64 = value.parse().map_err(|e| wrong(key, value, e))?;
+    T::try_from(plain).map_err(|e| wrong(key, value, e))
+}
+
+fn wrong(key: &str, value: &str, reason: impl ToString) -> AnnotationError {
+    AnnotationError::Value { key: key.to_owned(), value: value.to_owned(), reason: reason.to_string() }
+}
+
+fn limit<T: PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: T,
+    limit: T,
+    limit_key: &'static str,
+) -> Result<(), AnnotationError> {
+    if value <= limit {
+        return Ok(());
+    }
+    Err(AnnotationError::TooMuch {
+        key: key.to_owned(),
+        value: value.to_string(),
+        limit: limit.to_string(),
+        limit_key,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Result<PodOptions, AnnotationError> {
+        let config = Config::parse("[sandbox]\nmax_vcpus = 4\nmax_memory_mib = 512", "test").unwrap();
+        let map = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        PodOptions::from_annotations(&config, &map)
+    }
+
+    #[test]
+    fn a_pod_chooses_within_limits() {
+        let options = read(&[
+            ("org.skep.vcpus", "4"),
+            ("org.skep.memory-mib", "512"),
+            ("org.skep.rootfs", "overlay"),
+            ("io.kubernetes.cri.container-type", "sandbox"),
+        ])
+        .unwrap();
+        assert_eq!(options.vcpus.get(), 4);
+        assert_eq!(options.memory.mib(), 512);
+        assert_eq!(options.rootfs, RootfsMode::Overlay);
+        assert_eq!(read(&[]).unwrap(), PodOptions::defaults(&Config::default()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_named() {
+        let text = |pairs: &[(&str, &str)]| read(pairs).unwrap_err().to_string();
+        assert!(text(&[("org.skep.vcpu", "1")]).contains("org.skep.vcpu: unknown"));
+        assert!(text(&[("org.skep.vcpus", "two")]).contains("org.skep.vcpus: `two`"));
+        assert!(text(&[("org.skep.vcpus", "5")]).contains("sandbox.max_vcpus"));
+        assert!(text(&[("org.skep.vcpus", "-1")]).contains("`-1`"));
+        assert!(text(&[("org.skep.memory-mib", "1024")]).contains("sandbox.max_memory_mib"));
+        assert!(text(&[("org.skep.memory-mib", "0")]).contains("64 to"));
+        assert!(text(&[("org.skep.rootfs", "block")]).contains("`9p`"));
+        // The prefix alone is not a way around.
+        assert!(text(&[("org.skep.", "1")]).contains("unknown"));
+    }
+}

@@ -1,0 +1,191 @@
+//! One interface over the programs that run virtual machines.
+//!
+//! A driver makes a running VM out of a [`VmSpec`], which is plain data; it knows sandboxes no more than containers.
+//! Drivers are in one table by name ([`driver`]); the configuration chooses.
+
+mod exit;
+mod log;
+pub mod qemu;
+mod spec;
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use skep_protocol::Endpoint;
+
+use crate::config::{Config, HypervisorKind};
+use crate::journal::{Journal, JournalError};
+use crate::os::ProcessIdentity;
+
+pub use exit::{ExitCause, VmExit};
+pub use spec::{ConsolePort, Disk, MacAddress, Nic, Share, SpecError, VmSpec, Vsock};
+
+/// What a driver can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`Vm::pause`] and [`Vm::resume`].
+    pub pause: bool,
+    /// [`VmSpec::vsock`].
+    pub vsock: bool,
+}
+
+/// Where a VM keeps its sockets and logs, and where what it holds is recorded.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// A directory of the VM's own, mode 0700.
+    pub dir: PathBuf,
+    /// Where each process and other resource of the host is recorded before it is acquired.
+    pub journal: Arc<Journal>,
+}
+
+/// A program that runs VMs.
+#[async_trait]
+pub trait Hypervisor: Debug + Send + Sync {
+    /// Its name in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Starts a VM: when this returns, its process runs and its channels can be connected to; the guest has still to
+    /// boot. On an error whatever was acquired is in the journal.
+    async fn boot(&self, spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError>;
+}
+
+/// A VM that was started.
+#[async_trait]
+pub trait Vm: Debug + Send + Sync {
+    /// The process that runs it.
+    fn process(&self) -> ProcessIdentity;
+
+    /// Where the agent is to be found, of the first console port or the vsock of its spec.
+    fn agent_endpoint(&self) -> &Endpoint;
+
+    /// How its instructions are run, for people: "TCG: /proc/cpuinfo has neither vmx nor svm".
+    fn acceleration(&self) -> &str;
+
+    /// Stops all virtual CPUs.
+    async fn pause(&self) -> Result<(), HypervisorError>;
+
+    /// Lets them run again.
+    async fn resume(&self) -> Result<(), HypervisorError>;
+
+    /// Ends it at once; what the guest had not written is lost. Returns when its process has ended. That it has ended
+    /// already is no error.
+    async fn kill(&self) -> Result<(), HypervisorError>;
+
+    /// Returns when it has ended, for whatever reason; any number of callers.
+    async fn wait(&self) -> VmExit;
+
+    /// The last lines of the guest's console, made harmless to print.
+    fn console_tail(&self) -> String;
+}
+
+/// A VM cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// The spec cannot be served.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The program is not there.
+    #[error("{program} not found: {hint}, or set {key} in the configuration")]
+    NoProgram {
+        /// The program.
+        program: String,
+        /// How to get it.
+        hint: &'static str,
+        /// The key that names it.
+        key: &'static str,
+    },
+    /// KVM was asked for by name and does not serve.
+    #[error("qemu.accel = \"kvm\": {reason}")]
+    NoKvm {
+        /// Why not.
+        reason: String,
+    },
+    /// The driver is not in this release.
+    #[error("hypervisor = \"{name}\" is not implemented yet")]
+    NotImplemented {
+        /// Its name.
+        name: &'static str,
+    },
+    /// The driver does not do this.
+    #[error("{hypervisor} cannot {what}")]
+    Unsupported {
+        /// Which driver.
+        hypervisor: &'static str,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// Its record or its process failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Its process cannot be watched or signalled.
+    #[error(transparent)]
+    Process(#[from] crate::os::ProcessError),
+    /// A socket or log cannot be made.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The monitor refused a command or did not answer.
+    #[error(transparent)]
+    Qmp(#[from] qemu::QmpError),
+    /// It has ended.
+    #[error("the VM has ended: {0}")]
+    Ended(VmExit),
+}
+
+/// The driver of that name.
+pub fn driver(config: &Config) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
+    match config.hypervisor {
+        HypervisorKind::Qemu => Ok(Arc::new(qemu::Qemu::new(config))),
+        kind @ HypervisorKind::Bhyve => Err(HypervisorError::NotImplemented { name: kind.name() }),
+    }
+}
+
+/// Destroys a VM that a kernel keeps, by the name in its [`crate::journal::Entry::Vm`]. Blocks.
+pub(crate) fn release(name: &str) -> Result<(), HypervisorError> {
+    tracing::warn!(vm = name, "no driver of this release keeps VMs in a kernel");
+    Err(HypervisorError::NotImplemented { name: HypervisorKind::Bhyve.name() })
+}
+
+/// Finds a program as a shell does: a name in `PATH`, or a path.
+fn find_program(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 || program.is_absolute() {
+        return is_executable(program).then(|| program.to_owned());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_as_a_shell_does() {
+        assert!(find_program(Path::new("sh")).is_some_and(|path| path.is_absolute()));
+        assert_eq!(find_program(Path::new("/bin/sh")), Some("/bin/sh".into()));
+        for missing in ["no-such-program-anywhere", "/bin/no-such-program", "/etc/passwd", "/bin"] {
+            assert_eq!(find_program(Path::new(missing)), None, "{missing}");
+        }
+    }
+
+    #[test]
+    fn bhyve_says_that_it_is_not_there_yet() {
+        let config = Config::parse("hypervisor = 'bhyve'", "test").unwrap();
+        assert_eq!(driver(&config).unwrap_err().to_string(), "hypervisor = \"bhyve\" is not implemented yet");
+    }
+}

@@ -1,0 +1,311 @@
+//! A QEMU process: its start, its watch, its end.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use skep_protocol::Endpoint;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::accel::AccelDecision;
+use super::command::{Wiring, arguments};
+use super::qmp::{Qmp, ShutdownReason};
+use crate::hypervisor::log::{Tail, record};
+use crate::hypervisor::{ExitCause, HypervisorError, Place, Vm, VmExit, VmSpec};
+use crate::journal::{EntryId, Journal};
+use crate::os::{ExitWatch, ProcessIdentity, Signal};
+
+/// After QEMU's end, how long its pipes and monitor may still have something to say: another process could hold them.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long a killed process may take to go.
+const KILL: Duration = Duration::from_secs(10);
+
+/// A QEMU process.
+#[derive(Debug)]
+pub(super) struct QemuVm {
+    process: ProcessIdentity,
+    endpoint: Endpoint,
+    acceleration: String,
+    qmp: Qmp,
+    console: Tail,
+    /// Whether this host has ended it.
+    killed: Arc<AtomicBool>,
+    exit: watch::Receiver<Option<VmExit>>,
+}
+
+/// Starts QEMU.
+pub(super) fn start(
+    binary: &Path,
+    accel: &AccelDecision,
+    vhost_device_vsock: &Path,
+    spec: &VmSpec,
+    place: &Place,
+) -> Result<QemuVm, HypervisorError> {
+    let vsock = match spec.vsock {
+        Some(vsock) => Some(super::vsock::start(vhost_device_vsock, vsock, place)?),
+        None => None,
+    };
+    // The sockets listen before QEMU runs, so that whoever connects need not wait for it.
+    let qmp_path = place.dir.join("qmp.sock");
+    let mut inherited = vec![listen(&qmp_path)?];
+    for port in &spec.console_ports {
+        inherited.push(listen(&place.dir.join(&port.socket))?);
+    }
+    let numbers: Vec<RawFd> = inherited.iter().map(OwnedFd::as_raw_fd).collect();
+    let wiring = Wiring {
+        accel: accel.accel,
+        qmp: numbers[0],
+        ports: &numbers[1..],
+        vhost_vsock: vsock.as_ref().map(|vsock| vsock.backend_socket.as_path()),
+    };
+    let endpoint = match (&vsock, spec.console_ports.first()) {
+        (Some(vsock), _) => vsock.endpoint.clone(),
+        (None, Some(port)) => Endpoint::Console(place.dir.join(&port.socket)),
+        (None, None) => return Err(crate::hypervisor::SpecError::NoChannel.into()),
+    };
+    let mut command = Command::new(binary);
+    command.args(arguments(spec, &wiring)?);
+    tracing::debug!(?command, "qemu");
+    command.env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (mut child, process, entry) = place.journal.spawn("vmm", command, &inherited)?;
+    // QEMU's copies are the only ones from here on: when it ends, its sockets refuse.
+    drop(inherited);
+
+    let started = (|| {
+        let console = Tail::default();
+        let messages = Tail::default();
+        let logs = [
+            log(child.stdout.take(), place.dir.join("console.log"), &console)?,
+            log(child.stderr.take(), place.dir.join("vmm.log"), &messages)?,
+        ];
+        let monitor = connect(&qmp_path)?;
+        Ok::<_, HypervisorError>((console, messages, logs, monitor, process.watch()?))
+    })();
+    let (console, messages, logs, monitor, watch) = match started {
+        Ok(started) => started,
+        Err(e) => {
+            // Nobody would reap it.
+            let _ = child.kill();
+            let _ = child.wait();
+            place.journal.strike(entry)?;
+            return Err(e);
+        }
+    };
+    let (qmp, run_qmp) = Qmp::new(monitor);
+    let (sender, exit) = watch::channel(None);
+    let killed = Arc::new(AtomicBool::new(false));
+    let keeper = Keeper {
+        child,
+        watch,
+        logs,
+        monitor: tokio::spawn(run_qmp),
+        qmp: qmp.clone(),
+        console: console.clone(),
+        messages,
+        killed: Arc::clone(&killed),
+        journal: Arc::clone(&place.journal),
+        entry,
+    };
+    tokio::spawn(async move {
+        // Nobody may be there to hear it.
+        sender.send_replace(Some(keeper.keep().await));
+    });
+    Ok(QemuVm { process, endpoint, acceleration: accel.to_string(), qmp, console, killed, exit })
+}
+
+fn listen(path: &Path) -> Result<OwnedFd, HypervisorError> {
+    let listener = UnixListener::bind(path).map_err(|source| HypervisorError::File {
+        action: "listen on",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(listener.into())
+}
+
+fn connect(path: &Path) -> Result<UnixStream, HypervisorError> {
+    let connect = || {
+        let socket = std::os::unix::net::UnixStream::connect(path)?;
+        socket.set_nonblocking(true)?;
+        UnixStream::from_std(socket)
+    };
+    connect().map_err(|source| HypervisorError::File { action: "connect to", path: path.to_owned(), source })
+}
+
+fn log(
+    from: Option<impl Into<OwnedFd>>,
+    path: PathBuf,
+    tail: &Tail,
+) -> Result<JoinHandle<()>, HypervisorError> {
+    let receiver = from
+        .ok_or_else(|| io::Error::other("there is no pipe"))
+        .and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into()));
+    match receiver {
+        Ok(receiver) => Ok(tokio::spawn(record(receiver, path, tail.clone()))),
+        Err(source) => Err(HypervisorError::File { action: "read for", path, source }),
+    }
+}
+
+/// Waits for the end of a QEMU process and finds out how it came.
+struct Keeper {
+    child: Child,
+    watch: Option<ExitWatch>,
+    logs: [JoinHandle<()>; 2],
+    monitor: JoinHandle<()>,
+    qmp: Qmp,
+    console: Tail,
+    messages: Tail,
+    killed: Arc<AtomicBool>,
+    journal: Arc<Journal>,
+    entry: EntryId,
+}
+
+impl Keeper {
+    async fn keep(mut self) -> VmExit {
+        if let Some(watch) = &self.watch {
+            if let Err(e) = watch.exited().await {
+                tracing::warn!("{e}");
+            }
+        }
+        // It has exited, so this does not block.
+        let status = self.child.wait();
+        let last_words = async {
+            for log in &mut self.logs {
+                let _ = log.await;
+            }
+            let _ = (&mut self.monitor).await;
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, last_words).await;
+        if let Err(e) = self.journal.strike(self.entry) {
+            tracing::warn!("{e}");
+        }
+        let killed = self.killed.load(Ordering::Acquire);
+        let cause = judge(status, self.qmp.shutdown_reason(), killed, &self.messages.text());
+        VmExit::with_console(cause, self.console.text())
+    }
+}
+
+/// How a VM ended, by all that is known.
+fn judge(
+    status: io::Result<ExitStatus>,
+    reason: Option<ShutdownReason>,
+    killed: bool,
+    messages: &str,
+) -> ExitCause {
+    let status = match status {
+        Ok(status) => status,
+        Err(e) => {
+            return ExitCause::Vmm { status: format!("cannot be waited for: {e}"), message: messages.into() };
+        }
+    };
+    let signal = status.signal();
+    if killed && (signal == Some(libc::SIGKILL) || status.success()) {
+        return ExitCause::Killed;
+    }
+    match reason {
+        Some(ShutdownReason::GuestShutdown) if status.success() => ExitCause::PoweredOff,
+        Some(ShutdownReason::GuestReset | ShutdownReason::GuestPanic) if status.success() => ExitCause::Reset,
+        _ => {
+            let status = match (status.code(), signal) {
+                (Some(code), _) => format!("exit status {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => status.to_string(),
+            };
+            ExitCause::Vmm { status, message: messages.to_owned() }
+        }
+    }
+}
+
+#[async_trait]
+impl Vm for QemuVm {
+    fn process(&self) -> ProcessIdentity {
+        self.process
+    }
+
+    fn agent_endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn acceleration(&self) -> &str {
+        &self.acceleration
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        Ok(self.qmp.execute("stop").await?)
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        Ok(self.qmp.execute("cont").await?)
+    }
+
+    async fn kill(&self) -> Result<(), HypervisorError> {
+        if self.exit.borrow().is_some() {
+            return Ok(());
+        }
+        self.killed.store(true, Ordering::Release);
+        self.process.signal(Signal::KILL)?;
+        if tokio::time::timeout(KILL, self.wait()).await.is_err() {
+            let (pid, waited) = (self.process.pid, KILL);
+            return Err(crate::os::ProcessError::Survives { pid, waited }.into());
+        }
+        Ok(())
+    }
+
+    async fn wait(&self) -> VmExit {
+        let mut exit = self.exit.clone();
+        let result = exit.wait_for(Option::is_some).await;
+        match result.as_deref() {
+            Ok(Some(exit)) => exit.clone(),
+            // Its keeper panicked or the runtime ends: nothing is known.
+            _ => {
+                let status = "its watch has ended".to_owned();
+                VmExit {
+                    cause: ExitCause::Vmm { status, message: String::new() },
+                    console: self.console.text(),
+                }
+            }
+        }
+    }
+
+    fn console_tail(&self) -> String {
+        self.console.text()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(raw: i32) -> io::Result<ExitStatus> {
+        Ok(ExitStatus::from_raw(raw))
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        let (ok, exit_1, sigkill) = (0, 1 << 8, libc::SIGKILL);
+        let guest_off = Some(ShutdownReason::GuestShutdown);
+        assert_eq!(judge(status(ok), guest_off, false, ""), ExitCause::PoweredOff);
+        assert_eq!(judge(status(ok), Some(ShutdownReason::GuestReset), false, ""), ExitCause::Reset);
+        assert_eq!(judge(status(sigkill), None, true, ""), ExitCause::Killed);
+        // The guest was quicker.
+        assert_eq!(judge(status(exit_1), None, true, "x"), vmm("exit status 1", "x"));
+        // Somebody else killed it.
+        assert_eq!(judge(status(sigkill), None, false, ""), vmm("signal 9", ""));
+        assert_eq!(judge(status(exit_1), None, false, "no /dev/x"), vmm("exit status 1", "no /dev/x"));
+        assert_eq!(judge(status(ok), Some(ShutdownReason::Other), false, ""), vmm("exit status 0", ""));
+    }
+
+    fn vmm(status: &str, message: &str) -> ExitCause {
+        ExitCause::Vmm { status: status.into(), message: message.into() }
+    }
+}

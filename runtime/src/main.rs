@@ -1,0 +1,133 @@
+//! `skep`: looks after what the runtime keeps on a host.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use skep::config::Config;
+use skep::guest::Guest;
+use skep::sandbox;
+
+/// Containers in microVMs.
+#[derive(Parser)]
+#[command(name = "skep", version)]
+struct Arguments {
+    /// Configuration file, instead of $SKEP_CONFIG or the system's.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Lists sandboxes.
+    List,
+    /// Removes what is left of sandboxes that nobody looks after any more.
+    Gc,
+    /// Looks at the configuration.
+    Config {
+        #[command(subcommand)]
+        verb: ConfigVerb,
+    },
+    /// Looks at a guest.
+    Guest {
+        #[command(subcommand)]
+        verb: GuestVerb,
+    },
+}
+
+#[derive(Subcommand)]
+enum ConfigVerb {
+    /// Says whether the configuration is valid.
+    Check {
+        /// The file, instead of the one that would be used.
+        file: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum GuestVerb {
+    /// Says whether a guest fits this release and whether its files are whole.
+    Verify {
+        /// Directory with manifest, kernel and initramfs.
+        dir: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("skep: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    match &arguments.verb {
+        Verb::List => list(&Config::load(arguments.config.as_deref())?),
+        Verb::Gc => gc(&Config::load(arguments.config.as_deref())?),
+        Verb::Config { verb: ConfigVerb::Check { file } } => {
+            let file = file.as_deref().or(arguments.config.as_deref());
+            Config::load(file)?;
+            println!("valid");
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Guest { verb: GuestVerb::Verify { dir } } => {
+            let guest = Guest::load(dir)?;
+            guest.verify()?;
+            let manifest = guest.manifest();
+            println!(
+                "valid: {} {} {}, agent {} (protocol {})",
+                manifest.os,
+                manifest.kernel_release,
+                manifest.arch,
+                manifest.agent_version,
+                manifest.agent_protocol
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn list(config: &Config) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    println!("{:<18} {:<12} {:<8} {:<6} ID", "DIRECTORY", "NAMESPACE", "OWNER", "STATE");
+    for sandbox in sandbox::list(config).context("cannot list sandboxes")? {
+        let name = sandbox.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let state = if sandbox.owned { "used" } else { "left" };
+        match sandbox.record {
+            Ok(Some(record)) => {
+                let (pid, ns) = (record.owner.pid, &record.namespace);
+                println!("{name:<18} {ns:<12} {pid:<8} {state:<6} {}", record.id);
+            }
+            Ok(None) => println!("{name:<18} {:<12} {:<8} {state:<6} -", "-", "-"),
+            Err(e) => {
+                eprintln!("skep: {e}");
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(code)
+}
+
+fn gc(config: &Config) -> anyhow::Result<ExitCode> {
+    let report = sandbox::gc(config).context("cannot list sandboxes")?;
+    for dir in &report.removed {
+        println!("removed {}", dir.display());
+    }
+    for errors in &report.errors {
+        eprintln!("skep: {errors}");
+    }
+    println!(
+        "{} removed, {} in use, {} with errors",
+        report.removed.len(),
+        report.in_use.len(),
+        report.errors.len()
+    );
+    Ok(if report.errors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

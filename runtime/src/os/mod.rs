@@ -1,0 +1,44 @@
+//! What differs between Linux and FreeBSD, behind one interface.
+//!
+//! Each system's module has the same functions; where one of them cannot serve, it says so by an error of the kind
+//! [`std::io::ErrorKind::Unsupported`].
+
+#[cfg(target_os = "freebsd")]
+mod freebsd;
+#[cfg(target_os = "linux")]
+mod linux;
+mod mount;
+mod process;
+mod tree;
+
+#[cfg(target_os = "freebsd")]
+use freebsd as system;
+#[cfg(target_os = "linux")]
+use linux as system;
+
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) use mount::tests::in_private_namespace;
+pub use mount::{MountError, MountRequest, mount, mounts_below, unmount};
+pub use process::{ExitWatch, ProcessError, ProcessIdentity, Signal, own_start_time, resident_bytes};
+pub use tree::{TreeError, remove_tree};
+
+/// Fills `buffer` from the system's random source.
+pub fn random(buffer: &mut [u8]) -> std::io::Result<()> {
+    let mut rest = buffer;
+    while !rest.is_empty() {
+        let n = system::random(rest)?;
+        rest = &mut rest[n..];
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn random_fills_the_whole_buffer() {
+        let mut bytes = [0; 600];
+        super::random(&mut bytes).unwrap();
+        // Each half with 300 zeros would be one chance in 2^2400.
+        assert!(bytes[..300].iter().any(|b| *b != 0) && bytes[300..].iter().any(|b| *b != 0));
+    }
+}

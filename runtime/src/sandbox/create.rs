@@ -1,0 +1,265 @@
+//! Making a sandbox, with everything undone when that fails.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use skep_protocol::{Endpoint, PROTOCOL_VERSION, Session, api};
+
+use super::dir::{SandboxDir, Sandboxes};
+use super::record::{self, SandboxRecord};
+use super::undo::{self, UndoErrors};
+use super::{SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings};
+use crate::config::{Channel, Config};
+use crate::guest::Guest;
+use crate::hypervisor::{self, ConsolePort, Place, Share, Vm, VmSpec, Vsock};
+use crate::journal::Journal;
+use crate::os::{ProcessIdentity, random};
+
+/// Where the agent listens in a guest that has a vsock.
+const VSOCK_PORT: u32 = 1024;
+/// The guest's own address there: each VM has a backend of its own, so all may have the same.
+const VSOCK_CID: u32 = 3;
+/// Bytes of entropy that a guest is given.
+const ENTROPY: usize = 64;
+/// Longest id or namespace, as containerd has it and more.
+const MOST_NAME: usize = 256;
+/// Longest hostname, of Linux.
+const MOST_HOSTNAME: usize = 64;
+
+/// Undoes what was made of a sandbox unless it is told that all went well.
+struct Rollback {
+    made: Option<(SandboxDir, Arc<Journal>)>,
+}
+
+impl Rollback {
+    fn undo(&mut self) -> Result<(), UndoErrors> {
+        match self.made.take() {
+            Some((dir, journal)) => undo::undo_all(&dir, &journal),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Rollback {
+    /// Reached only when the future is dropped: nobody is left to hear of an error, but the journal stays.
+    fn drop(&mut self) {
+        if let Err(e) = self.undo() {
+            tracing::error!("{e}");
+        }
+    }
+}
+
+pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+    let timings = Timings::default();
+    check(&request)?;
+    // What can be refused without a trace comes first.
+    let guest = Guest::load(&config.guest.dir)?;
+    let driver = hypervisor::driver(config)?;
+    let (dir, journal) = Sandboxes::of(&config.state_dir).create(&request.namespace, &request.id)?;
+    let journal = Arc::new(journal);
+    let mut rollback = Rollback { made: Some((dir.clone(), Arc::clone(&journal))) };
+    let made = async {
+        let record = SandboxRecord {
+            version: SandboxRecord::VERSION,
+            namespace: request.namespace.clone(),
+            id: request.id.clone(),
+            owner: ProcessIdentity::own().map_err(hypervisor::HypervisorError::from)?,
+            created_s: since_epoch().as_secs(),
+            hypervisor: driver.name().to_owned(),
+            kernel_release: guest.manifest().kernel_release.clone(),
+            options: request.options,
+        };
+        record::write(&dir.file("sandbox.json"), &record)?;
+        timings.mark("directory");
+        let spec = spec(config, &request, &guest, &dir);
+        let place = Place { dir: dir.path().to_owned(), journal: Arc::clone(&journal) };
+        let vm = driver.boot(spec, place).await?;
+        timings.mark("vmm-started");
+        let session = connect(config, &vm).await?;
+        timings.mark("agent-answered");
+        introduce(config, &request, &session, &timings).await?;
+        Ok((vm, session))
+    }
+    .await;
+    match made {
+        Ok((vm, session)) => {
+            rollback.made = None;
+            let sandbox = Sandbox {
+                id: request.id,
+                dir,
+                journal,
+                vm,
+                session,
+                timings,
+                stop_limit: config.timeouts.stop_s.duration(),
+                state: Mutex::new(State::Ready),
+                destroying: tokio::sync::Mutex::new(()),
+            };
+            sandbox.save_timings()?;
+            Ok(sandbox)
+        }
+        Err(source) => {
+            let undone = undo::blocking(move || rollback.undo()).await;
+            Err(match undone {
+                Ok(()) => source,
+                Err(undo) => SandboxError::RolledBack { source: Box::new(source), undo },
+            })
+        }
+    }
+}
+
+fn check(request: &SandboxRequest) -> Result<(), SandboxError> {
+    let refused = |field, reason: &str| Err(SandboxError::Request { field, reason: reason.to_owned() });
+    for (field, name) in [("namespace", &request.namespace), ("id", &request.id)] {
+        if name.is_empty() || name.len() > MOST_NAME || name.contains('\0') {
+            return refused(
+                field,
+                &format!("`{name}` is empty, longer than {MOST_NAME} bytes, or contains a zero"),
+            );
+        }
+    }
+    if let Some(hostname) = &request.hostname {
+        if hostname.len() > MOST_HOSTNAME || hostname.contains('\0') {
+            return refused(
+                "hostname",
+                &format!("`{hostname}` is longer than {MOST_HOSTNAME} bytes or contains a zero"),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxDir) -> VmSpec {
+    let console = config.agent.channel == Channel::Console;
+    VmSpec {
+        name: format!("skep-{}", dir.name()),
+        kernel: guest.kernel(),
+        initramfs: guest.initramfs(),
+        cmdline: cmdline(config),
+        memory: request.options.memory,
+        vcpus: request.options.vcpus,
+        shares: vec![Share { tag: SHARE_TAG.into(), path: dir.share().to_owned(), readonly: false }],
+        disks: Vec::new(),
+        nics: Vec::new(),
+        console_ports: if console {
+            vec![ConsolePort { name: "skep.agent".into(), socket: "agent.sock".into() }]
+        } else {
+            Vec::new()
+        },
+        rng: true,
+        vsock: (!console).then_some(Vsock { cid: VSOCK_CID, port: VSOCK_PORT }),
+    }
+}
+
+/// Kernel parameters. `panic=-1`: a panic resets at once, which ends the VM and tells the host.
+fn cmdline(config: &Config) -> String {
+    let channel = match config.agent.channel {
+        Channel::Console => "console".to_owned(),
+        Channel::Vsock => format!("vsock:{VSOCK_PORT}"),
+    };
+    format!(
+        "console=ttyS0 quiet loglevel=1 panic=-1 skep.channel={channel} skep.log={}",
+        config.agent.log.name()
+    )
+}
+
+/// Waits for the agent, or for the end of the VM.
+async fn connect(config: &Config, vm: &Arc<dyn Vm>) -> Result<Session, SandboxError> {
+    let endpoint: &Endpoint = vm.agent_endpoint();
+    tokio::select! {
+        exit = vm.wait() => Err(SandboxError::Ended { exit }),
+        session = Session::connect(endpoint, config.timeouts.boot_s.duration()) => {
+            session.map_err(|source| SandboxError::Connect {
+                source,
+                acceleration: vm.acceleration().to_owned(),
+                console: vm.console_tail(),
+            })
+        }
+    }
+}
+
+/// Tells the guest who it is.
+async fn introduce(
+    config: &Config,
+    request: &SandboxRequest,
+    session: &Session,
+    timings: &Timings,
+) -> Result<(), SandboxError> {
+    let mut entropy = vec![0; ENTROPY];
+    random(&mut entropy).map_err(SandboxError::Random)?;
+    let share = api::Share {
+        tag: SHARE_TAG.into(),
+        mount_point: SHARE_MOUNT_POINT.into(),
+        readonly: false,
+        // Inode numbers may collide between the host's mounts, and a cache would mix their files up.
+        options: "cache=none,msize=512000".into(),
+        ..api::Share::default()
+    };
+    let call = api::CreateSandboxRequest {
+        protocol_version: PROTOCOL_VERSION,
+        sandbox_id: request.id.clone(),
+        hostname: request.hostname.clone().unwrap_or_default(),
+        realtime_ns: i64::try_from(since_epoch().as_nanos()).unwrap_or(i64::MAX),
+        entropy,
+        shares: vec![share],
+        ..api::CreateSandboxRequest::default()
+    };
+    let agent = session.agent().with_timeout(config.timeouts.call_s.duration());
+    let answer = agent.create_sandbox(&call).await?;
+    timings.mark("sandbox-created");
+    tracing::info!(
+        sandbox = request.id,
+        kernel = answer.kernel_release,
+        agent = answer.agent_version,
+        "ready after {} ms",
+        timings.elapsed().as_millis()
+    );
+    Ok(())
+}
+
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PodOptions;
+
+    fn request(id: &str) -> SandboxRequest {
+        SandboxRequest {
+            namespace: "ns".into(),
+            id: id.into(),
+            hostname: None,
+            options: PodOptions::defaults(&Config::default()),
+        }
+    }
+
+    #[test]
+    fn names_that_make_no_sense_are_refused() {
+        check(&request("web-1")).unwrap();
+        for bad in ["", "a\0b", &"x".repeat(300)] {
+            assert!(check(&request(bad)).unwrap_err().to_string().starts_with("sandbox id: "));
+        }
+        let hostname = Some("h".repeat(65));
+        let error = check(&SandboxRequest { hostname, ..request("a") }).unwrap_err();
+        assert!(error.to_string().starts_with("sandbox hostname: "), "{error}");
+    }
+
+    #[test]
+    fn the_kernel_is_told_what_the_agent_needs() {
+        let config = Config::parse("[agent]\nchannel = 'vsock'\nlog = 'debug'", "test").unwrap();
+        assert!(cmdline(&config).ends_with("panic=-1 skep.channel=vsock:1024 skep.log=debug"));
+        assert!(cmdline(&Config::default()).contains("skep.channel=console skep.log=warn"));
+    }
+
+    #[tokio::test]
+    async fn a_missing_guest_leaves_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        let text = format!("state_dir = '{0}/s'\n[guest]\ndir = '{0}/guest'", state.path().display());
+        let config = Config::parse(&text, "test").unwrap();
+        let error = create(&config, request("a")).await.unwrap_err().to_string();
+        assert!(error.contains("cargo xtask guest"), "{error}");
+        assert!(!state.path().join("s").exists());
+    }
+}
