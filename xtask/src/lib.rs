@@ -1,0 +1,96 @@
+//! Developer tasks of Skep, as a library so that their parts can be tested.
+
+mod apt;
+mod cache;
+mod check;
+mod command;
+mod demo;
+mod elf;
+mod freebsd;
+mod guest;
+mod initramfs;
+mod kconfig;
+mod kernel;
+mod manifest;
+mod progress;
+mod setup;
+mod workspace;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The command line of `cargo xtask`.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Developer tasks of Skep", disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run a container in a microVM, with all that it takes set up, and clean up after it
+    Demo {
+        /// What to run in the container [default: uname -a]
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Run every test, end-to-end ones included
+    Test {
+        /// Arguments of the test programs: a filter, for one
+        #[arg(last = true, value_name = "ARGUMENTS")]
+        arguments: Vec<String>,
+    },
+    /// Measure boot, create and output beside runc
+    Bench {
+        /// Arguments of the benchmark
+        #[arg(last = true, value_name = "ARGUMENTS")]
+        arguments: Vec<String>,
+    },
+    /// Build the guest: kernel, agent and manifest in one directory
+    Guest {
+        /// Architecture of the guest
+        #[arg(long, default_value = std::env::consts::ARCH)]
+        arch: String,
+        /// Where to put it [default: target/guest/<arch>]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
+    /// What FreeBSD hosts need
+    #[command(subcommand)]
+    Freebsd(Freebsd),
+    /// Check format, clippy, documentation, FreeBSD and dependencies
+    Lint,
+    /// Check dependencies for known vulnerabilities, from the database of `RustSec`
+    Audit,
+}
+
+#[derive(Debug, Subcommand)]
+enum Freebsd {
+    /// Build, lint and document every host crate for FreeBSD
+    Check,
+}
+
+/// Runs the task.
+pub fn run(cli: &Cli) -> Result<()> {
+    skep_tests::process::catch_interrupts()?;
+    let cache = cache::Cache::open()?;
+    match &cli.task {
+        Task::Demo { command } => demo::run(command, &cache),
+        Task::Test { arguments } => check::test(arguments, &cache),
+        Task::Bench { arguments } => check::bench(arguments, &cache),
+        Task::Guest { arch, out } => {
+            let dir = guest::build(arch, out.as_deref(), &cache)?;
+            for line in guest::describe(&dir)? {
+                progress::line(&line);
+            }
+            println!("{}", dir.display());
+            Ok(())
+        }
+        Task::Freebsd(Freebsd::Check) => freebsd::check(&cache),
+        Task::Lint => check::lint(&cache),
+        Task::Audit => check::audit(&cache),
+    }
+}
