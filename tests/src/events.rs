@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -22,6 +22,8 @@ pub struct Event {
     pub topic: String,
     /// The event itself, as `ctr` prints it.
     pub body: Value,
+    /// When it arrived.
+    pub at: SystemTime,
 }
 
 impl Event {
@@ -29,7 +31,11 @@ impl Event {
     fn parse(line: &str, namespace: &str) -> Option<Self> {
         let (_, rest) = line.split_once(&format!(" {namespace} /"))?;
         let (topic, body) = rest.split_once(' ').unwrap_or((rest, "{}"));
-        Some(Self { topic: format!("/{topic}"), body: serde_json::from_str(body).unwrap_or_default() })
+        Some(Self {
+            topic: format!("/{topic}"),
+            body: serde_json::from_str(body).unwrap_or_default(),
+            at: SystemTime::now(),
+        })
     }
 
     /// A member of the body as text, empty where there is none.

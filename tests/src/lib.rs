@@ -1,5 +1,7 @@
 //! End-to-end tests, fixtures and benchmarks of Skep.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod census;
 pub mod containerd;
 pub mod containerd_versions;

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
@@ -104,6 +104,7 @@ impl Output {
 pub struct Running {
     child: Child,
     command: String,
+    said: Arc<OnceLock<SystemTime>>,
     streams: Vec<Stream>,
     ended: bool,
 }
@@ -115,19 +116,20 @@ impl Running {
         command.stdin(if matches!(input, Input::Empty) { Stdio::null() } else { Stdio::piped() });
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
-        let said = Arc::new(AtomicBool::new(false));
+        let said = Arc::new(OnceLock::new());
         let streams = vec![Stream::new(child.stdout.take(), &said), Stream::new(child.stderr.take(), &said)];
         if let (Some(mut pipe), Input::Bytes(bytes)) = (child.stdin.take(), input) {
             // Ends by itself: the pipe breaks when the program is gone.
+            let said = Arc::clone(&said);
             thread::spawn(move || {
                 let written = pipe.write_all(&bytes);
                 let begin = Instant::now();
-                while written.is_ok() && !said.load(Ordering::Relaxed) && begin.elapsed() < LIMIT {
+                while written.is_ok() && said.get().is_none() && begin.elapsed() < LIMIT {
                     thread::sleep(TICK);
                 }
             });
         }
-        Ok(Self { child, command: shown, streams, ended: false })
+        Ok(Self { child, command: shown, said, streams, ended: false })
     }
 
     /// Starts `command` on a terminal of 80 columns and 24 lines, whose output is the standard output.
@@ -141,11 +143,10 @@ impl Running {
         // The terminal ends when nobody has its other side open any more: not this process either.
         drop(command);
         drop(terminal.slave);
-        let streams = vec![
-            Stream::new(Some(File::from(terminal.master)), &Arc::default()),
-            Stream::new(None::<File>, &Arc::default()),
-        ];
-        Ok(Self { child, command: shown, streams, ended: false })
+        let said = Arc::new(OnceLock::new());
+        let master = File::from(terminal.master);
+        let streams = vec![Stream::new(Some(master), &said), Stream::new(None::<File>, &said)];
+        Ok(Self { child, command: shown, said, streams, ended: false })
     }
 
     /// Waits for the end, at most `limit`.
@@ -163,7 +164,7 @@ impl Running {
             }
         };
         // A grandchild may hold the pipes open: it is not waited for longer than the program itself would be.
-        while !self.streams.iter().all(|stream| stream.thread.is_finished()) {
+        while !self.has_ended() {
             check_interrupt()?;
             ensure!(
                 begin.elapsed() < limit,
@@ -190,6 +191,16 @@ impl Running {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// When the first byte of output came, if one has come.
+    pub fn first_output(&self) -> Option<SystemTime> {
+        self.said.get().copied()
+    }
+
+    /// Whether it has closed its output, which a program does at its end.
+    pub fn has_ended(&self) -> bool {
+        self.streams.iter().all(|stream| stream.thread.is_finished())
     }
 
     fn collect(&mut self) -> Result<[Vec<u8>; 2]> {
@@ -268,8 +279,8 @@ struct Stream {
 }
 
 impl Stream {
-    /// Reads `source` to its end and sets `said` when something comes.
-    fn new(source: Option<impl Read + Send + 'static>, said: &Arc<AtomicBool>) -> Self {
+    /// Reads `source` to its end and sets `said` when something comes first.
+    fn new(source: Option<impl Read + Send + 'static>, said: &Arc<OnceLock<SystemTime>>) -> Self {
         let said = Arc::clone(said);
         let thread = thread::spawn(move || {
             let mut bytes = Vec::new();
@@ -284,7 +295,7 @@ impl Stream {
                     Err(error) if error.raw_os_error() == Some(Errno::EIO as i32) => return Ok(bytes),
                     Err(error) => return Err(error),
                 }
-                said.store(true, Ordering::Relaxed);
+                said.get_or_init(SystemTime::now);
             }
         });
         Self { thread }

@@ -152,7 +152,7 @@ fn guest_of_another_version(lease: &mut Lease) -> Result<()> {
     let guest = copied_guest(lease)?;
     let mut own = Value::Null;
     change_manifest(&guest, |manifest| {
-        own = std::mem::replace(&mut manifest["agent_protocol"], json!(4711))
+        own = std::mem::replace(&mut manifest["agent_protocol"], json!(4711));
     })?;
     let own = format!(" {own}");
     fails_with_guest(lease, &guest, 60, &["4711", &own])?;
