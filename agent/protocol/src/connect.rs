@@ -9,8 +9,9 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use crate::PROTOCOL_VERSION;
-use crate::channel::Channel;
+use crate::channel::{Channel, Driver, draw_session};
 use crate::header::{HeaderError, read_line};
+use crate::link::{Config, Event, Link};
 
 /// Where a guest's agent is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,8 +134,8 @@ async fn attempt(endpoint: &Endpoint, doing: &mut String) -> Result<Channel, Att
     match endpoint {
         Endpoint::Console(path) => {
             let socket = open(path).await?;
-            say("waiting for the agent's greeting");
-            greet(socket).await
+            say("waiting for the agent to take up the session");
+            take_up(socket).await
         }
         Endpoint::Stream(path) => {
             let socket = open(path).await?;
@@ -179,6 +180,22 @@ pub(crate) async fn read_greeting(io: &mut (impl AsyncReadExt + Unpin)) -> Resul
     let version =
         line.strip_prefix(b"skep ").and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
     version.ok_or_else(|| HeaderError::Unknown(String::from_utf8_lossy(&line).into_owned()))
+}
+
+/// Begins a session of the link layer. Waits as long as it takes: the guest may still have to boot.
+async fn take_up(socket: UnixStream) -> Result<Channel, Attempt> {
+    let session = draw_session();
+    let mut driver = Driver::new(socket, |now| Link::host(Config::HOST, session, now));
+    match driver.next_event().await? {
+        Event::Began { .. } => {
+            let link = driver.link().clone();
+            let bytes = Box::pin(link.stream(session));
+            tokio::spawn(driver.run());
+            Ok(Channel { bytes, session, link: Some(link) })
+        }
+        Event::Version { peer } => Err(Attempt::Version(peer)),
+        Event::Ended { end, .. } => Err(Attempt::Failed(end.to_string())),
+    }
 }
 
 async fn greet(mut socket: UnixStream) -> Result<Channel, Attempt> {

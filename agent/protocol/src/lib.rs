@@ -13,6 +13,7 @@ mod calls;
 mod channel;
 mod connect;
 pub mod header;
+pub mod link;
 mod mux;
 mod registry;
 mod serve;

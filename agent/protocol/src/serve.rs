@@ -8,13 +8,16 @@ use std::time::Duration;
 use futures::stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::PROTOCOL_VERSION;
 use crate::api::{Agent, create_agent};
+use crate::channel::Driver;
 use crate::connect::{greeting, read_greeting};
 use crate::header::Header;
+use crate::link::{Config, Event, Link};
 use crate::mux::{self, MuxStream};
 use crate::registry::StdioRegistry;
 use crate::stdio::StdioStream;
@@ -46,7 +49,7 @@ pub async fn serve_channel(
     // The connections end when the server is dropped.
     let (_server, sessions) = start(handler, stdio).await?;
     match kind {
-        ChannelKind::Stream | ChannelKind::Console => {
+        ChannelKind::Stream => {
             let mut io = tokio::io::BufStream::new(io);
             let host = read_greeting(&mut io).await.map_err(io::Error::other)?;
             // Answered in any case: the host then knows both versions.
@@ -58,6 +61,7 @@ pub async fn serve_channel(
             }
             sessions.run(io).await
         }
+        ChannelKind::Console => console(io, sessions).await,
     }
 }
 
@@ -75,7 +79,29 @@ async fn start(
     Ok((server, Sessions { calls, stdio }))
 }
 
+/// One session after the other on a console port, until that fails.
+async fn console(io: impl AsyncRead + AsyncWrite + Unpin, sessions: Sessions) -> io::Result<()> {
+    let mut driver = Driver::new(io, |now| Link::guest(Config::GUEST, now));
+    // At most one; it is aborted when this is dropped.
+    let mut running = JoinSet::new();
+    loop {
+        match driver.next_event().await? {
+            Event::Began { session } => {
+                running.shutdown().await;
+                let (sessions, stream) = (sessions.clone(), driver.link().stream(session));
+                running.spawn(async move { sessions.run(stream).await });
+            }
+            Event::Ended { end, .. } => {
+                tracing::info!(%end, "session ended");
+                running.shutdown().await;
+            }
+            Event::Version { peer } => tracing::error!(peer, "the host speaks another protocol version"),
+        }
+    }
+}
+
 /// Where the streams of a session go.
+#[derive(Clone)]
 struct Sessions {
     calls: mpsc::Sender<MuxStream>,
     stdio: StdioRegistry,

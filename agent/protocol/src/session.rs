@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::PROTOCOL_VERSION;
 use crate::calls::AgentCalls;
-use crate::channel::{ByteChannel, Channel};
+use crate::channel::{ByteChannel, Channel, LinkHandle};
 use crate::connect::{ConnectError, Endpoint};
 use crate::header::Header;
 use crate::mux::{self, OpenRefused, Opener};
@@ -18,10 +18,11 @@ use crate::stdio::StdioStream;
 
 /// A session with the agent of one guest. Cheap to clone; it ends when the last clone is dropped.
 ///
-/// Silence never ends a session by itself, since a stopped VM is silent for as long as it pleases: a session
-/// ends when the channel breaks (the VMM closed it), when the guest begins anew or breaks the protocol, or by
-/// [`Session::close`]. Every call but the wait for a process has its own timeout. Whether the VM lives is for
-/// the owner of its process to say.
+/// An idle session never ends by silence, since a stopped VM is silent for as long as it pleases. A session ends
+/// when the channel breaks (the VMM closed it), when the guest begins anew or breaks the protocol, by
+/// [`Session::close`], and on a console when the guest leaves data unacknowledged for minutes and was not said
+/// to be stopped ([`Session::set_paused`]). Every call but the wait for a process has its own timeout. Whether
+/// the VM lives is for the owner of its process to say.
 #[derive(Debug, Clone)]
 pub struct Session(Arc<Inner>);
 
@@ -33,6 +34,7 @@ struct Inner {
     next_token: AtomicU64,
     close: watch::Sender<bool>,
     closed: watch::Receiver<Option<Closed>>,
+    link: Option<LinkHandle>,
 }
 
 /// Why a session ended.
@@ -106,6 +108,7 @@ impl Session {
             next_token: AtomicU64::new((u64::from(channel.session) << 32) | 1),
             close,
             closed,
+            link: channel.link,
         })))
     }
 
@@ -142,6 +145,14 @@ impl Session {
         match closed.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
             Ok(Some(closed)) => closed,
             _ => self.reason(),
+        }
+    }
+
+    /// Says that the VM was stopped, or goes on: meanwhile the session asks nothing of it, and its silence does
+    /// not count. Calls keep their timeouts.
+    pub fn set_paused(&self, paused: bool) {
+        if let Some(link) = &self.0.link {
+            link.set_paused(paused);
         }
     }
 

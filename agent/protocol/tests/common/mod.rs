@@ -1,4 +1,5 @@
 //! An agent for tests: it answers a few calls and echoes stdio.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -117,7 +118,7 @@ pub(crate) fn plain() -> Guest {
 
 /// Has the agent copy one stream to the other.
 pub(crate) async fn echo(session: &Session, stdin: u64, stdout: u64) {
-    let stdio = api::Stdio { stdin, stdout, ..Default::default() };
-    let request = api::CreateContainerRequest { stdio: Some(stdio).into(), ..Default::default() };
+    let streams = api::Stdio { stdin, stdout, ..Default::default() };
+    let request = api::CreateContainerRequest { stdio: Some(streams).into(), ..Default::default() };
     session.agent().create_container(&request).await.unwrap();
 }
