@@ -1,0 +1,92 @@
+//! The agent's options: the `skep.*` parameters of the kernel command line.
+
+use tracing::Level;
+
+/// How the host reaches the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// The virtio-console port named `skep.agent`.
+    Console,
+    /// A vsock listener on this port.
+    Vsock(u32),
+}
+
+/// What the host asked of the agent at boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) channel: Channel,
+    pub(crate) log: Level,
+}
+
+/// A parameter that the agent does not take. Refused, because the host meant something by it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum CmdlineError {
+    #[error("unknown parameter {0:?} (known: skep.channel, skep.log)")]
+    Unknown(String),
+    #[error("skep.channel={0:?}: not \"console\" or \"vsock:<port>\"")]
+    Channel(String),
+    #[error("skep.log={0:?}: not one of error, warn, info, debug, trace")]
+    Log(String),
+}
+
+/// Reads the `skep.*` parameters; everything else on the line is the kernel's.
+pub(crate) fn parse(line: &str) -> Result<Options, CmdlineError> {
+    let mut options = Options { channel: Channel::Console, log: Level::WARN };
+    for word in line.split_ascii_whitespace().filter(|word| word.starts_with("skep.")) {
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        match key {
+            "skep.channel" => options.channel = channel(value)?,
+            "skep.log" => options.log = log(value)?,
+            _ => return Err(CmdlineError::Unknown(key.to_owned())),
+        }
+    }
+    Ok(options)
+}
+
+fn channel(value: &str) -> Result<Channel, CmdlineError> {
+    if value == "console" {
+        return Ok(Channel::Console);
+    }
+    value
+        .strip_prefix("vsock:")
+        .and_then(|port| port.parse().ok())
+        .map(Channel::Vsock)
+        .ok_or_else(|| CmdlineError::Channel(value.to_owned()))
+}
+
+fn log(value: &str) -> Result<Level, CmdlineError> {
+    match value {
+        "error" => Ok(Level::ERROR),
+        "warn" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        _ => Err(CmdlineError::Log(value.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_own_parameters_are_left_alone() {
+        let options = parse("console=ttyS0 quiet loglevel=1 panic=-1\n").expect("parse");
+        assert_eq!(options, Options { channel: Channel::Console, log: Level::WARN });
+    }
+
+    #[test]
+    fn both_channels_and_the_level_are_read() {
+        let options = parse("quiet skep.channel=vsock:1024 skep.log=debug").expect("parse");
+        assert_eq!(options, Options { channel: Channel::Vsock(1024), log: Level::DEBUG });
+        assert_eq!(parse("skep.channel=console").expect("parse").channel, Channel::Console);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused_by_name() {
+        assert_eq!(parse("skep.chanel=console"), Err(CmdlineError::Unknown("skep.chanel".into())));
+        assert_eq!(parse("skep.channel=vsock:x"), Err(CmdlineError::Channel("vsock:x".into())));
+        assert_eq!(parse("skep.channel"), Err(CmdlineError::Channel(String::new())));
+        assert_eq!(parse("skep.log=loud"), Err(CmdlineError::Log("loud".into())));
+    }
+}

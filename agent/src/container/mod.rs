@@ -1,0 +1,37 @@
+//! The containers of the sandbox: what PID 1 knows of them and does with them.
+
+mod capabilities;
+mod container;
+mod devices;
+mod faults;
+mod group;
+mod id;
+mod lookup;
+mod make;
+mod paths;
+mod payload;
+mod process;
+mod rootfs;
+mod spec;
+mod start;
+mod table;
+
+use std::os::unix::fs::DirBuilderExt as _;
+
+pub(crate) use paths::Paths;
+pub(crate) use process::Process;
+pub(crate) use table::Containers;
+
+use crate::error::Refusal;
+
+/// Makes the directories in which containers are kept.
+pub(crate) fn prepare() -> Result<(), Refusal> {
+    for path in [paths::BUNDLES, paths::STATE, paths::TERMINALS] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|e| Refusal::internal(format!("cannot make {path}: {e}")))?;
+    }
+    Ok(())
+}

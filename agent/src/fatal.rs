@@ -1,0 +1,99 @@
+//! The end of the guest when the agent cannot go on: say why on the console, then reset the machine.
+//!
+//! PID 1 must neither return nor hang. The message goes to the kernel's log at the level that is printed
+//! however quiet the kernel was told to be; the reset ends the VM, and the host finds the reason in its copy
+//! of the console. What cannot be caught here (a fault in the agent) panics the kernel, which resets too
+//! (`panic=-1`).
+
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sys::reboot::{RebootMode, reboot};
+
+/// Starts every fatal message; the host looks for it.
+const PREFIX: &str = "skep-agent: fatal: ";
+/// A record of the kernel's log is at most about 1 KiB, prefix included.
+const MESSAGE_MAX: usize = 900;
+
+/// Set in forked children, which must never reset the machine.
+static IN_CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Makes a panic of PID 1 a reset with a reason.
+pub(crate) fn install() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let text = info.payload_as_str().unwrap_or("panic");
+        if IN_CHILD.load(Ordering::Relaxed) {
+            say(&record('3', &format!("skep-agent: helper panicked at {place}: {text}")));
+        } else {
+            die(&format!("panicked at {place}: {text}"));
+        }
+    }));
+}
+
+/// Marks this process as a child of PID 1: its panics are its own.
+pub(crate) fn enter_child() {
+    IN_CHILD.store(true, Ordering::Relaxed);
+}
+
+/// Says `reason` on the console and resets the machine.
+pub(crate) fn die(reason: &str) -> ! {
+    say(&record('0', &format!("{PREFIX}{reason}")));
+    reset()
+}
+
+fn reset() -> ! {
+    let Err(error) = reboot(RebootMode::RB_AUTOBOOT);
+    // Only a process without the right to reset gets here. The end of PID 1 panics the kernel, which resets.
+    say(&record('0', &format!("skep-agent: cannot reset: {error}")));
+    std::process::abort()
+}
+
+/// One record for /dev/kmsg: one line, bounded, with its priority.
+fn record(priority: char, message: &str) -> Vec<u8> {
+    let mut line = message.replace('\n', "; ");
+    if line.len() > MESSAGE_MAX {
+        let cut = (0..=MESSAGE_MAX).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+        line.truncate(cut);
+    }
+    format!("<{priority}>{line}\n").into_bytes()
+}
+
+fn say(record: &[u8]) {
+    // Before devtmpfs is mounted the initramfs has no device nodes: make the one that is needed.
+    for path in ["/dev/kmsg", "/.kmsg"] {
+        if path == "/.kmsg" {
+            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+            let made = mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 11));
+            if made.is_err() {
+                continue;
+            }
+        }
+        let written = std::fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut kmsg| kmsg.write_all(record));
+        if written.is_ok() {
+            return;
+        }
+    }
+    if let Ok(mut console) = std::fs::OpenOptions::new().write(true).open("/dev/ttyS0") {
+        // Nothing is left to try if the last console fails as well.
+        let _ = console.write_all(record.get(3..).unwrap_or(record));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_one_bounded_line() {
+        let long = "ä".repeat(1000);
+        let bytes = record('0', &format!("one\ntwo {long}"));
+        let text = String::from_utf8(bytes).expect("cut at a character");
+        assert!(text.starts_with("<0>one; two ä"));
+        assert_eq!(text.matches('\n').count(), 1);
+        assert!(text.len() <= MESSAGE_MAX + 4);
+    }
+}

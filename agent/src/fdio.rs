@@ -1,0 +1,133 @@
+//! A descriptor that the event loop can wait for, as a byte stream: pipes, terminals and sockets.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// A non-blocking descriptor. Clones share it; it closes with the last one.
+#[derive(Debug, Clone)]
+pub(crate) struct FdStream {
+    fd: Arc<AsyncFd<OwnedFd>>,
+}
+
+impl FdStream {
+    /// Takes a descriptor that can be waited for (not a regular file) and makes it non-blocking.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+        fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self { fd: Arc::new(watched(fd)?) })
+    }
+
+    pub(crate) fn get_ref(&self) -> &OwnedFd {
+        self.fd.get_ref()
+    }
+}
+
+/// Registers a descriptor with the event loop.
+pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names one open descriptor for as long as it lives.
+    unsafe { AsyncFd::register(fd) }.map_err(io::Error::from)
+}
+
+/// One `read` into the unfilled part of `buf`.
+pub(crate) fn read_once(fd: &impl AsRawFd, buf: &mut ReadBuf<'_>) -> io::Result<usize> {
+    let space = buf.initialize_unfilled();
+    // SAFETY: the pointer and length are those of a live, writable slice.
+    let count = unsafe { libc::read(fd.as_raw_fd(), space.as_mut_ptr().cast(), space.len()) };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    buf.advance(count);
+    Ok(count)
+}
+
+/// One `write` of `data`.
+pub(crate) fn write_once(fd: &impl AsRawFd, data: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of a live slice.
+    let count = unsafe { libc::write(fd.as_raw_fd(), data.as_ptr().cast(), data.len()) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+impl AsyncRead for FdStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match guard.try_io(|fd| read_once(fd, buf)) {
+                // A terminal whose last other end is closed says EIO where a pipe says end of file.
+                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(done) => return Poll::Ready(done.map(drop)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for FdStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            if let Ok(done) = guard.try_io(|fd| write_once(fd, data)) {
+                return Poll::Ready(done);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Only a socket has two directions that end apart; a pipe ends when it is dropped.
+        // SAFETY: shutdown touches no memory.
+        if unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_WR) } == -1 {
+            let error = io::Error::last_os_error();
+            if !matches!(error.raw_os_error(), Some(libc::ENOTSOCK | libc::ENOTCONN)) {
+                return Poll::Ready(Err(error));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn block_on<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work)
+    }
+
+    #[test]
+    fn a_pipe_carries_more_than_it_holds_and_then_ends() {
+        block_on(async {
+            let (read, write) = nix::unistd::pipe().expect("pipe");
+            let (mut read, mut write) = (FdStream::new(read).expect("fd"), FdStream::new(write).expect("fd"));
+            let sent: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+            let copy = sent.clone();
+            let writer = tokio::spawn(async move { write.write_all(&copy).await });
+            let mut got = Vec::new();
+            read.read_to_end(&mut got).await.expect("read");
+            writer.await.expect("join").expect("write");
+            assert_eq!(got, sent);
+        });
+    }
+
+    #[test]
+    fn a_terminal_ends_when_its_other_side_is_gone() {
+        block_on(async {
+            let pty = nix::pty::openpty(None, None).expect("openpty");
+            let mut master = FdStream::new(pty.master).expect("fd");
+            nix::unistd::write(&pty.slave, b"bye").expect("write");
+            let mut got = [0; 3];
+            master.read_exact(&mut got).await.expect("read");
+            drop(pty.slave);
+            assert_eq!(master.read(&mut got).await.expect("end"), 0);
+        });
+    }
+}
