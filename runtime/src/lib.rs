@@ -7,14 +7,18 @@
 //! - [`guest`]: the artefact a VM boots, and whether it fits this host;
 //! - [`journal`]: every host resource that a sandbox holds, on disk, so that whoever comes can undo it;
 //! - [`hypervisor`]: one interface over QEMU and bhyve;
-//! - [`sandbox`]: one microVM with its host resources.
+//! - [`sandbox`]: one microVM with its host resources;
+//! - [`share`]: what of the host a guest sees;
+//! - [`container`]: OCI containers and processes in a sandbox.
 
 pub mod config;
+pub mod container;
 pub mod guest;
 pub mod hypervisor;
 pub mod journal;
 pub mod os;
 pub mod sandbox;
+pub mod share;
 
 /// This release of Skep.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

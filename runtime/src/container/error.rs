@@ -1,0 +1,142 @@
+//! What can go wrong with a container, and of which kind it is.
+
+use skep_protocol::{CallError, Code};
+
+use super::{spec::SpecError, stdio::StdioError};
+use crate::share::ShareError;
+
+/// Kinds of errors that callers tell apart. Named as gRPC's and ttrpc's codes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such thing, or no more.
+    NotFound,
+    /// There is one already.
+    AlreadyExists,
+    /// Not in this state.
+    FailedPrecondition,
+    /// A microVM can't, or Skep can't yet.
+    Unimplemented,
+    /// The request makes no sense.
+    InvalidArgument,
+    /// Something did not answer in time.
+    DeadlineExceeded,
+    /// The VM is gone.
+    Unavailable,
+    /// All else.
+    Unknown,
+}
+
+/// An operation on a container failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ContainerError {
+    /// There is no such process.
+    #[error("container {container} has no process {exec}")]
+    NoProcess {
+        /// The container.
+        container: String,
+        /// The exec's id.
+        exec: String,
+    },
+    /// There is a process of that id.
+    #[error("container {container} has a process {exec} already")]
+    ProcessExists {
+        /// The container.
+        container: String,
+        /// The exec's id.
+        exec: String,
+    },
+    /// The process has exited, so there is nothing to signal.
+    #[error("process already finished: {what}")]
+    Finished {
+        /// Which.
+        what: String,
+    },
+    /// The operation does not fit the state.
+    #[error("cannot {operation} {what}: it is {state}")]
+    State {
+        /// What was asked.
+        operation: &'static str,
+        /// Of what.
+        what: String,
+        /// The state it is in.
+        state: &'static str,
+    },
+    /// A value out of range.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// Which.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The specification.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// Standard streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// Root or volumes.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The agent refused or did not answer.
+    #[error(transparent)]
+    Agent(#[from] CallError),
+    /// The VM ended.
+    #[error("{operation}: the sandbox's VM has ended: {reason}")]
+    Lost {
+        /// What was under way.
+        operation: &'static str,
+        /// How the VM ended.
+        reason: String,
+    },
+    /// A task of this process failed.
+    #[error("{operation}: {reason}")]
+    Internal {
+        /// What was under way.
+        operation: &'static str,
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl ContainerError {
+    /// Of which kind this is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NoProcess { .. } | Self::Finished { .. } => ErrorKind::NotFound,
+            Self::ProcessExists { .. } => ErrorKind::AlreadyExists,
+            Self::State { .. } => ErrorKind::FailedPrecondition,
+            Self::Invalid { .. } | Self::Spec(SpecError::Invalid { .. }) => ErrorKind::InvalidArgument,
+            Self::Spec(SpecError::Unsupported { .. }) => ErrorKind::Unimplemented,
+            Self::Stdio(error) => match error {
+                StdioError::Scheme { .. } => ErrorKind::Unimplemented,
+                StdioError::Path { .. } => ErrorKind::InvalidArgument,
+                StdioError::Open { error, .. } if error.kind() == std::io::ErrorKind::NotFound => {
+                    ErrorKind::NotFound
+                }
+                StdioError::Open { .. } => ErrorKind::Unknown,
+                StdioError::Stream { .. } => ErrorKind::Unavailable,
+            },
+            Self::Share(error) => match error {
+                ShareError::Inner { .. } | ShareError::Unsupported { .. } => ErrorKind::Unimplemented,
+                _ => ErrorKind::Unknown,
+            },
+            Self::Agent(error) => of_code(error.code),
+            Self::Lost { .. } => ErrorKind::Unavailable,
+            Self::Internal { .. } => ErrorKind::Unknown,
+        }
+    }
+}
+
+fn of_code(code: Code) -> ErrorKind {
+    match code {
+        Code::NOT_FOUND => ErrorKind::NotFound,
+        Code::ALREADY_EXISTS => ErrorKind::AlreadyExists,
+        Code::FAILED_PRECONDITION => ErrorKind::FailedPrecondition,
+        Code::UNIMPLEMENTED => ErrorKind::Unimplemented,
+        Code::INVALID_ARGUMENT => ErrorKind::InvalidArgument,
+        Code::DEADLINE_EXCEEDED => ErrorKind::DeadlineExceeded,
+        Code::UNAVAILABLE => ErrorKind::Unavailable,
+        _ => ErrorKind::Unknown,
+    }
+}

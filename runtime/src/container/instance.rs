@@ -1,0 +1,463 @@
+//! One container in a sandbox.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use skep_protocol::{AgentCalls, CallError, Code, api};
+
+use super::{
+    ContainerError, Exit, GuestSpec, Process, ProcessState,
+    spec::rewrite_process,
+    stdio::{Stdio, StdioRequest},
+};
+use crate::{
+    config::RootfsMode,
+    sandbox::{SHARE_MOUNT_POINT, Sandbox},
+    share::{Rootfs, Share, directory_name},
+};
+
+/// How long output may take to reach its reader after a process has ended and is deleted.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How long a process may take to end after it was killed for its container's deletion.
+const KILL: Duration = Duration::from_secs(5);
+/// How long to wait for news of the VM's end after the agent became unreachable.
+const NEWS: Duration = Duration::from_secs(2);
+/// Largest signal number of Linux.
+const MAX_SIGNAL: u32 = 64;
+/// Most processes that may be added to one container at a time.
+const MAX_EXECS: usize = 256;
+
+const SIGKILL: u32 = 9;
+
+/// What a container is made of.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Its id.
+    pub id: String,
+    /// Its specification, rewritten for the guest.
+    pub spec: GuestSpec,
+    /// Where its root comes from.
+    pub rootfs: Rootfs,
+    /// How its root is made in the guest.
+    pub rootfs_mode: RootfsMode,
+    /// Standard streams of init.
+    pub stdio: StdioRequest,
+    /// Longest wait for an answer of the agent.
+    pub call_limit: Duration,
+}
+
+/// A container in a sandbox.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    sandbox: Arc<Sandbox>,
+    init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    share: Arc<Mutex<Share>>,
+    paused: AtomicBool,
+    call_limit: Duration,
+}
+
+/// The container's directory as the guest sees it, for [`super::spec::Context`].
+pub fn guest_dir(id: &str) -> String {
+    format!("{SHARE_MOUNT_POINT}/{}", directory_name(id))
+}
+
+impl Container {
+    /// Creates the container and its init process, which waits for [`Container::start`]. When it fails, nothing of
+    /// the container is left on the host.
+    pub async fn create(sandbox: Arc<Sandbox>, request: CreateRequest) -> Result<Arc<Self>, ContainerError> {
+        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: streams, call_limit } = request;
+        let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
+            operation: "encoding the specification",
+            reason: error.to_string(),
+        })?;
+        let guest_rootfs = spec.spec.root().as_ref().map(|root| root.path().display().to_string());
+        let stdio = Stdio::open(&streams).await?;
+
+        let share = {
+            let sandbox = Arc::clone(&sandbox);
+            let dir = sandbox.share_dir().join(directory_name(&id));
+            // With an overlay in the guest nothing is ever written to what lies below.
+            let readonly = rootfs_mode == RootfsMode::Overlay;
+            blocking("mounting", move || {
+                Share::attach(sandbox.journal(), &dir, &rootfs, readonly, &spec.volumes)
+            })
+            .await??
+        };
+        let share = Arc::new(Mutex::new(share));
+        sandbox.timings().mark("rootfs");
+
+        let created = async {
+            let (tokens, pumps) = stdio.connect(sandbox.session()).await?;
+            let request = api::CreateContainerRequest {
+                container_id: id.clone(),
+                spec: json,
+                rootfs: guest_rootfs.unwrap_or_default(),
+                rootfs_mode: match rootfs_mode {
+                    RootfsMode::Shared => api::RootfsMode::ROOTFS_MODE_SHARED,
+                    RootfsMode::Overlay => api::RootfsMode::ROOTFS_MODE_OVERLAY,
+                }
+                .into(),
+                stdio: Some(tokens).into(),
+                ..api::CreateContainerRequest::default()
+            };
+            match sandbox.session().agent().with_timeout(call_limit).create_container(&request).await {
+                Ok(_) => Ok(pumps),
+                Err(error) => Err(explain(&sandbox, "creating the container", error).await),
+            }
+        };
+        let pumps = match created.await {
+            Ok(pumps) => pumps,
+            Err(error) => {
+                detach(&sandbox, &share).await;
+                return Err(error);
+            }
+        };
+        sandbox.timings().mark("container-created");
+
+        let init = Arc::new(Process::new(&id, "", streams, pumps));
+        watch(&sandbox, &init);
+        Ok(Arc::new(Self {
+            id,
+            sandbox,
+            init,
+            execs: Mutex::default(),
+            share,
+            paused: AtomicBool::new(false),
+            call_limit,
+        }))
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The sandbox it is in.
+    pub fn sandbox(&self) -> &Arc<Sandbox> {
+        &self.sandbox
+    }
+
+    /// Its init process.
+    pub fn init(&self) -> &Arc<Process> {
+        &self.init
+    }
+
+    /// A process by its id; an empty one is init's.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>, ContainerError> {
+        if exec.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        self.lock_execs()
+            .get(exec)
+            .cloned()
+            .ok_or_else(|| ContainerError::NoProcess { container: self.id.clone(), exec: exec.to_owned() })
+    }
+
+    /// The processes that were added and not deleted.
+    pub fn execs(&self) -> Vec<Arc<Process>> {
+        self.lock_execs().values().cloned().collect()
+    }
+
+    /// Gives up on processes that the guest should have ended with init.
+    pub fn end_execs(&self) {
+        for process in self.execs() {
+            process.ended(Exit::lost("the container's init has exited".into()));
+        }
+    }
+
+    /// Whether its processes are frozen.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Lets a created process run. The caller has [`Process::hold`].
+    pub async fn start(&self, process: &Arc<Process>) -> Result<(), ContainerError> {
+        if process.state() != ProcessState::Created {
+            return Err(state_error("start", process));
+        }
+        match self.agent().start_process(&process.request()).await {
+            Ok(_) => process.started(),
+            Err(error) => return Err(explain(&self.sandbox, "starting the process", error).await),
+        }
+        if process.exec_id().is_empty() {
+            self.sandbox.timings().mark("container-started");
+        } else {
+            watch(&self.sandbox, process);
+        }
+        Ok(())
+    }
+
+    /// Adds a process; it waits for [`Container::start`].
+    pub async fn exec(
+        &self,
+        exec: &str,
+        process: oci_spec::runtime::Process,
+        streams: StdioRequest,
+    ) -> Result<Arc<Process>, ContainerError> {
+        if self.init.state() == ProcessState::Stopped {
+            return Err(state_error("exec in", &self.init));
+        }
+        if self.is_paused() {
+            return Err(ContainerError::State {
+                operation: "exec in",
+                what: self.init.name(),
+                state: "paused",
+            });
+        }
+        {
+            let execs = self.lock_execs();
+            if execs.contains_key(exec) {
+                return Err(ContainerError::ProcessExists {
+                    container: self.id.clone(),
+                    exec: exec.to_owned(),
+                });
+            }
+            if execs.len() >= MAX_EXECS {
+                return Err(ContainerError::Invalid {
+                    what: "exec",
+                    reason: format!("container {} has {MAX_EXECS} processes already", self.id),
+                });
+            }
+        }
+        let mut notes = Vec::new();
+        let mut process = rewrite_process(process, &mut notes)?;
+        process.set_terminal(Some(streams.terminal));
+        let json = serde_json::to_vec(&process).map_err(|error| ContainerError::Internal {
+            operation: "encoding the process",
+            reason: error.to_string(),
+        })?;
+        let stdio = Stdio::open(&streams).await?;
+        let (tokens, pumps) = stdio.connect(self.sandbox.session()).await?;
+        let request = api::ExecProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: exec.to_owned(),
+            process: json,
+            stdio: Some(tokens).into(),
+            ..api::ExecProcessRequest::default()
+        };
+        if let Err(error) = self.agent().exec_process(&request).await {
+            return Err(explain(&self.sandbox, "adding the process", error).await);
+        }
+        let process = Arc::new(Process::new(&self.id, exec, streams, pumps));
+        self.lock_execs().insert(exec.to_owned(), Arc::clone(&process));
+        Ok(process)
+    }
+
+    /// Sends a signal to a process, or with `all` to every process of the container.
+    pub async fn kill(&self, process: &Process, signal: u32, all: bool) -> Result<(), ContainerError> {
+        if signal > MAX_SIGNAL {
+            return Err(ContainerError::Invalid {
+                what: "signal",
+                reason: format!("{signal} is not one of 0 to {MAX_SIGNAL}"),
+            });
+        }
+        match process.state() {
+            ProcessState::Stopped => return Err(ContainerError::Finished { what: process.name() }),
+            ProcessState::Created if !process.exec_id().is_empty() => {
+                return Err(state_error("kill", process));
+            }
+            ProcessState::Created | ProcessState::Running => {}
+        }
+        let request = api::SignalProcessRequest {
+            container_id: self.id.clone(),
+            exec_id: process.exec_id().to_owned(),
+            signal,
+            all,
+            ..api::SignalProcessRequest::default()
+        };
+        match self.agent().signal_process(&request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(explain(&self.sandbox, "sending the signal", error).await),
+        }
+    }
+
+    /// Sets the size of a process's terminal.
+    pub async fn resize(&self, process: &Process, rows: u32, columns: u32) -> Result<(), ContainerError> {
+        if !process.stdio().terminal {
+            return Err(ContainerError::Invalid {
+                what: "terminal",
+                reason: format!("{} has none", process.name()),
+            });
+        }
+        if process.state() == ProcessState::Stopped {
+            return Err(state_error("resize the terminal of", process));
+        }
+        let request = api::ResizeTerminalRequest {
+            container_id: self.id.clone(),
+            exec_id: process.exec_id().to_owned(),
+            rows,
+            columns,
+            ..api::ResizeTerminalRequest::default()
+        };
+        match self.agent().resize_terminal(&request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(explain(&self.sandbox, "resizing the terminal", error).await),
+        }
+    }
+
+    /// Freezes every process.
+    pub async fn pause(&self) -> Result<(), ContainerError> {
+        self.freeze("pause", true).await
+    }
+
+    /// Thaws every process.
+    pub async fn resume(&self) -> Result<(), ContainerError> {
+        self.freeze("resume", false).await
+    }
+
+    async fn freeze(&self, operation: &'static str, pause: bool) -> Result<(), ContainerError> {
+        if self.init.state() != ProcessState::Running {
+            return Err(state_error(operation, &self.init));
+        }
+        if self.is_paused() == pause {
+            let state = if pause { "paused" } else { "running" };
+            return Err(ContainerError::State { operation, what: self.init.name(), state });
+        }
+        let request =
+            api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
+        let agent = self.agent();
+        let answer = if pause {
+            agent.pause_container(&request).await
+        } else {
+            agent.resume_container(&request).await
+        };
+        match answer {
+            Ok(_) => {
+                self.paused.store(pause, Ordering::Release);
+                Ok(())
+            }
+            Err(error) => Err(explain(&self.sandbox, operation, error).await),
+        }
+    }
+
+    /// Forgets a process that was added. The caller has [`Process::hold`].
+    pub async fn delete_exec(&self, process: &Process) -> Result<(), ContainerError> {
+        if process.state() == ProcessState::Running {
+            return Err(state_error("delete", process));
+        }
+        process.finish_output(DRAIN).await;
+        // The agent may have forgotten it with its container, or be gone: neither keeps it here.
+        if let Err(error) = self.agent().delete_process(&process.request()).await {
+            tracing::debug!(process = process.name(), %error, "deleting in the guest");
+        }
+        self.lock_execs().remove(process.exec_id());
+        Ok(())
+    }
+
+    /// Removes the container, unless it runs, from host and guest. With `last`, the sandbox will be destroyed next and
+    /// the guest is not asked. The caller has [`Process::hold`] of init.
+    ///
+    /// Works in every state; what could not be undone stays in the sandbox's journal.
+    pub async fn delete(&self, last: bool) -> Result<(), ContainerError> {
+        match self.init.state() {
+            ProcessState::Running => return Err(state_error("delete", &self.init)),
+            ProcessState::Created if !last => self.kill_created().await,
+            ProcessState::Created | ProcessState::Stopped => {}
+        }
+        let execs: Vec<_> = self.lock_execs().drain().map(|(_, process)| process).collect();
+        for process in execs.iter().chain([&self.init]) {
+            process.finish_output(DRAIN).await;
+        }
+        if last {
+            // Destroying the sandbox undoes the mounts after the VM has let go of them.
+            return Ok(());
+        }
+        if let Err(error) = self.agent().delete_process(&self.init.request()).await {
+            tracing::warn!(container = self.id, %error, "deleting in the guest");
+        }
+        detach(&self.sandbox, &self.share).await;
+        Ok(())
+    }
+
+    async fn kill_created(&self) {
+        if let Err(error) = self.kill(&self.init, SIGKILL, true).await {
+            tracing::debug!(container = self.id, %error, "killing for deletion");
+        }
+        if tokio::time::timeout(KILL, self.init.wait()).await.is_err() {
+            tracing::warn!(container = self.id, limit = ?KILL, "init did not end after it was killed");
+        }
+    }
+
+    fn agent(&self) -> AgentCalls {
+        self.sandbox.session().agent().with_timeout(self.call_limit)
+    }
+
+    fn lock_execs(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn state_error(operation: &'static str, process: &Process) -> ContainerError {
+    ContainerError::State { operation, what: process.name(), state: process.state().name() }
+}
+
+/// Records the process's exit when it comes, or its loss.
+fn watch(sandbox: &Arc<Sandbox>, process: &Arc<Process>) {
+    let (sandbox, process) = (Arc::clone(sandbox), Arc::clone(process));
+    tokio::spawn(async move {
+        let agent = sandbox.session().agent();
+        let request = process.request();
+        let answer = tokio::select! {
+            answer = agent.wait_process(&request) => answer,
+            end = sandbox.wait_exit() => {
+                process.ended(Exit::lost(end.to_string()));
+                return;
+            }
+        };
+        let exit = match answer {
+            Ok(answer) => Exit::answered(&answer),
+            Err(error) => {
+                // Nobody will ever hear of this process again: it must not go on.
+                let lost = explain(&sandbox, "waiting for the process", error).await;
+                if let Err(error) = sandbox.vm().kill().await {
+                    tracing::error!(%error, "killing a VM whose agent is lost");
+                }
+                Exit::lost(lost.to_string())
+            }
+        };
+        process.ended(exit);
+    });
+}
+
+/// An agent that can't be reached is most often a VM that has ended, and how it ended is the better message.
+async fn explain(sandbox: &Sandbox, operation: &'static str, error: CallError) -> ContainerError {
+    if error.code == Code::UNAVAILABLE
+        && let Ok(end) = tokio::time::timeout(NEWS, sandbox.wait_exit()).await
+    {
+        return ContainerError::Lost { operation, reason: end.to_string() };
+    }
+    error.into()
+}
+
+async fn detach(sandbox: &Arc<Sandbox>, share: &Arc<Mutex<Share>>) {
+    let (sandbox, share) = (Arc::clone(sandbox), Arc::clone(share));
+    let undone = blocking("unmounting", move || {
+        share.lock().unwrap_or_else(PoisonError::into_inner).detach(sandbox.journal())
+    });
+    match undone.await {
+        Ok(problems) => {
+            for problem in problems {
+                tracing::warn!(%problem, "undoing a container's share");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "undoing a container's share"),
+    }
+}
+
+/// Runs what may block (mounting can wait for disks and servers) without stopping everything else.
+async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ContainerError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ContainerError::Internal { operation, reason: error.to_string() })
+}

@@ -1,0 +1,188 @@
+//! One process of a container: init, or one that was added.
+
+use std::{
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use skep_protocol::api;
+use tokio::sync::{Mutex, MutexGuard, watch};
+
+use super::stdio::{Pumps, StdioRequest};
+
+/// Status of a process that was killed because its VM ended: as if by SIGKILL.
+pub const KILLED: u32 = 128 + 9;
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 and the number of the signal that ended it.
+    pub status: u32,
+    /// When this host heard of it: the guest's clock is not trusted.
+    pub at: SystemTime,
+    /// Why, if it did not end by itself.
+    pub reason: Option<String>,
+}
+
+impl Exit {
+    pub(super) fn answered(answer: &api::WaitProcessResponse) -> Self {
+        // The guest may answer anything; a status has eight bits.
+        Self { status: answer.exit_status & 0xff, at: SystemTime::now(), reason: None }
+    }
+
+    pub(super) fn lost(reason: String) -> Self {
+        Self { status: KILLED, at: SystemTime::now(), reason: Some(reason) }
+    }
+}
+
+/// What a process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessState {
+    /// It is there and waits for its start.
+    Created,
+    /// It was started.
+    Running,
+    /// It has ended.
+    Stopped,
+}
+
+impl ProcessState {
+    /// The word for it in errors.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// One process of a container.
+#[derive(Debug)]
+pub struct Process {
+    container: String,
+    exec: String,
+    stdio: StdioRequest,
+    pumps: RwLock<Option<std::sync::Arc<Pumps>>>,
+    started: AtomicBool,
+    exit: watch::Sender<Option<Exit>>,
+    /// Held while the process is started or deleted.
+    changing: Mutex<()>,
+}
+
+impl Process {
+    pub(super) fn new(container: &str, exec: &str, stdio: StdioRequest, pumps: Pumps) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            stdio,
+            pumps: RwLock::new(Some(std::sync::Arc::new(pumps))),
+            started: AtomicBool::new(false),
+            exit: watch::Sender::new(None),
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// Its id within the container; empty for init.
+    pub fn exec_id(&self) -> &str {
+        &self.exec
+    }
+
+    /// What its caller named as standard streams.
+    pub fn stdio(&self) -> &StdioRequest {
+        &self.stdio
+    }
+
+    /// What it does.
+    pub fn state(&self) -> ProcessState {
+        if self.exit.borrow().is_some() {
+            ProcessState::Stopped
+        } else if self.was_started() {
+            ProcessState::Running
+        } else {
+            ProcessState::Created
+        }
+    }
+
+    /// Whether it was ever started.
+    pub fn was_started(&self) -> bool {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit.borrow().clone()
+    }
+
+    /// Returns when it has ended; any number of callers.
+    pub async fn wait(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        match exit.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+            Ok(Some(exit)) => exit,
+            // Unreachable while `self` holds the sender; a process nobody watches is lost.
+            _ => Exit::lost("its watch is gone".into()),
+        }
+    }
+
+    /// Holds off starts and deletions: what is done meanwhile comes before or after them, never between.
+    pub async fn hold(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
+    }
+
+    /// No more input than what clients that are connected now will send.
+    pub fn close_input(&self) {
+        if let Some(pumps) = self.pumps() {
+            pumps.close_input();
+        }
+    }
+
+    pub(super) fn started(&self) {
+        self.started.store(true, Ordering::Release);
+    }
+
+    /// Only the first exit counts.
+    pub(super) fn ended(&self, exit: Exit) {
+        let first = self.exit.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(exit);
+            }
+            first
+        });
+        if first && let Some(pumps) = self.pumps() {
+            pumps.stop_input();
+        }
+    }
+
+    /// Lets output arrive, at most for `limit`, and ends the streams.
+    pub(super) async fn finish_output(&self, limit: Duration) {
+        let Some(pumps) = self.pumps.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if !pumps.drained(limit).await {
+            tracing::warn!(process = self.name(), ?limit, "nobody read all output in time, the rest is lost");
+        }
+    }
+
+    /// For errors and logs.
+    pub(super) fn name(&self) -> String {
+        if self.exec.is_empty() {
+            format!("container {}", self.container)
+        } else {
+            format!("process {} of container {}", self.exec, self.container)
+        }
+    }
+
+    pub(super) fn request(&self) -> api::ProcessRequest {
+        api::ProcessRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..api::ProcessRequest::default()
+        }
+    }
+
+    fn pumps(&self) -> Option<std::sync::Arc<Pumps>> {
+        self.pumps.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

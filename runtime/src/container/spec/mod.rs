@@ -1,0 +1,185 @@
+//! Rewrites an OCI runtime specification made for this host into one for the guest.
+//!
+//! Pure: what has to be known of the host's files is asked through a function. Three outcomes for each field: it means
+//! in the guest what it meant here and stays; it names something of the host that has a counterpart in the guest and
+//! is changed; or a microVM can't give it and the whole specification is refused, naming the field.
+
+mod limits;
+mod mounts;
+mod namespaces;
+
+use std::{io, path::Path};
+
+use oci_spec::runtime::{Hooks, Process, Spec};
+
+pub use mounts::{Probe, SourceKind, Volume};
+
+/// Why a specification can't be used.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// A microVM can't give this, or Skep can't yet.
+    #[error("config.json: {field}: {reason}")]
+    Unsupported {
+        /// The field, in the notation of the specification.
+        field: String,
+        /// Why, and what to do instead.
+        reason: String,
+    },
+    /// The specification contradicts the OCI runtime specification, or names what is not there.
+    #[error("config.json: {field}: {reason}")]
+    Invalid {
+        /// The field, in the notation of the specification.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl SpecError {
+    fn unsupported(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unsupported { field: field.into(), reason: reason.into() }
+    }
+
+    fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), reason: reason.into() }
+    }
+}
+
+/// What a specification is rewritten for.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The bundle's directory: relative sources of mounts begin there.
+    pub bundle: &'a Path,
+    /// The container's directory below the share, as the guest sees it.
+    pub guest_dir: &'a str,
+    /// Process id that stands for the sandbox on this host, when the container joins a sandbox that runs: namespace
+    /// paths below `/proc/<pid>/ns` then mean the sandbox's.
+    pub sandbox_pid: Option<u32>,
+}
+
+/// A specification for the guest.
+#[derive(Debug)]
+pub struct GuestSpec {
+    /// To be handed to the agent.
+    pub spec: Spec,
+    /// The sandbox's host name, if the specification sets one.
+    pub hostname: Option<String>,
+    /// What has to be shared with the guest, in the order of the mounts.
+    pub volumes: Vec<Volume>,
+    /// What was left out because it has no meaning in a guest, for the log.
+    pub notes: Vec<String>,
+}
+
+/// Rewrites `spec` for the guest.
+pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Result<GuestSpec, SpecError> {
+    let mut notes = Vec::new();
+    refuse_hooks(spec.hooks().as_ref())?;
+    for (present, field) in [
+        (spec.windows().is_some(), "windows"),
+        (spec.solaris().is_some(), "solaris"),
+        (spec.zos().is_some(), "zos"),
+        (spec.vm().is_some(), "vm"),
+    ] {
+        if present {
+            return Err(SpecError::unsupported(field, "the guest is Linux"));
+        }
+    }
+    let mut linux = spec.linux().clone().ok_or_else(|| {
+        SpecError::invalid("linux", "missing: the guest is Linux and runs Linux images only")
+    })?;
+    namespaces::rewrite(&mut linux, context.sandbox_pid)?;
+    limits::rewrite(&mut linux, context.id, &mut notes)?;
+    if let Some(domain) = spec.domainname() {
+        // The container has the sandbox's UTS namespace, so the runtime in the guest would not set this by itself.
+        linux.sysctl_mut().get_or_insert_default().insert("kernel.domainname".into(), domain.clone());
+    }
+    spec.set_linux(Some(linux));
+
+    let process = spec.process().clone().ok_or_else(|| SpecError::invalid("process", "missing"))?;
+    spec.set_process(Some(rewrite_process(process, &mut notes)?));
+
+    let mounts = spec.mounts().clone().unwrap_or_default();
+    let (mounts, volumes) = mounts::rewrite(mounts, context, probe, &mut notes)?;
+    spec.set_mounts(Some(mounts));
+
+    let mut root = spec.root().clone().unwrap_or_default();
+    root.set_path(format!("{}/rootfs", context.guest_dir).into());
+    spec.set_root(Some(root));
+
+    let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
+    spec.set_hostname(None);
+    spec.set_domainname(None);
+    spec.set_annotations(None);
+    spec.set_hooks(None);
+    Ok(GuestSpec { spec, hostname, volumes, notes })
+}
+
+/// Rewrites a process, of `config.json` or of an exec request.
+pub fn rewrite_process(mut process: Process, notes: &mut Vec<String>) -> Result<Process, SpecError> {
+    if process.args().as_ref().is_none_or(|args| args.first().is_none_or(String::is_empty)) {
+        return Err(SpecError::invalid("process.args", "no command: name one, or use an image that has one"));
+    }
+    if !process.cwd().is_absolute() {
+        return Err(SpecError::invalid(
+            "process.cwd",
+            format!("{} is not an absolute path", process.cwd().display()),
+        ));
+    }
+    // Profiles and labels are names in the host kernel's security modules; the guest's kernel has none, and what
+    // they would protect (the host) is behind the VM's boundary.
+    if let Some(profile) = process.apparmor_profile().as_ref().filter(|p| !p.is_empty()) {
+        notes.push(format!("process.apparmorProfile {profile}: the host's, left out"));
+    }
+    if let Some(label) = process.selinux_label().as_ref().filter(|l| !l.is_empty()) {
+        notes.push(format!("process.selinuxLabel {label}: the host's, left out"));
+    }
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+    Ok(process)
+}
+
+fn refuse_hooks(hooks: Option<&Hooks>) -> Result<(), SpecError> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    #[allow(deprecated)] // Callers may still send prestart hooks.
+    let kinds = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (kind, list) in kinds {
+        if let Some(hook) = list.as_ref().and_then(|list| list.first()) {
+            return Err(SpecError::unsupported(
+                format!("hooks.{kind}[0]"),
+                format!("{} would have to run, but hooks are not supported yet", hook.path().display()),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Asks the host's file system what a source is, following symbolic links.
+pub fn probe_host(path: &Path) -> io::Result<(std::path::PathBuf, SourceKind)> {
+    use std::os::unix::fs::FileTypeExt;
+    let resolved = path.canonicalize()?;
+    let kind = resolved.metadata()?.file_type();
+    let kind = if kind.is_dir() {
+        SourceKind::Directory
+    } else if kind.is_file() {
+        SourceKind::File
+    } else if kind.is_socket() {
+        SourceKind::Socket
+    } else if kind.is_fifo() {
+        SourceKind::Fifo
+    } else {
+        SourceKind::Device
+    };
+    Ok((resolved, kind))
+}
+
+#[cfg(test)]
+mod tests;

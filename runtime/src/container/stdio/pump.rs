@@ -1,0 +1,146 @@
+//! Tasks that move bytes between the host's ends and the guest's.
+
+use std::{
+    convert::Infallible,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    sync::watch,
+    task::AbortHandle,
+};
+
+use super::fifo::{Input, Output};
+
+/// Bytes moved at once. What is under way in a stream is bounded by this, the mux's window and the FIFO's buffer.
+const BUFFER: usize = 16 * 1024;
+
+/// The moving bytes of one process. Dropping it stops them.
+#[derive(Debug)]
+pub struct Pumps {
+    terminal: bool,
+    tasks: Mutex<Vec<AbortHandle>>,
+    input: Mutex<Option<AbortHandle>>,
+    held_input: Arc<Mutex<Option<OwnedFd>>>,
+    /// Every task of an output has a sender: when the last is dropped, all output is where it belongs.
+    draining: Mutex<Option<watch::Sender<Option<Infallible>>>>,
+    drained: watch::Receiver<Option<Infallible>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pumps {
+    pub(super) fn new(terminal: bool) -> Self {
+        let (draining, drained) = watch::channel(None);
+        Self {
+            terminal,
+            tasks: Mutex::default(),
+            input: Mutex::default(),
+            held_input: Arc::default(),
+            draining: Mutex::new(Some(draining)),
+            drained,
+        }
+    }
+
+    pub(super) fn output<S>(&self, stream: S, output: Output, name: &'static str)
+    where
+        S: AsyncRead + Unpin + Send + 'static,
+    {
+        let guard = lock(&self.draining).clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = copy(stream, output).await {
+                tracing::warn!(stream = name, %error, "output broke off");
+            }
+            drop(guard);
+        });
+        lock(&self.tasks).push(task.abort_handle());
+    }
+
+    pub(super) fn input<S>(&self, stream: S, input: Input)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        *lock(&self.held_input) = input.held;
+        let mut stream = stream;
+        let mut source = input.source;
+        let terminal = self.terminal;
+        let task = tokio::spawn(async move {
+            if let Err(error) = feed(&mut source, &mut stream).await {
+                tracing::debug!(%error, "input broke off");
+                return;
+            }
+            // A terminal ends by what is typed into it, not by its client's leaving.
+            if !terminal {
+                let _ = stream.shutdown().await;
+            }
+            // The guest closes its end when the process has read all or is gone; until then dropping ours would
+            // look like a break.
+            let _ = stream.read(&mut [0]).await;
+        });
+        *lock(&self.input) = Some(task.abort_handle());
+    }
+
+    /// No more input than the clients that have the FIFO open now will send.
+    pub fn close_input(&self) {
+        lock(&self.held_input).take();
+    }
+
+    /// Stops reading input: the process has exited.
+    pub fn stop_input(&self) {
+        self.close_input();
+        if let Some(task) = lock(&self.input).take() {
+            task.abort();
+        }
+    }
+
+    /// Waits until all output has been handed over, at most `limit`; whether it has.
+    pub async fn drained(&self, limit: Duration) -> bool {
+        lock(&self.draining).take();
+        let mut drained = self.drained.clone();
+        // Nothing is ever sent: the channel's end is the message.
+        tokio::time::timeout(limit, async { while drained.changed().await.is_ok() {} }).await.is_ok()
+    }
+}
+
+impl Drop for Pumps {
+    fn drop(&mut self) {
+        self.stop_input();
+        for task in lock(&self.tasks).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+async fn copy<S: AsyncRead + Unpin>(mut stream: S, mut output: Output) -> std::io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = stream.read(&mut buffer).await?;
+        if n == 0 {
+            return output.sink.flush().await;
+        }
+        output.sink.write_all(&buffer[..n]).await?;
+        // A file's writer takes bytes before they are written.
+        output.sink.flush().await?;
+    }
+}
+
+async fn feed<R, W>(source: &mut R, stream: &mut W) -> std::io::Result<()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = source.read(&mut buffer).await?;
+        if n == 0 {
+            return Ok(());
+        }
+        stream.write_all(&buffer[..n]).await?;
+        stream.flush().await?;
+    }
+}

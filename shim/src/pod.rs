@@ -1,0 +1,421 @@
+//! What one shim looks after: a sandbox and the tasks in it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use skep::{
+    config::{Config, PodOptions},
+    container::{
+        Container, CreateRequest, ErrorKind, Exit, Process, guest_dir,
+        spec::{Context, probe_host, rewrite},
+        stdio::StdioRequest,
+    },
+    sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
+    share::{Rootfs, RootfsMount},
+};
+use skep_containerd_api::{
+    task::CreateTaskRequest,
+    topics::{TaskCreate, TaskDelete, TaskExit, TaskIO},
+};
+use tokio::sync::watch;
+
+use crate::{
+    bundle::Bundle,
+    convert::{Failure, optional_timestamp, timestamp},
+    events::Publisher,
+};
+
+/// How long init's exit waits to be told after those of the processes that ended with it.
+const EXECS: Duration = Duration::from_secs(5);
+/// How long a deletion waits for the exit's event to be on its way.
+const REPORT: Duration = Duration::from_secs(10);
+
+/// What containerd named as standard streams, for `State`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GivenStdio {
+    /// Input.
+    pub(crate) stdin: String,
+    /// Output.
+    pub(crate) stdout: String,
+    /// Errors.
+    pub(crate) stderr: String,
+    /// Whether there is a terminal.
+    pub(crate) terminal: bool,
+}
+
+/// One task: a container as containerd knows it.
+#[derive(Debug)]
+pub(crate) struct Task {
+    /// The container.
+    pub(crate) container: Arc<Container>,
+    /// Its bundle.
+    pub(crate) bundle: String,
+    given: Mutex<HashMap<String, GivenStdio>>,
+    /// Closed when the event of a process's exit has been published.
+    reports: Mutex<HashMap<String, watch::Receiver<()>>>,
+}
+
+enum Slot {
+    /// Taken by a creation that is under way.
+    Creating,
+    Ready(Arc<Task>),
+}
+
+/// The sandbox and its tasks.
+pub(crate) struct Pod {
+    namespace: String,
+    group: String,
+    socket: PathBuf,
+    config: Config,
+    /// Where events go.
+    pub(crate) publisher: Publisher,
+    /// Locked while the sandbox is made or destroyed.
+    sandbox: tokio::sync::Mutex<Option<Arc<Sandbox>>>,
+    tasks: Mutex<HashMap<String, Slot>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives an id back unless the task was made.
+struct Reservation<'a> {
+    pod: &'a Pod,
+    id: &'a str,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut tasks = lock(&self.pod.tasks);
+        if matches!(tasks.get(self.id), Some(Slot::Creating)) {
+            tasks.remove(self.id);
+        }
+    }
+}
+
+impl Task {
+    /// What containerd named for a process.
+    pub(crate) fn given(&self, exec: &str) -> GivenStdio {
+        lock(&self.given).get(exec).cloned().unwrap_or_default()
+    }
+
+    /// Remembers what containerd named for a process.
+    pub(crate) fn remember(&self, exec: &str, given: GivenStdio) {
+        lock(&self.given).insert(exec.to_owned(), given);
+    }
+
+    /// Forgets a process that was deleted.
+    pub(crate) fn forget(&self, exec: &str) {
+        lock(&self.given).remove(exec);
+        lock(&self.reports).remove(exec);
+    }
+
+    /// The process that stands for all of the sandbox's on this host: the one that runs its VM.
+    pub(crate) fn pid(&self) -> u32 {
+        self.container.sandbox().vmm_pid()
+    }
+
+    /// Waits until the event of a process's exit is in the queue.
+    pub(crate) async fn reported(&self, exec: &str, limit: Duration) {
+        let Some(mut report) = lock(&self.reports).get(exec).cloned() else { return };
+        let closed = async { while report.changed().await.is_ok() {} };
+        if tokio::time::timeout(limit, closed).await.is_err() {
+            tracing::warn!(container = self.container.id(), exec, "its exit has not been reported in time");
+        }
+    }
+}
+
+impl Pod {
+    /// A pod without sandbox or tasks.
+    pub(crate) fn new(
+        namespace: String,
+        group: String,
+        socket: PathBuf,
+        config: Config,
+        publisher: Publisher,
+    ) -> Self {
+        Self {
+            namespace,
+            group,
+            socket,
+            config,
+            publisher,
+            sandbox: tokio::sync::Mutex::new(None),
+            tasks: Mutex::default(),
+        }
+    }
+
+    /// A task by its id.
+    pub(crate) fn task(&self, id: &str) -> Result<Arc<Task>, Failure> {
+        match lock(&self.tasks).get(id) {
+            Some(Slot::Ready(task)) => Ok(Arc::clone(task)),
+            Some(Slot::Creating) | None => Err(Failure::not_found(&format!("container {id} not found"))),
+        }
+    }
+
+    /// Whether there is no task, not even one being created.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.tasks).is_empty()
+    }
+
+    /// Creates a task, with the sandbox if it is the first.
+    pub(crate) async fn create(&self, request: &CreateTaskRequest) -> Result<Arc<Task>, Failure> {
+        let id = request.id.as_str();
+        {
+            let mut tasks = lock(&self.tasks);
+            if tasks.contains_key(id) {
+                return Err(Failure::new(
+                    ErrorKind::AlreadyExists,
+                    &format!("container {id} exists already"),
+                ));
+            }
+            tasks.insert(id.to_owned(), Slot::Creating);
+        }
+        let reservation = Reservation { pod: self, id };
+        let made = self.make(request).await;
+        let container = match made {
+            Ok(container) => container,
+            Err(failure) => {
+                drop(reservation);
+                self.end_if_empty().await;
+                return Err(failure);
+            }
+        };
+        let task = Arc::new(Task {
+            container,
+            bundle: request.bundle.clone(),
+            given: Mutex::default(),
+            reports: Mutex::default(),
+        });
+        task.remember(
+            "",
+            GivenStdio {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+            },
+        );
+        lock(&self.tasks).insert(id.to_owned(), Slot::Ready(Arc::clone(&task)));
+        self.publisher.publish(&TaskCreate {
+            container_id: id.to_owned(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: Some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..TaskIO::default()
+            })
+            .into(),
+            pid: task.pid(),
+            ..TaskCreate::default()
+        });
+        self.report_exit(&task, task.container.init());
+        Ok(task)
+    }
+
+    async fn make(&self, request: &CreateTaskRequest) -> Result<Arc<Container>, Failure> {
+        if !request.checkpoint.is_empty() {
+            return Err(Failure::unimplemented("starting from a checkpoint is not supported yet"));
+        }
+        let invalid = |error: &dyn std::error::Error| Failure::new(ErrorKind::InvalidArgument, error);
+        let bundle = Bundle::new(PathBuf::from(&request.bundle));
+        let mut spec = bundle.spec().map_err(|error| invalid(&error))?;
+        let annotations = spec.annotations().clone().unwrap_or_default();
+        let options =
+            PodOptions::from_annotations(&self.config, &annotations).map_err(|error| invalid(&error))?;
+        let stdio = StdioRequest::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)
+            .map_err(skep::container::ContainerError::from)?;
+        if let Some(process) = spec.process_mut() {
+            process.set_terminal(Some(request.terminal));
+        }
+        let rootfs = rootfs(request, bundle.dir(), &spec);
+
+        let mut slot = self.sandbox.lock().await;
+        let guest_dir = guest_dir(&request.id);
+        let context = Context {
+            id: &request.id,
+            bundle: bundle.dir(),
+            guest_dir: &guest_dir,
+            sandbox_pid: slot.as_ref().map(|sandbox| sandbox.vmm_pid()),
+        };
+        let spec = rewrite(spec, &context, &probe_host).map_err(skep::container::ContainerError::from)?;
+        for note in &spec.notes {
+            tracing::info!(container = request.id, "{note}");
+        }
+        let sandbox = if let Some(sandbox) = &*slot {
+            Arc::clone(sandbox)
+        } else {
+            let sandbox = self.boot(spec.hostname.clone(), options).await?;
+            slot.insert(sandbox).clone()
+        };
+        drop(slot);
+        let request = CreateRequest {
+            id: request.id.clone(),
+            spec,
+            rootfs,
+            rootfs_mode: options.rootfs,
+            stdio,
+            call_limit: self.config.timeouts.call_s.duration(),
+        };
+        Ok(Container::create(sandbox, request).await?)
+    }
+
+    async fn boot(&self, hostname: Option<String>, options: PodOptions) -> Result<Arc<Sandbox>, Failure> {
+        let request =
+            SandboxRequest { namespace: self.namespace.clone(), id: self.group.clone(), hostname, options };
+        let sandbox =
+            Sandbox::create(&self.config, request).await.map_err(|error| sandbox_failure(&error))?;
+        let sandbox = Arc::new(sandbox);
+        // So that whoever undoes this sandbox after a kill of the shim removes the shim's socket as well, and nobody
+        // finds a shim whose sandbox is gone.
+        if let Err(error) = sandbox.journal().record(Entry::File { path: self.socket.clone() }) {
+            tracing::warn!(%error, "the shim's socket is not in the journal");
+        }
+        let watched = Arc::clone(&sandbox);
+        tokio::spawn(async move {
+            let exit = watched.wait_exit().await;
+            tracing::info!(sandbox = watched.id(), "the VM has ended: {exit}");
+        });
+        Ok(sandbox)
+    }
+
+    /// Publishes a process's exit when it comes: after its start, and init's after all others'.
+    pub(crate) fn report_exit(&self, task: &Arc<Task>, process: &Arc<Process>) {
+        let (done, report) = watch::channel(());
+        lock(&task.reports).insert(process.exec_id().to_owned(), report);
+        let (task, process, publisher) = (Arc::clone(task), Arc::clone(process), self.publisher.clone());
+        tokio::spawn(async move {
+            let exit = process.wait().await;
+            if process.exec_id().is_empty() {
+                wait_for_execs(&task).await;
+            }
+            // Whoever starts it at this moment has to publish that first.
+            let held = process.hold().await;
+            drop(held);
+            publisher.publish(&exit_event(&task, &process, &exit));
+            drop(done);
+        });
+    }
+
+    /// Removes a task whose init does not run, and with the last the sandbox.
+    pub(crate) async fn delete(&self, task: &Arc<Task>) -> Result<Exit, Failure> {
+        let id = task.container.id();
+        let init = task.container.init();
+        {
+            // Held until the sandbox is gone, so that a creation that comes meanwhile makes a new one.
+            let mut slot = self.sandbox.lock().await;
+            let held = init.hold().await;
+            let last = lock(&self.tasks).len() == 1;
+            task.container.delete(last).await?;
+            drop(held);
+            if last {
+                destroy(&mut slot).await;
+            }
+        }
+        // Never started and never killed: deleting it was its end.
+        let exit = match init.exit() {
+            Some(exit) => exit,
+            None => init.wait().await,
+        };
+        task.reported("", REPORT).await;
+        lock(&self.tasks).remove(id);
+        self.publisher.publish(&TaskDelete {
+            container_id: id.to_owned(),
+            pid: task.pid(),
+            exit_status: exit.status,
+            exited_at: optional_timestamp(Some(exit.at)),
+            ..TaskDelete::default()
+        });
+        Ok(exit)
+    }
+
+    /// Destroys the sandbox, whatever runs in it.
+    pub(crate) async fn end(&self) {
+        destroy(&mut *self.sandbox.lock().await).await;
+    }
+
+    async fn end_if_empty(&self) {
+        let mut slot = self.sandbox.lock().await;
+        if self.is_empty() {
+            destroy(&mut slot).await;
+        }
+    }
+}
+
+/// What can't be undone stays in the journal for `delete` and `skep gc`: a task that can't be deleted helps nobody.
+async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
+    if let Some(sandbox) = slot.take()
+        && let Err(errors) = sandbox.destroy().await
+    {
+        tracing::error!(sandbox = sandbox.id(), "{errors}");
+    }
+}
+
+async fn wait_for_execs(task: &Task) {
+    let started = || task.container.execs().into_iter().filter(|process| process.was_started());
+    let all = async {
+        for process in started() {
+            process.wait().await;
+        }
+    };
+    if tokio::time::timeout(EXECS, all).await.is_err() {
+        task.container.end_execs();
+    }
+    for process in started() {
+        task.reported(process.exec_id(), EXECS).await;
+    }
+}
+
+fn exit_event(task: &Task, process: &Process, exit: &Exit) -> TaskExit {
+    if let Some(reason) = &exit.reason {
+        tracing::warn!(container = task.container.id(), exec = process.exec_id(), "ended: {reason}");
+    }
+    let id = task.container.id();
+    TaskExit {
+        container_id: id.to_owned(),
+        id: if process.exec_id().is_empty() { id } else { process.exec_id() }.to_owned(),
+        pid: task.pid(),
+        exit_status: exit.status,
+        exited_at: Some(timestamp(exit.at)).into(),
+        ..TaskExit::default()
+    }
+}
+
+fn rootfs(request: &CreateTaskRequest, bundle: &Path, spec: &oci_spec::runtime::Spec) -> Rootfs {
+    if request.rootfs.is_empty() {
+        // The caller has it ready, where the specification says.
+        let path = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path());
+        return Rootfs::Directory(bundle.join(path));
+    }
+    Rootfs::Mounts(
+        request
+            .rootfs
+            .iter()
+            .map(|mount| RootfsMount {
+                fstype: mount.type_.clone(),
+                source: mount.source.clone().into(),
+                target: mount.target.clone(),
+                options: mount.options.clone(),
+            })
+            .collect(),
+    )
+}
+
+fn sandbox_failure(error: &SandboxError) -> Failure {
+    let kind = match error {
+        SandboxError::Request { .. } => ErrorKind::InvalidArgument,
+        SandboxError::Guest(_) | SandboxError::Hypervisor(_) => ErrorKind::FailedPrecondition,
+        SandboxError::Dir(skep::sandbox::DirError::Exists { .. }) => ErrorKind::AlreadyExists,
+        SandboxError::Connect { .. } => ErrorKind::DeadlineExceeded,
+        SandboxError::Ended { .. } => ErrorKind::Unavailable,
+        _ => ErrorKind::Unknown,
+    };
+    Failure::new(kind, error)
+}
