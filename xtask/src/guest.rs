@@ -3,16 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use skep::guest::{FileInfo, Files, Manifest};
 
-use crate::cache::Cache;
-use crate::manifest::{FileEntry, Files, Manifest};
+use crate::cache::{self, Cache};
 use crate::progress::megabytes;
 use crate::{initramfs, kconfig, kernel, workspace};
 
 /// The architectures that guests are built for.
 const ARCHES: &[&str] = &["x86_64"];
-/// The manifest's version.
-const FORMAT: u32 = 1;
 /// What a guest can do, each with the kernel option that gives it.
 const FEATURES: &[(&str, &str)] = &[
     ("9p", "CONFIG_9P_FS"),
@@ -54,14 +52,15 @@ fn assemble(arch: &str, kernel: &kernel::Kernel, initramfs: &Path, out: &Path) -
     let config =
         std::fs::read_to_string(kernel.config()).context("cannot read the kernel's configuration")?;
     let manifest = Manifest {
-        format: FORMAT,
+        format: Manifest::FORMAT,
         os: "linux".to_owned(),
         arch: arch.to_owned(),
         kernel_release: kernel.release()?,
-        skep_version: env!("CARGO_PKG_VERSION").to_owned(),
+        skep_version: skep::VERSION.to_owned(),
+        // Agent and xtask have the workspace's version.
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         agent_protocol: skep_protocol::PROTOCOL_VERSION,
-        files: Files { kernel: FileEntry::of(&kernel.image())?, initramfs: FileEntry::of(initramfs)? },
+        files: Files { kernel: describe_file(&kernel.image())?, initramfs: describe_file(initramfs)? },
         features: features(&config)?,
     };
     let path = out.join("manifest.json");
@@ -82,6 +81,12 @@ fn assemble(arch: &str, kernel: &kernel::Kernel, initramfs: &Path, out: &Path) -
     let new = path.with_extension("json.new");
     std::fs::write(&new, &json).with_context(|| format!("cannot write {}", new.display()))?;
     std::fs::rename(&new, &path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn describe_file(path: &Path) -> Result<FileInfo> {
+    let name = path.file_name().context("a path without a name")?.to_string_lossy().into_owned();
+    let size = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
+    Ok(FileInfo { name, sha256: cache::sha256_file(path)?, size })
 }
 
 /// Puts a copy in place by rename: a VMM that has the old file open keeps it.

@@ -11,7 +11,6 @@ mod guest;
 mod initramfs;
 mod kconfig;
 mod kernel;
-mod manifest;
 mod progress;
 mod setup;
 mod workspace;
