@@ -3,6 +3,7 @@
 //! A driver makes a running VM out of a [`VmSpec`], which is plain data; it knows sandboxes no more than containers.
 //! Drivers are in one table by name ([`driver`]); the configuration chooses.
 
+pub mod bhyve;
 mod exit;
 mod log;
 pub mod qemu;
@@ -105,12 +106,9 @@ pub enum HypervisorError {
         /// Why not.
         reason: String,
     },
-    /// The driver is not in this release.
-    #[error("hypervisor = \"{name}\" is not implemented yet")]
-    NotImplemented {
-        /// Its name.
-        name: &'static str,
-    },
+    /// bhyve, its library or the vmm refused.
+    #[error(transparent)]
+    Bhyve(#[from] bhyve::BhyveError),
     /// The driver does not do this.
     #[error("{hypervisor} cannot {what}")]
     Unsupported {
@@ -147,14 +145,14 @@ pub enum HypervisorError {
 pub fn driver(config: &Config) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
     match config.hypervisor {
         HypervisorKind::Qemu => Ok(Arc::new(qemu::Qemu::new(config))),
-        kind @ HypervisorKind::Bhyve => Err(HypervisorError::NotImplemented { name: kind.name() }),
+        HypervisorKind::Bhyve => Ok(Arc::new(bhyve::Bhyve::default())),
     }
 }
 
 /// Destroys a VM that a kernel keeps, by the name in its [`crate::journal::Entry::Vm`]. Blocks.
 pub(crate) fn release(name: &str) -> Result<(), HypervisorError> {
-    tracing::warn!(vm = name, "no driver of this release keeps VMs in a kernel");
-    Err(HypervisorError::NotImplemented { name: HypervisorKind::Bhyve.name() })
+    bhyve::destroy(name)?;
+    Ok(())
 }
 
 /// Finds a program as a shell does: a name in `PATH`, or a path.
@@ -184,8 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn bhyve_says_that_it_is_not_there_yet() {
-        let config = Config::parse("hypervisor = 'bhyve'", "test").unwrap();
-        assert_eq!(driver(&config).unwrap_err().to_string(), "hypervisor = \"bhyve\" is not implemented yet");
+    fn the_configuration_chooses_the_driver() {
+        for name in ["bhyve", "qemu"] {
+            let config = Config::parse(&format!("hypervisor = '{name}'"), "test").unwrap();
+            assert_eq!(driver(&config).unwrap().name(), name);
+        }
     }
 }

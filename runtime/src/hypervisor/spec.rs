@@ -71,8 +71,10 @@ pub struct MacAddress(pub [u8; 6]);
 
 impl fmt::Display for MacAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (n, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02x}", if n == 0 { "" } else { ":" })?;
+        }
+        Ok(())
     }
 }
 
@@ -118,9 +120,9 @@ pub enum SpecError {
         /// Which device.
         what: &'static str,
     },
-    /// A path or parameter cannot be passed on.
-    #[error("{field}: `{}` is not valid UTF-8", value.display())]
-    Encoding {
+    /// A path cannot be passed on.
+    #[error("{field}: `{}` has characters that the hypervisor's command line cannot carry", value.display())]
+    Path {
         /// Which.
         field: &'static str,
         /// What it is.

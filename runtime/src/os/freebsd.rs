@@ -66,7 +66,7 @@ pub(super) fn exit_fd(pid: u32) -> io::Result<Option<OwnedFd>> {
     let filter = EventFilter::Proc { pid, flags: ProcessEvents::EXIT };
     let change = Event::new(filter, EventFlags::ADD, std::ptr::null_mut());
     // SAFETY: the change names no descriptor that could be closed meanwhile, and no event is read.
-    match unsafe { kevent(&queue, &[change], &mut Vec::new(), None) } {
+    match unsafe { kevent(&queue, &[change], &mut Vec::<Event>::new(), None) } {
         Ok(_) => Ok(Some(queue)),
         Err(Errno::SRCH) => Ok(None),
         Err(e) => Err(e.into()),

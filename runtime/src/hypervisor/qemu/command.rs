@@ -116,7 +116,7 @@ impl Arguments {
 }
 
 fn text<'a>(field: &'static str, path: &'a Path) -> Result<&'a str, SpecError> {
-    path.to_str().ok_or_else(|| SpecError::Encoding { field, value: path.to_owned() })
+    path.to_str().ok_or_else(|| SpecError::Path { field, value: path.to_owned() })
 }
 
 /// In a list of options a comma is written twice.
@@ -192,6 +192,6 @@ mod tests {
 
         let spec = VmSpec { kernel: std::ffi::OsStr::from_bytes(b"/\xff").into(), ..example() };
         let wiring = Wiring { accel: Accel::Tcg, qmp: 7, ports: &[8], vhost_vsock: None };
-        assert!(matches!(arguments(&spec, &wiring), Err(SpecError::Encoding { field: "kernel", .. })));
+        assert!(matches!(arguments(&spec, &wiring), Err(SpecError::Path { field: "kernel", .. })));
     }
 }

@@ -1,0 +1,104 @@
+//! bhyve, FreeBSD's hypervisor: a VM of the kernel's, and a bhyve(8) process that runs it.
+//!
+//! libvmmapi makes the VM, our own [loader](loader) fills it, bhyve(8) runs it, and whatever its end is, the VM is
+//! destroyed: the kernel keeps one that nobody runs. The command line has what QEMU's has, device by device.
+
+mod command;
+mod exit;
+pub mod loader;
+mod pipes;
+mod vm;
+pub mod vmmapi;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Capabilities, Hypervisor, HypervisorError, Place, SpecError, Vm, VmSpec};
+use loader::LoaderError;
+use vmmapi::VmmApiError;
+
+/// A VM cannot be made or run under bhyve.
+#[derive(Debug, thiserror::Error)]
+pub enum BhyveError {
+    /// libvmmapi or the vmm refused.
+    #[error(transparent)]
+    Api(#[from] VmmApiError),
+    /// The kernel or the initramfs cannot be loaded.
+    #[error("cannot load the guest {}: {source}", kernel.display())]
+    Loader {
+        /// The kernel's file.
+        kernel: PathBuf,
+        /// Why not.
+        source: LoaderError,
+    },
+    /// bhyve ended before it could be spoken to.
+    #[error("bhyve ended while it was starting: {0}")]
+    Ended(super::VmExit),
+    /// bhyve runs, but does not make its socket.
+    #[error("bhyve has not made {} within {} s", path.display(), waited.as_secs())]
+    NoSocket {
+        /// The socket.
+        path: PathBuf,
+        /// How long it was given.
+        waited: std::time::Duration,
+    },
+    /// The task that talks to libvmmapi did not finish.
+    #[error("{what} of VM {name} has not finished within {} s", waited.as_secs())]
+    Stuck {
+        /// What.
+        what: &'static str,
+        /// The VM's name.
+        name: String,
+        /// How long it was given.
+        waited: std::time::Duration,
+    },
+}
+
+/// The driver.
+#[derive(Debug)]
+pub struct Bhyve {
+    binary: PathBuf,
+}
+
+impl Default for Bhyve {
+    fn default() -> Self {
+        Self { binary: "/usr/sbin/bhyve".into() }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Bhyve {
+    fn name(&self) -> &'static str {
+        "bhyve"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { pause: true, vsock: false }
+    }
+
+    async fn boot(&self, spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError> {
+        spec.check()?;
+        if spec.vsock.is_some() {
+            return Err(SpecError::Unsupported { hypervisor: "bhyve", what: "vsock" }.into());
+        }
+        let binary = super::find_program(&self.binary).ok_or_else(|| HypervisorError::NoProgram {
+            program: self.binary.display().to_string(),
+            hint: "it is part of FreeBSD on amd64",
+            key: "hypervisor",
+        })?;
+        Ok(Arc::new(vm::start(&binary, spec, &place).await?))
+    }
+}
+
+/// Destroys the VM of that name, whoever left it, and says whether there was one. Blocks. For undoing a journal: its
+/// bhyve has to be gone already.
+pub fn destroy(name: &str) -> Result<bool, BhyveError> {
+    let name = vmmapi::VmName::new(name)?;
+    // Without the library loaded or the vmm there is no VM either.
+    if !name.exists() {
+        return Ok(false);
+    }
+    Ok(vmmapi::VmmApi::load()?.destroy(&name)?)
+}
