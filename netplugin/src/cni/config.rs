@@ -1,0 +1,370 @@
+//! The network configuration on standard input.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::env::check_ifname;
+use super::{AddResult, CniVersion, Dns, ResultError, RuntimeConfig, VersionError};
+use crate::ipam::{IpamConfig, IpamError};
+use crate::mac::digest_hex;
+use crate::policy::NetworkPolicy;
+use crate::vxlan::{Vpc, VpcError};
+
+/// Why a configuration is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON, or a field of the wrong kind.
+    #[error("{field}: {why}")]
+    Json {
+        /// Where in the configuration.
+        field: String,
+        /// What the parser says.
+        why: String,
+    },
+    /// A version we do not speak.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// A field's value breaks a rule.
+    #[error("{field}: {why}")]
+    Field {
+        /// Where in the configuration.
+        field: &'static str,
+        /// Which rule.
+        why: String,
+    },
+    /// A field nobody knows: a misspelt one must not silently leave a sandbox open.
+    #[error("{0}: is unknown")]
+    Unknown(String),
+    /// `ipam`.
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    /// `vxlan`.
+    #[error(transparent)]
+    Vpc(#[from] VpcError),
+    /// `prevResult`.
+    #[error("prevResult.{0}")]
+    PrevResult(#[from] ResultError),
+}
+
+/// What joins the bridge to the world outside, besides routing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uplink {
+    /// A network card of the host to put on the bridge: sandboxes get addresses of the network outside.
+    pub nic: Option<String>,
+    /// The network is stretched over several hosts.
+    pub vpc: Option<Vpc>,
+}
+
+/// A configuration that was read and checked.
+#[derive(Clone, Debug)]
+pub struct NetConf {
+    /// The version the caller speaks.
+    pub version: CniVersion,
+    /// The network's name.
+    pub name: String,
+    /// The bridge's name.
+    pub bridge: String,
+    /// The MTU in bytes; none means what the underlay carries.
+    pub mtu: Option<u32>,
+    /// Whether the bridge gets the gateway's address.
+    pub is_gateway: bool,
+    /// Whether sandboxes get a default route by the gateway.
+    pub is_default_gateway: bool,
+    /// Whether what leaves for other networks gets the host's address.
+    pub ip_masq: bool,
+    /// Whether the bridge stays when its last sandbox is gone.
+    pub keep_bridge: bool,
+    /// Where addresses come from.
+    pub ipam: IpamConfig,
+    /// Resolver settings.
+    pub dns: Dns,
+    /// What holds for every sandbox of the network.
+    pub policy: NetworkPolicy,
+    /// The world outside.
+    pub uplink: Uplink,
+    /// Where our files are; none means the system's default.
+    pub data_dir: Option<PathBuf>,
+    /// The result of the plugin before us in a chain, or of our own ADD (CHECK, DEL).
+    pub prev_result: Option<AddResult>,
+    /// What the runtime filled in.
+    pub runtime: RuntimeConfig,
+    /// GC: what shall stay, as (container, interface).
+    pub valid_attachments: Option<Vec<(String, String)>>,
+    /// The whole of it as it came, for a delegated plugin.
+    pub raw: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Raw {
+    cni_version: Option<String>,
+    #[serde(default)]
+    name: String,
+    #[serde(rename = "type")]
+    _type: Option<Value>,
+    bridge: Option<String>,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default = "yes")]
+    is_gateway: bool,
+    #[serde(default = "yes")]
+    is_default_gateway: bool,
+    #[serde(default)]
+    ip_masq: bool,
+    #[serde(default)]
+    keep_bridge: bool,
+    ipam: Option<Value>,
+    #[serde(default)]
+    dns: Dns,
+    #[serde(default)]
+    policy: NetworkPolicy,
+    vxlan: Option<Value>,
+    uplink: Option<String>,
+    data_dir: Option<PathBuf>,
+    prev_result: Option<Value>,
+    #[serde(default)]
+    runtime_config: RuntimeConfig,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid_attachments: Option<Vec<RawAttachment>>,
+    // Fields of the specification that are the runtime's business.
+    #[serde(rename = "args")]
+    _args: Option<Value>,
+    #[serde(rename = "capabilities")]
+    _capabilities: Option<Value>,
+    #[serde(rename = "disableCheck")]
+    _disable_check: Option<Value>,
+    #[serde(rename = "disableGC")]
+    _disable_gc: Option<Value>,
+    #[serde(rename = "loadOnlyInlinedPlugins")]
+    _inlined: Option<Value>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawAttachment {
+    #[serde(rename = "containerID")]
+    container_id: String,
+    ifname: String,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn wrong(field: &'static str, why: impl Into<String>) -> ConfigError {
+    ConfigError::Field { field, why: why.into() }
+}
+
+/// The version named by `input`, however broken the rest is: an error must be told in it.
+pub(super) fn version_of(input: &[u8]) -> CniVersion {
+    serde_json::from_slice::<Value>(input)
+        .ok()
+        .and_then(|value| value.get("cniVersion")?.as_str()?.parse().ok())
+        .unwrap_or(CniVersion::LATEST)
+}
+
+fn path_of(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    match error.path().to_string() {
+        path if path == "." => "configuration".to_owned(),
+        path => path,
+    }
+}
+
+impl NetConf {
+    /// Reads and checks a configuration. Nothing outside `input` is looked at, but a VPC's file.
+    pub fn parse(input: &[u8]) -> Result<Self, ConfigError> {
+        let deserializer = &mut serde_json::Deserializer::from_slice(input);
+        let raw: Raw = serde_path_to_error::deserialize(deserializer)
+            .map_err(|error| ConfigError::Json { field: path_of(&error), why: error.inner().to_string() })?;
+        // The specification: no version means 0.1.0, which is older than anything we speak.
+        let version: CniVersion = raw.cni_version.as_deref().unwrap_or("0.1.0").parse()?;
+        if let Some(key) = raw.others.keys().find(|key| !key.contains(['.', '/'])) {
+            return Err(ConfigError::Unknown(key.clone()));
+        }
+        check_name(&raw.name).map_err(|why| wrong("name", why))?;
+        let bridge = match raw.bridge {
+            Some(name) => {
+                check_ifname(&name).map_err(|why| wrong("bridge", format!("`{name}` {why}")))?;
+                name
+            }
+            None => default_bridge(&raw.name),
+        };
+        let uplink = Uplink { nic: uplink_nic(raw.uplink, &bridge)?, vpc: raw.vxlan.map(vpc).transpose()? };
+        check_mtu(raw.mtu)?;
+        check_ports(&raw.runtime_config)?;
+        if let Some(dir) = &raw.data_dir
+            && !dir.is_absolute()
+        {
+            return Err(wrong("dataDir", format!("`{}` is not an absolute path", dir.display())));
+        }
+        Ok(Self {
+            version,
+            bridge,
+            mtu: Some(raw.mtu).filter(|mtu| *mtu != 0),
+            is_gateway: raw.is_gateway,
+            is_default_gateway: raw.is_default_gateway,
+            ip_masq: raw.ip_masq,
+            keep_bridge: raw.keep_bridge,
+            ipam: IpamConfig::parse(raw.ipam.as_ref())?,
+            dns: raw.dns,
+            policy: raw.policy,
+            uplink,
+            data_dir: raw.data_dir,
+            prev_result: raw.prev_result.as_ref().filter(|v| !v.is_null()).map(AddResult::from_json).transpose()?,
+            runtime: raw.runtime_config,
+            valid_attachments: raw
+                .valid_attachments
+                .map(|list| list.into_iter().map(|one| (one.container_id, one.ifname)).collect()),
+            raw: input.to_vec(),
+            name: raw.name,
+        })
+    }
+}
+
+/// The rule the specification has for a network's name; it also becomes a file's name.
+fn check_name(name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err("is missing or empty".to_owned());
+    }
+    let ok = name.len() <= 128
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'.' | b'-'));
+    if ok {
+        return Ok(());
+    }
+    Err(format!("`{name}` is not a letter or digit followed by at most 127 letters, digits, `_`, `.`, `-`"))
+}
+
+pub(crate) fn default_bridge(network: &str) -> String {
+    let plain = format!("skb-{network}");
+    if check_ifname(&plain).is_ok() { plain } else { format!("skb-{}", digest_hex(&["bridge", network], 5)) }
+}
+
+fn uplink_nic(nic: Option<String>, bridge: &str) -> Result<Option<String>, ConfigError> {
+    let Some(nic) = nic.filter(|nic| !nic.is_empty()) else { return Ok(None) };
+    check_ifname(&nic).map_err(|why| wrong("uplink", format!("`{nic}` {why}")))?;
+    if nic == bridge {
+        return Err(wrong("uplink", format!("`{nic}` is the bridge itself")));
+    }
+    Ok(Some(nic))
+}
+
+/// `vxlan` is the declaration itself, or `{"file": path}` of one that all nodes share.
+fn vpc(value: Value) -> Result<Vpc, ConfigError> {
+    let json = |field: String, why: String| ConfigError::Json { field, why };
+    let vpc: Vpc = if let Some(file) = value.get("file") {
+        let file = file.as_str().ok_or_else(|| wrong("vxlan.file", "is not a text"))?;
+        if value.as_object().is_some_and(|map| map.len() > 1) {
+            return Err(wrong("vxlan.file", "stands alone: the rest is in the file"));
+        }
+        let text = std::fs::read(file).map_err(|error| wrong("vxlan.file", format!("`{file}` cannot be read: {error}")))?;
+        serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&text))
+            .map_err(|error| json(format!("{file}: {}", error.path()), error.inner().to_string()))?
+    } else {
+        serde_path_to_error::deserialize(value)
+            .map_err(|error| json(format!("vxlan.{}", error.path()), error.inner().to_string()))?
+    };
+    vpc.validate()?;
+    Ok(vpc)
+}
+
+fn check_mtu(mtu: u32) -> Result<(), ConfigError> {
+    // 576 is the least an IPv4 host must take; Linux and FreeBSD both carry up to 65535 on a tap or veth.
+    if mtu != 0 && !(576..=65535).contains(&mtu) {
+        return Err(wrong("mtu", format!("{mtu} is not between 576 and 65535")));
+    }
+    Ok(())
+}
+
+fn check_ports(runtime: &RuntimeConfig) -> Result<(), ConfigError> {
+    for (n, port) in runtime.port_mappings.iter().enumerate() {
+        if port.host_port == 0 || port.container_port == 0 {
+            return Err(wrong("runtimeConfig.portMappings", format!("{port} to {}: port 0", port.container_port)));
+        }
+        if runtime.port_mappings[..n].iter().any(|other| other.collides(port)) {
+            return Err(wrong("runtimeConfig.portMappings", format!("{port} is there twice")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn parse(value: &Value) -> Result<NetConf, ConfigError> {
+        NetConf::parse(&serde_json::to_vec(value).unwrap())
+    }
+
+    fn base(more: Value) -> Value {
+        let mut value = json!({"cniVersion": "1.0.0", "name": "pods", "type": "skep-cni"});
+        let Value::Object(more) = more else { panic!() };
+        value.as_object_mut().unwrap().extend(more);
+        value
+    }
+
+    #[test]
+    fn defaults() {
+        let conf = parse(&base(json!({}))).unwrap();
+        assert_eq!(conf.bridge, "skb-pods");
+        assert!(conf.is_gateway && conf.is_default_gateway && !conf.ip_masq);
+        assert_eq!(conf.policy, NetworkPolicy::default());
+        let long = base(json!({"name": "a-name-that-is-long"}));
+        assert!(parse(&long).unwrap().bridge.len() <= 15);
+    }
+
+    #[test]
+    fn mistakes_name_the_field() {
+        for (more, want) in [
+            (json!({"name": ""}), "name: "),
+            (json!({"name": "../x"}), "name: "),
+            (json!({"bridge": "a/b"}), "bridge: "),
+            (json!({"mtu": 100}), "mtu: "),
+            (json!({"mtu": "x"}), "mtu: "),
+            (json!({"ipMask": true}), "ipMask: is unknown"),
+            (json!({"policy": {"egress": {"alow": []}}}), "policy.egress"),
+            (json!({"policy": {"egress": {"allow": ["10.0.0.0/99"]}}}), "policy.egress.allow[0]"),
+            (json!({"policy": {"denyAll": true}}), "policy"),
+            (json!({"ipam": {"type": "skep", "subnet": "x"}}), "ipam.subnet"),
+            (json!({"dataDir": "x"}), "dataDir: "),
+            (json!({"uplink": "skb-pods"}), "uplink: "),
+            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1}]}}), "runtimeConfig.portMappings"),
+            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 5, "containerPort": 1}, {"hostPort": 5, "containerPort": 2}]}}), "runtimeConfig.portMappings"),
+            (json!({"runtimeConfig": {"mac": "01:00:00:00:00:00"}}), "runtimeConfig.mac"),
+            (json!({"prevResult": {"ips": [{"address": "x"}]}}), "prevResult.ips[0].address"),
+            (json!({"cniVersion": "0.2.0"}), "cniVersion `0.2.0`"),
+            (json!({"vxlan": {"vni": 0, "nodes": [{"name": "a", "address": "192.0.2.1"}]}}), "vxlan.vni"),
+        ] {
+            let error = parse(&base(more.clone())).unwrap_err().to_string();
+            assert!(error.contains(want), "{more}: {error}");
+        }
+        let none = parse(&json!({"name": "x", "type": "y"})).unwrap_err();
+        assert!(matches!(none, ConfigError::Version(_)));
+    }
+
+    #[test]
+    fn keys_of_a_namespace_are_somebody_elses() {
+        parse(&base(json!({"example.org/x": 1, "capabilities": {"mac": true}, "args": {}, "disableCheck": true}))).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), text in "[\\[\\]{}\",:a-zA-Z0-9./ -]{0,120}") {
+            let _ = NetConf::parse(&bytes);
+            let _ = NetConf::parse(text.as_bytes());
+            let _ = version_of(&bytes);
+        }
+
+        #[test]
+        fn no_value_of_a_known_field_makes_it_panic(key in prop::sample::select(vec!["name", "bridge", "mtu", "ipam", "policy", "vxlan", "runtimeConfig", "prevResult", "dns", "uplink"]), text in "[\\[\\]{}\",:a-z0-9./ ]{0,60}") {
+            let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::String(text));
+            let _ = parse(&base(json!({ key: value })));
+        }
+    }
+}

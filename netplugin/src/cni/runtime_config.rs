@@ -1,0 +1,189 @@
+//! `runtimeConfig`: what the runtime fills in for the capabilities a configuration declares.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::mac::Mac;
+
+/// A transport protocol of a port map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[serde(alias = "TCP")]
+    Tcp,
+    /// UDP.
+    #[serde(alias = "UDP")]
+    Udp,
+    /// SCTP.
+    #[serde(alias = "SCTP")]
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in an IP header.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// A port of the host that leads into the sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PortMapping {
+    /// The host's port.
+    pub host_port: u16,
+    /// The sandbox's port.
+    pub container_port: u16,
+    /// The transport.
+    #[serde(default = "tcp")]
+    pub protocol: Protocol,
+    /// The host's address it is bound to; none means every address of the host.
+    #[serde(rename = "hostIP", default, deserialize_with = "optional_ip", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+fn tcp() -> Protocol {
+    Protocol::Tcp
+}
+
+/// Runtimes write an empty text or an unspecified address for "every address".
+fn optional_ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let ip: IpAddr = text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not an IP address")))?;
+    Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
+}
+
+impl PortMapping {
+    /// Whether both would claim the same port of the same address.
+    pub fn collides(&self, other: &Self) -> bool {
+        let same_address = match (self.host_ip, other.host_ip) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        same_address && self.host_port == other.host_port && self.protocol == other.protocol
+    }
+}
+
+impl fmt::Display for PortMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}/{}", self.host_port, self.protocol),
+            Some(ip) => write!(f, "{ip}:{}/{}", self.host_port, self.protocol),
+            None => write!(f, "*:{}/{}", self.host_port, self.protocol),
+        }
+    }
+}
+
+/// Limits on what an interface carries. Rates in bits per second, bursts in bits; 0 means no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Bandwidth {
+    /// Towards the sandbox, bits per second.
+    pub ingress_rate: u64,
+    /// Towards the sandbox, bits.
+    pub ingress_burst: u64,
+    /// From the sandbox, bits per second.
+    pub egress_rate: u64,
+    /// From the sandbox, bits.
+    pub egress_burst: u64,
+}
+
+/// Resolver settings as the `dns` capability spells them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct RuntimeDns {
+    /// Addresses of resolvers.
+    pub servers: Vec<String>,
+    /// Search list.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+/// The capabilities this plugin acts on. Others are left to the plugins of the chain that know them.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RuntimeConfig {
+    /// Capability `portMappings`.
+    pub port_mappings: Vec<PortMapping>,
+    /// Capability `bandwidth`.
+    pub bandwidth: Option<Bandwidth>,
+    /// Capability `ips`: the addresses wanted.
+    pub ips: Vec<IpOrNet>,
+    /// Capability `mac`: the Ethernet address wanted.
+    pub mac: Option<Mac>,
+    /// Capability `dns`.
+    pub dns: Option<RuntimeDns>,
+    /// Capability `io.kubernetes.cri.pod-annotations`.
+    #[serde(rename = "io.kubernetes.cri.pod-annotations")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// An address, with or without a prefix (runtimes write both).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpOrNet(pub IpAddr);
+
+impl<'de> Deserialize<'de> for IpOrNet {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse::<IpNet>()
+            .map(|net| net.addr())
+            .or_else(|_| text.parse())
+            .map(Self)
+            .map_err(|_| serde::de::Error::custom(format!("`{text}` is not an IP address")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtime_spellings_are_understood() {
+        let config: RuntimeConfig = serde_json::from_str(
+            r#"{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"TCP","hostIP":"0.0.0.0"},
+                {"hostPort":81,"containerPort":81,"hostIP":"192.0.2.1"},{"hostPort":82,"containerPort":82,"hostIP":""}],
+               "ips":["10.0.0.9/24","fd00::9"],"mac":"02:00:00:00:00:01","somebodyElses":true}"#,
+        )
+        .unwrap();
+        assert_eq!(config.port_mappings[0].host_ip, None);
+        assert_eq!(config.port_mappings[1].protocol, Protocol::Tcp);
+        assert!(config.port_mappings[1].host_ip.is_some() && config.port_mappings[2].host_ip.is_none());
+        assert_eq!(config.ips.len(), 2);
+    }
+
+    #[test]
+    fn a_port_of_every_address_collides_with_one_of_any() {
+        let map = |ip: Option<&str>| PortMapping {
+            host_port: 80,
+            container_port: 1,
+            protocol: Protocol::Tcp,
+            host_ip: ip.map(|ip| ip.parse().unwrap()),
+        };
+        assert!(map(None).collides(&map(Some("192.0.2.1"))));
+        assert!(map(Some("192.0.2.1")).collides(&map(Some("192.0.2.1"))));
+        assert!(!map(Some("192.0.2.1")).collides(&map(Some("192.0.2.2"))));
+    }
+}

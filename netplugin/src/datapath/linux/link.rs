@@ -1,0 +1,436 @@
+//! Bridges, veth pairs and their addresses.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::netlink::{Route, allow, kernel};
+use super::netns::Netns;
+use crate::cni;
+use crate::datapath::DatapathError;
+use crate::mac::Mac;
+
+/// What the kernel tells of a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    /// Its number.
+    pub(super) index: u32,
+    /// Its kind (`bridge`, `veth`, ...); empty for hardware.
+    pub(super) kind: String,
+    /// Its Ethernet address.
+    pub(super) mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub(super) mtu: u32,
+    /// The bridge it is a port of.
+    pub(super) master: Option<u32>,
+    /// Whether it is up.
+    pub(super) up: bool,
+    /// Whether frames on this bridge pass the IPv4 and IPv6 rules.
+    pub(super) filters_bridged: bool,
+    /// Packets and bytes received, then sent.
+    pub(super) carried: [u64; 4],
+}
+
+fn by_name(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+fn by_index(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn parse_link(message: LinkMessage) -> (String, Link) {
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    let mut name = String::new();
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = text,
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Stats64(stats) => {
+                link.carried = [stats.rx_packets, stats.rx_bytes, stats.tx_packets, stats.tx_bytes];
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+                        LinkInfo::Data(InfoData::Bridge(data)) => {
+                            link.filters_bridged = data.contains(&InfoBridge::NfCallIpTables(true))
+                                && data.contains(&InfoBridge::NfCallIp6Tables(true));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    (name, link)
+}
+
+impl Route {
+    /// The link called `name`.
+    pub(super) fn link(&mut self, name: &str) -> Result<Option<Link>, DatapathError> {
+        match self.get(Message::GetLink(by_name(name))) {
+            Ok(Some(Message::NewLink(message))) => Ok(Some(parse_link(message).1)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(kernel(format!("look at interface {name}"), error)),
+            Ok(_) => Err(DatapathError::Answer { what: format!("interface {name}"), why: "no link".to_owned() }),
+        }
+    }
+
+    /// The link called `name`, which must be there.
+    pub(super) fn need_link(&mut self, name: &str) -> Result<Link, DatapathError> {
+        self.link(name)?.ok_or_else(|| {
+            kernel(format!("look at interface {name}"), io::Error::from_raw_os_error(libc::ENODEV))
+        })
+    }
+
+    /// Every link, by name.
+    pub(super) fn links(&mut self) -> Result<Vec<(String, Link)>, DatapathError> {
+        let answers = self
+            .dump(Message::GetLink(LinkMessage::default()))
+            .map_err(|error| kernel("list interfaces", error))?;
+        Ok(answers
+            .into_iter()
+            .filter_map(|answer| match answer {
+                Message::NewLink(message) => Some(parse_link(message)),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Removes a link; false if there was none.
+    pub(super) fn delete_link(&mut self, name: &str) -> Result<bool, DatapathError> {
+        match self.change(Message::DelLink(by_name(name)), 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            Err(error) => Err(kernel(format!("remove interface {name}"), error)),
+        }
+    }
+
+    /// Makes a bridge unless there is one of that name; true if this call made it.
+    pub(super) fn create_bridge(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<bool, DatapathError> {
+        let mut message = by_name(name);
+        message.attributes.push(LinkAttribute::Address(mac.0.to_vec()));
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![
+                // No snooping: nobody on the bridge sends the queries without which it ends in black holes.
+                InfoBridge::MulticastSnooping(false),
+                InfoBridge::StpState(BridgeStpState::Disabled),
+                InfoBridge::ForwardDelay(0),
+            ])),
+        ]));
+        match self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(kernel(format!("create bridge {name}"), error)),
+        }
+    }
+
+    /// Makes a bridge's frames pass the IPv4 and IPv6 rules.
+    pub(super) fn filter_bridged(&mut self, name: &str) -> Result<(), DatapathError> {
+        let index = self.need_link(name)?.index;
+        let mut message = by_index(index);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![
+                InfoBridge::NfCallIpTables(true),
+                InfoBridge::NfCallIp6Tables(true),
+            ])),
+        ]));
+        self.change(Message::NewLink(message), 0)
+            .map_err(|error| kernel(format!("let bridge {name} pass its frames to the packet filter"), error))
+    }
+
+    /// Makes a veth pair: one end a port of `bridge` (its index) and still down, the other in `netns`.
+    pub(super) fn create_veth(
+        &mut self,
+        host_ifname: &str,
+        bridge: u32,
+        peer: (&str, Mac),
+        mtu: u32,
+        netns: &Netns,
+    ) -> Result<(), DatapathError> {
+        let mut inner = by_name(peer.0);
+        inner.attributes.push(LinkAttribute::Address(peer.1.0.to_vec()));
+        inner.attributes.push(LinkAttribute::Mtu(mtu));
+        inner.attributes.push(LinkAttribute::NetNsFd(netns.file.as_raw_fd()));
+        let mut message = by_name(host_ifname);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(inner))),
+        ]));
+        self.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+            .map_err(|error| kernel(format!("create veth pair {host_ifname} and {}", peer.0), error))
+    }
+
+    /// Brings up a sandbox's port: nothing is learnt by it, nothing unknown is flooded to it, and the host has no
+    /// address on it.
+    pub(super) fn raise_port(&mut self, index: u32, name: &str) -> Result<(), DatapathError> {
+        let mut message = by_index(index);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::Learning(false),
+                InfoBridgePort::UnicastFlood(false),
+                // br_netfilter hands a translated frame to the bridge, not to routing: one whose destination was
+                // translated to its own sender must be able to turn round.
+                InfoBridgePort::HairpinMode(true),
+            ])),
+        ]));
+        self.raise(message).map_err(|error| kernel(format!("bring up port {name}"), error))
+    }
+
+    /// Brings up a port to other hosts: frames from one such port never leave by another.
+    pub(super) fn raise_uplink(&mut self, index: u32, name: &str, isolated: bool) -> Result<(), DatapathError> {
+        let mut message = by_index(index);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::Isolated(isolated)])),
+        ]));
+        self.raise(message).map_err(|error| kernel(format!("bring up port {name}"), error))
+    }
+
+    /// Brings up a link without an IPv6 address of its own making.
+    pub(super) fn raise_quiet(&mut self, index: u32, name: &str) -> Result<(), DatapathError> {
+        self.raise(by_index(index)).map_err(|error| kernel(format!("bring up {name}"), error))
+    }
+
+    fn raise(&mut self, mut message: LinkMessage) -> io::Result<()> {
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
+            AfSpecInet6::AddrGenMode(In6AddrGenMode::None),
+        ])]));
+        match self.change(Message::NewLink(message.clone()), 0) {
+            // Without IPv6 in the kernel there is no such mode.
+            Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+                message.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::AfSpecUnspec(_)));
+                self.change(Message::NewLink(message), 0)
+            }
+            result => result,
+        }
+    }
+
+    /// Brings up a link as it is.
+    pub(super) fn raise_plain(&mut self, index: u32, name: &str) -> Result<(), DatapathError> {
+        let mut message = by_index(index);
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.change(Message::SetLink(message), 0).map_err(|error| kernel(format!("bring up {name}"), error))
+    }
+
+    /// Makes a link a port of a bridge; 0 makes it none.
+    pub(super) fn set_master(&mut self, index: u32, bridge: u32, name: &str) -> Result<(), DatapathError> {
+        let mut message = by_index(index);
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        self.change(Message::SetLink(message), 0)
+            .map_err(|error| kernel(format!("change the bridge of {name}"), error))
+    }
+
+    /// Sets a link's MTU.
+    pub(super) fn set_mtu(&mut self, index: u32, mtu: u32, name: &str) -> Result<(), DatapathError> {
+        let mut message = by_index(index);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.change(Message::SetLink(message), 0).map_err(|error| kernel(format!("set the MTU of {name}"), error))
+    }
+
+    /// Gives an address to a link, unless it has it.
+    pub(super) fn add_address(&mut self, index: u32, address: IpNet, name: &str) -> Result<(), DatapathError> {
+        let message = address_message(index, address);
+        let result = self.change(Message::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL);
+        allow(result, libc::EEXIST).map_err(|error| kernel(format!("give {address} to {name}"), error))
+    }
+
+    /// Takes an address from a link, if it has it.
+    pub(super) fn delete_address(&mut self, index: u32, address: IpNet, name: &str) -> Result<(), DatapathError> {
+        let result = self.change(Message::DelAddress(address_message(index, address)), 0);
+        allow(allow(result, libc::EADDRNOTAVAIL), libc::ENODEV)
+            .map_err(|error| kernel(format!("take {address} from {name}"), error))
+    }
+
+    /// Every address, with the index of its link.
+    pub(super) fn addresses(&mut self) -> Result<Vec<(u32, IpNet)>, DatapathError> {
+        let answers = self
+            .dump(Message::GetAddress(AddressMessage::default()))
+            .map_err(|error| kernel("list addresses", error))?;
+        let mut found = Vec::new();
+        for answer in answers {
+            let Message::NewAddress(message) = answer else { continue };
+            let mut ip = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    AddressAttribute::Local(local) => ip = Some(*local),
+                    AddressAttribute::Address(address) if ip.is_none() => ip = Some(*address),
+                    _ => {}
+                }
+            }
+            let net = ip.and_then(|ip| IpNet::new(ip, message.header.prefix_len).ok());
+            found.extend(net.map(|net| (message.header.index, net)));
+        }
+        Ok(found)
+    }
+
+    /// Makes a route, unless it is there.
+    pub(super) fn add_route(&mut self, index: u32, route: &cni::Route, gateway: Option<IpAddr>) -> Result<(), DatapathError> {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(route.dst.addr()),
+            destination_prefix_length: route.dst.prefix_len(),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Static,
+            scope: RouteScope::from(route.scope.unwrap_or(if gateway.is_some() { 0 } else { 253 })),
+            kind: RouteType::Unicast,
+            ..RouteHeader::default()
+        };
+        if route.dst.prefix_len() > 0 {
+            message.attributes.push(RouteAttribute::Destination(route.dst.network().into()));
+        }
+        message.attributes.push(RouteAttribute::Oif(index));
+        if let Some(gateway) = gateway {
+            message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
+        }
+        if let Some(table) = route.table {
+            message.attributes.push(RouteAttribute::Table(table));
+        }
+        if let Some(priority) = route.priority {
+            message.attributes.push(RouteAttribute::Priority(priority));
+        }
+        let metrics: Vec<RouteMetric> =
+            route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+        if !metrics.is_empty() {
+            message.attributes.push(RouteAttribute::Metrics(metrics));
+        }
+        let result = self.change(Message::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL);
+        allow(result, libc::EEXIST).map_err(|error| kernel(format!("make the route to {}", route.dst), error))
+    }
+
+    /// Every route of the main table: destination, gateway and the index of the link it leaves by.
+    pub(super) fn routes(&mut self, ipv6: bool) -> Result<Vec<(IpNet, Option<IpAddr>, Option<u32>)>, DatapathError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+        let answers = self.dump(Message::GetRoute(message)).map_err(|error| kernel("list routes", error))?;
+        let any = if ipv6 { IpAddr::from([0_u16; 8]) } else { IpAddr::from([0_u8; 4]) };
+        let mut found = Vec::new();
+        for answer in answers {
+            let Message::NewRoute(message) = answer else { continue };
+            if message.header.table != RouteHeader::RT_TABLE_MAIN {
+                continue;
+            }
+            let (mut dst, mut gateway, mut oif) = (any, None, None);
+            for attribute in &message.attributes {
+                match attribute {
+                    RouteAttribute::Destination(RouteAddress::Inet(ip)) => dst = (*ip).into(),
+                    RouteAttribute::Destination(RouteAddress::Inet6(ip)) => dst = (*ip).into(),
+                    RouteAttribute::Gateway(RouteAddress::Inet(ip)) => gateway = Some((*ip).into()),
+                    RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => gateway = Some((*ip).into()),
+                    RouteAttribute::Oif(index) => oif = Some(*index),
+                    _ => {}
+                }
+            }
+            let net = IpNet::new(dst, message.header.destination_prefix_length).ok();
+            found.extend(net.map(|net| (net, gateway, oif)));
+        }
+        Ok(found)
+    }
+
+    /// Writes down behind which port an Ethernet address is, for good; with `remote`, behind which host.
+    pub(super) fn add_station(&mut self, port: u32, mac: [u8; 6], remote: Option<IpAddr>) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = port;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = if remote.is_some() { NeighbourFlags::Own } else { NeighbourFlags::Controller };
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        let mut how = NLM_F_CREATE | NLM_F_REPLACE;
+        if let Some(remote) = remote {
+            message.attributes.push(NeighbourAttribute::Destination(neighbour(remote)));
+            if mac == [0; 6] {
+                // The list of those that get what has no other address: one more of them.
+                how = NLM_F_CREATE | netlink_packet_core::NLM_F_APPEND;
+            }
+        }
+        allow(self.change(Message::NewNeighbour(message), how), libc::EEXIST)
+    }
+
+    /// Writes down the Ethernet address of an IP address, for good.
+    pub(super) fn add_neighbour(&mut self, bridge: u32, ip: IpAddr, mac: Mac) -> Result<(), DatapathError> {
+        let mut message = neighbour_message(bridge, ip);
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        self.change(Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+            .map_err(|error| kernel(format!("write down the neighbour {ip}"), error))
+    }
+
+    /// Forgets the Ethernet address of an IP address.
+    pub(super) fn delete_neighbour(&mut self, bridge: u32, ip: IpAddr) -> Result<(), DatapathError> {
+        let result = self.change(Message::DelNeighbour(neighbour_message(bridge, ip)), 0);
+        allow(allow(result, libc::ENOENT), libc::ENODEV)
+            .map_err(|error| kernel(format!("forget the neighbour {ip}"), error))
+    }
+}
+
+fn neighbour_message(index: u32, ip: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(ip);
+    message.header.ifindex = index;
+    message.attributes.push(NeighbourAttribute::Destination(neighbour(ip)));
+    message
+}
+
+fn neighbour(ip: IpAddr) -> NeighbourAddress {
+    match ip {
+        IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
+        IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),
+    }
+}
+
+pub(super) fn family(ip: IpAddr) -> AddressFamily {
+    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = index;
+    message.header.scope = AddressScope::Universe;
+    message.attributes.push(AddressAttribute::Local(address.addr()));
+    message.attributes.push(AddressAttribute::Address(address.addr()));
+    match address {
+        IpNet::V4(net) if net.prefix_len() < 31 => {
+            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+        }
+        IpNet::V4(_) => {}
+        // We know that nobody else has it; asking would keep it from being used for a second.
+        IpNet::V6(_) => message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad)),
+    }
+    message
+}

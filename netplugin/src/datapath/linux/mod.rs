@@ -1,0 +1,212 @@
+//! Linux: netlink, nftables, veth pairs.
+
+mod attach;
+mod bridge;
+mod check;
+mod conntrack;
+mod cut;
+mod link;
+mod netlink;
+mod netns;
+mod nft;
+mod rules;
+mod shape;
+mod vxlan;
+
+use std::cell::{RefCell, RefMut};
+use std::net::IpAddr;
+
+use self::netlink::{Route, kernel};
+use self::nft::{Batch, Family, Nft, NftError};
+use super::{Counters, Datapath, DatapathError, Existing};
+use crate::cni::Interface;
+use crate::network::{Attachment, HostState, Network, StateError};
+use crate::policy::GroupName;
+
+/// This host: the network namespace the process runs in.
+#[derive(Debug)]
+pub struct Host {
+    route: RefCell<Route>,
+    nft: Nft,
+}
+
+/// Another call may make or remove the tables at any time between our looking and our acting.
+const TRIES: u32 = 10;
+
+impl From<NftError> for DatapathError {
+    fn from(error: NftError) -> Self {
+        Self::Kernel { what: error.step, error: error.error }
+    }
+}
+
+impl Host {
+    /// Connects to the kernel.
+    pub fn new() -> Result<Self, DatapathError> {
+        let nft = Nft::open().map_err(|error| kernel("open a netfilter socket", error))?;
+        Ok(Self { route: RefCell::new(Route::open()?), nft })
+    }
+
+    fn route(&self) -> RefMut<'_, Route> {
+        self.route.borrow_mut()
+    }
+
+    /// Which of our tables are there, and whether their rules are this program's.
+    fn tables(&self) -> Result<[Option<bool>; 2], DatapathError> {
+        let note = |family| {
+            let note = self.nft.table_note(family, rules::TABLE).map_err(|error| kernel("look for our table", error))?;
+            Ok::<_, DatapathError>(note.map(|note| note == rules::NOTE))
+        };
+        Ok([note(Family::Bridge)?, note(Family::Inet)?])
+    }
+
+    /// Makes all rules anew unless they are there; true if they were not.
+    fn ensure_rules(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
+        for _ in 0..TRIES {
+            let [bridge, inet] = self.tables()?;
+            if bridge == Some(true) && inet == Some(true) {
+                return Ok(false);
+            }
+            let mut batch = Batch::new(rules::TABLE);
+            for (family, there) in [(Family::Bridge, bridge), (Family::Inet, inet)] {
+                if there.is_some() {
+                    batch.family(family).delete_table();
+                }
+            }
+            rules::create_all(&mut batch, &state()?);
+            match self.nft.commit(batch) {
+                Ok(()) => return Ok(true),
+                // Somebody was faster, in either direction.
+                Err(error) if matches!(error.errno(), Some(libc::EEXIST | libc::ENOENT)) && is_table_step(&error) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(DatapathError::Conflict(format!(
+            "the nftables table `{}` came and went {TRIES} times while we made its rules",
+            rules::TABLE
+        )))
+    }
+
+    /// Commits a change to rules that may be gone as a whole: then there is nothing to change.
+    fn commit_if_there(&self, batch: Batch) -> Result<(), DatapathError> {
+        match self.nft.commit(batch) {
+            Err(error) if error.errno() == Some(libc::ENOENT) && self.tables()?.contains(&None) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+}
+
+fn is_table_step(error: &NftError) -> bool {
+    error.step.ends_with(" table")
+}
+
+impl Datapath for Host {
+    fn ready(&self) -> Result<(), DatapathError> {
+        bridge::check_kernel()?;
+        self.tables().map(|_| ())
+    }
+
+    fn prepare(&self, network: &mut Network) -> Result<(), DatapathError> {
+        bridge::prepare(&mut self.route(), network)
+    }
+
+    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        bridge::check_kernel()?;
+        bridge::validate(&mut self.route(), network, attachment)?;
+        attach::validate(attachment)
+    }
+
+    fn find_existing(&self, interfaces: &[Interface], netns: &str, ifname: &str) -> Result<Existing, DatapathError> {
+        attach::find_existing(&mut self.route(), interfaces, netns, ifname)
+    }
+
+    fn ensure_network(
+        &self,
+        network: &Network,
+        earlier: Option<&Network>,
+        state: &dyn Fn() -> Result<HostState, StateError>,
+    ) -> Result<(), DatapathError> {
+        let renewed = self.ensure_rules(state)?;
+        if !renewed && earlier != Some(network) {
+            let mut batch = Batch::new(rules::TABLE);
+            rules::add_network(&mut batch, network, earlier);
+            self.nft.commit(batch)?;
+            if let Some(earlier) = earlier.filter(|earlier| earlier.policy != network.policy) {
+                cut::network(&self.nft, earlier, network, &state()?)?;
+            }
+        }
+        bridge::ensure(&mut self.route(), network)
+    }
+
+    fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
+        if state()?.networks.is_empty() {
+            return Ok(false);
+        }
+        self.ensure_rules(state)
+    }
+
+    fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError> {
+        let mut errors = bridge::remove(&mut self.route(), network);
+        let mut batch = Batch::new(rules::TABLE);
+        if last {
+            match self.tables() {
+                Ok([bridge, inet]) => {
+                    for (family, there) in [(Family::Bridge, bridge), (Family::Inet, inet)] {
+                        if there.is_some() {
+                            batch.family(family).delete_table();
+                        }
+                    }
+                }
+                Err(error) => errors.push(error),
+            }
+        } else {
+            rules::remove_network(&mut batch, network);
+        }
+        errors.extend(self.commit_if_there(batch).err());
+        errors
+    }
+
+    fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        let mut batch = Batch::new(rules::TABLE);
+        rules::add_sandbox(&mut batch, network, attachment);
+        self.nft.commit(batch).map_err(|error| match error.errno() {
+            Some(libc::EBUSY | libc::EEXIST) => DatapathError::Conflict(format!(
+                "{}: an address or port of container `{}` belongs to another sandbox on this host",
+                error.step, attachment.container_id
+            )),
+            _ => error.into(),
+        })?;
+        // What others left behind under these addresses and ports is not this sandbox's.
+        conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports)?;
+        attach::attach(&mut self.route(), attachment)
+    }
+
+    fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {
+        // First the interface: from then on nothing passes that the rules would have to stop.
+        let mut errors = attach::detach(&mut self.route(), attachment);
+        let mut batch = Batch::new(rules::TABLE);
+        rules::remove_sandbox(&mut batch, network, attachment);
+        errors.extend(self.commit_if_there(batch).err());
+        errors.extend(conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports).err());
+        errors
+    }
+
+    fn check(&self, network: &Network, attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
+        check::check(self, network, attachment)
+    }
+
+    fn update_policy(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        members: &dyn Fn(&GroupName, IpAddr) -> bool,
+    ) -> Result<(), DatapathError> {
+        let mut batch = Batch::new(rules::TABLE);
+        rules::replace_policy(&mut batch, network, attachment);
+        self.nft.commit(batch)?;
+        cut::sandbox(&self.nft, network, attachment, members)
+    }
+
+    fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {
+        check::counters(self, attachment)
+    }
+}

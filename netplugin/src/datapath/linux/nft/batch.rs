@@ -1,0 +1,334 @@
+//! A transaction: everything in it happens at one instant, or nothing does.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::expr::Rule;
+use super::set::{Element, SetSpec, encode_anonymous_ranges, encode_bound, encode_named};
+use super::wire::Attrs;
+
+/// The families of our tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4 and IPv6 together.
+    Inet = 1,
+    /// Frames on bridges.
+    Bridge = 7,
+}
+
+/// What a base chain does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChainType {
+    /// Decides.
+    Filter,
+    /// Translates addresses.
+    Nat,
+}
+
+/// Where a base chain is called from. The numbers are the same for inet and bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// Everything that comes in.
+    Prerouting = 0,
+    /// What is for the host.
+    Input = 1,
+    /// What passes through.
+    Forward = 2,
+    /// What comes from the host.
+    Output = 3,
+    /// Everything that goes out.
+    Postrouting = 4,
+}
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEWTABLE: u16 = 0;
+const DELTABLE: u16 = 2;
+const NEWCHAIN: u16 = 3;
+const DELCHAIN: u16 = 5;
+const NEWRULE: u16 = 6;
+const DELRULE: u16 = 8;
+const NEWSET: u16 = 9;
+const DELSET: u16 = 11;
+const NEWSETELEM: u16 = 12;
+const DELSETELEM: u16 = 14;
+
+const REQUEST: u16 = 0x1;
+const ACK: u16 = 0x4;
+const EXCL: u16 = 0x200;
+const CREATE: u16 = 0x400;
+const APPEND: u16 = 0x800;
+
+/// A list of elements must fit an attribute of 64 KiB; the largest element takes less than 100 bytes.
+const ELEMENTS_PER_MESSAGE: usize = 500;
+
+/// A transaction under construction.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    family: Family,
+    table: &'static str,
+    pub(super) buffer: Vec<u8>,
+    // What each message does, for errors; the index is its sequence number.
+    pub(super) steps: Vec<String>,
+    last: usize,
+    sets: u32,
+}
+
+impl Batch {
+    /// A transaction on tables of this name.
+    pub(crate) fn new(table: &'static str) -> Self {
+        let mut batch =
+            Self { family: Family::Inet, table, buffer: Vec::new(), steps: Vec::new(), last: 0, sets: 0 };
+        batch.bracket(BATCH_BEGIN);
+        batch
+    }
+
+    /// Following messages are for the table of this family.
+    pub(crate) fn family(&mut self, family: Family) -> &mut Self {
+        self.family = family;
+        self
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.steps.len() <= 1
+    }
+
+    fn bracket(&mut self, kind: u16) {
+        self.header(kind, REQUEST, 0, NFNL_SUBSYS_NFTABLES);
+        self.steps.push(String::new());
+    }
+
+    fn header(&mut self, kind: u16, flags: u16, family: u8, resource: u16) {
+        self.last = self.buffer.len();
+        let sequence = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
+        self.buffer.extend_from_slice(&20_u32.to_ne_bytes());
+        self.buffer.extend_from_slice(&kind.to_ne_bytes());
+        self.buffer.extend_from_slice(&flags.to_ne_bytes());
+        self.buffer.extend_from_slice(&sequence.to_ne_bytes());
+        self.buffer.extend_from_slice(&0_u32.to_ne_bytes());
+        self.buffer.extend_from_slice(&[family, 0]);
+        self.buffer.extend_from_slice(&resource.to_be_bytes());
+    }
+
+    fn message(&mut self, kind: u16, flags: u16, step: String, fill: impl FnOnce(&mut Attrs<'_>, &str)) {
+        self.header(NFNL_SUBSYS_NFTABLES << 8 | kind, REQUEST | flags, self.family as u8, 0);
+        self.steps.push(step);
+        let table = self.table;
+        fill(&mut Attrs(&mut self.buffer), table);
+        let len = u32::try_from(self.buffer.len() - self.last).unwrap_or(u32::MAX);
+        self.buffer[self.last..self.last + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// Ends the transaction; the last change is acknowledged when all of it is done.
+    pub(super) fn finish(&mut self) {
+        let at = self.last + 6;
+        let flags = u16::from_ne_bytes([self.buffer[at], self.buffer[at + 1]]) | ACK;
+        self.buffer[at..at + 2].copy_from_slice(&flags.to_ne_bytes());
+        self.bracket(BATCH_END);
+    }
+
+    /// Makes the table, which must not exist, with a note that says which rules are in it.
+    pub(crate) fn create_table(&mut self, note: &[u8]) {
+        self.message(NEWTABLE, CREATE | EXCL, "create table".into(), |attrs, table| {
+            attrs.text(1, table);
+            attrs.be32(2, 0);
+            attrs.bytes(6, note);
+        });
+    }
+
+    /// Removes the table and all in it; it must exist.
+    pub(crate) fn delete_table(&mut self) {
+        self.message(DELTABLE, 0, "delete table".into(), |attrs, table| attrs.text(1, table));
+    }
+
+    /// Makes a chain unless it is there.
+    pub(crate) fn chain(&mut self, name: &str) {
+        self.message(NEWCHAIN, CREATE, format!("create chain {name}"), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(3, name);
+        });
+    }
+
+    /// Makes a chain that a hook calls. What falls through it goes on.
+    pub(crate) fn base_chain(&mut self, name: &str, kind: ChainType, hook: Hook, priority: i32) {
+        self.message(NEWCHAIN, CREATE, format!("create chain {name}"), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(3, name);
+            attrs.nest(4, |inner| {
+                inner.be32(1, hook as u32);
+                inner.bytes(2, &priority.to_be_bytes());
+            });
+            attrs.be32(5, 1); // policy accept
+            attrs.text(7, if kind == ChainType::Nat { "nat" } else { "filter" });
+        });
+    }
+
+    /// Removes a chain; nothing may lead to it.
+    pub(crate) fn delete_chain(&mut self, name: &str) {
+        self.message(DELCHAIN, 0, format!("delete chain {name}"), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(3, name);
+        });
+    }
+
+    /// Removes the rules of a chain.
+    pub(crate) fn flush_chain(&mut self, name: &str) {
+        self.message(DELRULE, 0, format!("flush chain {name}"), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(2, name);
+        });
+    }
+
+    /// Appends a rule to a chain.
+    pub(crate) fn rule(&mut self, chain: &str, rule: &Rule) {
+        self.message(NEWRULE, CREATE | APPEND, append_step(chain), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(2, chain);
+            attrs.nest(4, |list| list.0.extend_from_slice(&rule.expressions));
+        });
+    }
+
+    /// How many rules the transaction appends to a chain.
+    pub(crate) fn count_rules(&self, chain: &str) -> usize {
+        let step = append_step(chain);
+        self.steps.iter().filter(|other| **other == step).count()
+    }
+
+    /// Makes a set or map unless it is there.
+    pub(crate) fn set(&mut self, spec: &SetSpec) {
+        self.set_as(spec.name, spec);
+    }
+
+    /// Makes a set or map of this kind under another name, unless it is there.
+    pub(crate) fn set_as(&mut self, name: &str, spec: &SetSpec) {
+        self.sets += 1;
+        let id = self.sets;
+        self.message(NEWSET, CREATE, format!("create set {name}"), |attrs, table| {
+            encode_named(attrs, table, name, spec, id);
+        });
+    }
+
+    /// Removes a set; nothing may look into it.
+    pub(crate) fn delete_set(&mut self, name: &str) {
+        self.message(DELSET, 0, format!("delete set {name}"), |attrs, table| {
+            attrs.text(1, table);
+            attrs.text(2, name);
+        });
+    }
+
+    fn elements(&mut self, kind: u16, flags: u16, verb: &str, set: &str, elements: &[Element]) {
+        for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
+            self.message(kind, flags, format!("{verb} set {set}"), |attrs, table| {
+                attrs.text(1, table);
+                attrs.text(2, set);
+                attrs.nest(3, |list| chunk.iter().for_each(|element| element.encode(list)));
+            });
+        }
+    }
+
+    /// Adds elements. One that is there already, leading to the same, is fine; leading elsewhere, an error.
+    pub(crate) fn add(&mut self, set: &str, elements: &[Element]) {
+        self.elements(NEWSETELEM, CREATE, "add to", set, elements);
+    }
+
+    /// Removes elements, there or not: adding first what is to go makes removing it succeed, on every kernel.
+    pub(crate) fn remove(&mut self, set: &str, elements: &[Element]) {
+        self.add(set, elements);
+        self.elements(DELSETELEM, 0, "remove from", set, elements);
+    }
+
+    /// Extends `rule` so that it goes on only if the address in its first registers is within one of `nets`,
+    /// which are all of one family and not empty. They go into an anonymous set of the same transaction.
+    pub(crate) fn within(&mut self, rule: Rule, nets: &[IpNet]) -> Rule {
+        let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
+        self.sets += 1;
+        let id = self.sets;
+        // The kernel puts a number in place of the %d.
+        let name = "__set%d";
+        self.message(NEWSET, CREATE, "create an address list".into(), |attrs, table| {
+            encode_anonymous_ranges(attrs, table, name, ipv6, id);
+        });
+        let bounds = bounds(nets);
+        for chunk in bounds.chunks(ELEMENTS_PER_MESSAGE) {
+            self.message(NEWSETELEM, CREATE, "fill an address list".into(), |attrs, table| {
+                attrs.text(1, table);
+                attrs.text(2, name);
+                attrs.be32(4, id);
+                attrs.nest(3, |list| chunk.iter().for_each(|(address, end)| encode_bound(list, address, *end)));
+            });
+        }
+        rule.in_anonymous(name, id)
+    }
+}
+
+fn append_step(chain: &str) -> String {
+    format!("append a rule to chain {chain}")
+}
+
+/// The bounds of the ranges that `nets` make together: a start, and the first address behind; in order, neither
+/// overlapping nor touching. A range up to the last address of all has no end.
+fn bounds(nets: &[IpNet]) -> Vec<(Vec<u8>, bool)> {
+    let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
+    let number = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => u128::from(u32::from(ip)),
+        IpAddr::V6(ip) => u128::from(ip),
+    };
+    let octets = |number: u128| {
+        let bytes = number.to_be_bytes();
+        if ipv6 { bytes.to_vec() } else { bytes[12..].to_vec() }
+    };
+    let max = if ipv6 { u128::MAX } else { u128::from(u32::MAX) };
+    let mut ranges: Vec<(u128, u128)> =
+        nets.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<(u128, u128)> = Vec::new();
+    for (start, end) in ranges {
+        match merged.last_mut() {
+            Some(last) if last.1 == max || start <= last.1 + 1 => last.1 = last.1.max(end),
+            _ => merged.push((start, end)),
+        }
+    }
+    let mut bounds = Vec::new();
+    for (start, end) in merged {
+        bounds.push((octets(start), false));
+        if end < max {
+            bounds.push((octets(end + 1), true));
+        }
+    }
+    bounds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn touching_and_nested_ranges_become_one() {
+        let nets = ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "255.255.255.0/24"].map(|net| net.parse().unwrap());
+        assert_eq!(
+            bounds(&nets),
+            [(vec![10, 0, 0, 0], false), (vec![11, 0, 0, 0], true), (vec![255, 255, 255, 0], false)]
+        );
+        assert_eq!(bounds(&["::/0".parse().unwrap()]), [(vec![0; 16], false)]);
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_mean_what_the_nets_mean(nets in proptest::collection::vec((any::<u32>(), 0u8..=32), 1..12), probe: u32, near in 0usize..12, step in -1i64..=1) {
+            let nets: Vec<IpNet> = nets.into_iter().map(|(ip, len)| IpNet::new(IpAddr::from(ip.to_be_bytes()), len).unwrap().trunc()).collect();
+            let bounds = bounds(&nets);
+            prop_assert!(bounds.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1));
+            // Random addresses rarely hit an edge: try the edges too.
+            let edge = bounds.get(near).map_or(probe, |(bytes, _)| u32::from_be_bytes(bytes[..].try_into().unwrap()));
+            for probe in [probe, u32::try_from((i64::from(edge) + step).clamp(0, i64::from(u32::MAX))).unwrap()] {
+                let bytes = probe.to_be_bytes();
+                let inside = bounds.iter().rev().find(|(start, _)| start[..] <= bytes[..]).is_some_and(|(_, end)| !end);
+                prop_assert_eq!(inside, nets.iter().any(|net| net.contains(&IpAddr::from(bytes))));
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The netlink socket that transactions and questions go over.
+
+use std::io;
+use std::os::fd::AsFd as _;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt;
+
+use super::batch::{Batch, Family};
+use super::set::Element;
+use super::wire::{Attrs, find_attribute};
+
+/// Why the kernel refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {error}")]
+pub(crate) struct NftError {
+    /// Which step of the transaction.
+    pub(crate) step: String,
+    /// What the kernel said.
+    pub(crate) error: io::Error,
+}
+
+impl NftError {
+    /// The error number.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.error.raw_os_error()
+    }
+}
+
+/// A connection to netfilter in one network namespace.
+#[derive(Debug)]
+pub(crate) struct Nft {
+    socket: Socket,
+}
+
+/// A transaction of a thousand sandboxes is a few megabytes; the kernel takes a message whole or not at all.
+const SEND_BUFFER: usize = 64 << 20;
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+
+impl Nft {
+    /// Connects in the calling thread's network namespace.
+    pub(crate) fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // Root may pass the system's limits; without the right, what the limits give must do.
+        let _ = sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER);
+        let _ = sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER);
+        Ok(Self { socket })
+    }
+
+    /// Does everything in the batch at one instant, or nothing.
+    pub(crate) fn commit(&self, mut batch: Batch) -> Result<(), NftError> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        batch.finish();
+        let failed = |step: &str, error| NftError { step: format!("nftables: {step}"), error };
+        self.socket.send(&batch.buffer, 0).map_err(|error| failed("send a transaction", error))?;
+        // The kernel works while we send: its answers are all there now. The first error is the cause, others
+        // may follow from it.
+        let mut acknowledged = false;
+        let mut cause = None;
+        loop {
+            let answer = match self.receive() {
+                Ok(Some(answer)) => answer,
+                Ok(None) => break,
+                Err(error) => return Err(failed("receive the answer", error)),
+            };
+            for (kind, sequence, body) in messages(&answer) {
+                if kind != NLMSG_ERROR {
+                    continue;
+                }
+                match error_code(body) {
+                    0 => acknowledged = true,
+                    code => {
+                        let step = batch.steps.get(sequence as usize).map_or("", String::as_str);
+                        cause.get_or_insert_with(|| failed(step, io::Error::from_raw_os_error(code)));
+                    }
+                }
+            }
+        }
+        match cause {
+            Some(error) => Err(error),
+            None if acknowledged => Ok(()),
+            None => Err(failed("commit", io::Error::other("the kernel did not answer"))),
+        }
+    }
+
+    fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut buffer = Vec::with_capacity(1 << 16);
+        match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+            Ok(_) => Ok(Some(buffer)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks one question; the bodies of all answers (behind their `nfgenmsg`).
+    pub(crate) fn ask(
+        &self,
+        message: u16,
+        flags: u16,
+        family: u8,
+        fill: impl FnOnce(&mut Attrs<'_>),
+    ) -> io::Result<Vec<Vec<u8>>> {
+        let mut buffer = Vec::new();
+        buffer.extend_from_slice(&0_u32.to_ne_bytes());
+        buffer.extend_from_slice(&message.to_ne_bytes());
+        buffer.extend_from_slice(&(1 | flags).to_ne_bytes());
+        buffer.extend_from_slice(&[0; 8]);
+        buffer.extend_from_slice(&[family, 0, 0, 0]);
+        fill(&mut Attrs(&mut buffer));
+        let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
+        buffer[..4].copy_from_slice(&len.to_ne_bytes());
+        self.socket.send(&buffer, 0)?;
+        let mut answers = Vec::new();
+        while let Some(answer) = self.receive()? {
+            for (kind, _, body) in messages(&answer) {
+                match kind {
+                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_ERROR => match error_code(body) {
+                        0 => {}
+                        code => return Err(io::Error::from_raw_os_error(code)),
+                    },
+                    _ => answers.extend(body.get(4..).map(<[u8]>::to_vec)),
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    /// The note a table was made with; none if there is no table.
+    pub(crate) fn table_note(&self, family: Family, table: &str) -> io::Result<Option<Vec<u8>>> {
+        const GETTABLE: u16 = 10 << 8 | 1;
+        match self.ask(GETTABLE, 0, family as u8, |attrs| attrs.text(1, table)) {
+            Ok(answers) => {
+                let note = answers.first().and_then(|body| find_attribute(body, 6)).unwrap_or_default();
+                Ok(Some(note.to_vec()))
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a set has an element, and how many packets it counted if it counts.
+    pub(crate) fn element(&self, family: Family, table: &str, set: &str, element: &Element) -> io::Result<Option<u64>> {
+        const GETSETELEM: u16 = 10 << 8 | 13;
+        let answers = self.ask(GETSETELEM, 0, family as u8, |attrs| {
+            attrs.text(1, table);
+            attrs.text(2, set);
+            attrs.nest(3, |list| element.encode_key(list));
+        });
+        match answers {
+            Ok(answers) => Ok(answers.first().map(|body| counted(body).unwrap_or(0))),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many rules a chain has; none if there is no chain.
+    pub(crate) fn rules(&self, family: Family, table: &str, chain: &str) -> io::Result<Option<usize>> {
+        const GETCHAIN: u16 = 10 << 8 | 4;
+        const GETRULE: u16 = 10 << 8 | 7;
+        let name = |attrs: &mut Attrs<'_>, kind: u16| {
+            attrs.text(1, table);
+            attrs.text(kind, chain);
+        };
+        match self.ask(GETCHAIN, 0, family as u8, |attrs| name(attrs, 3)) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        const DUMP: u16 = 0x300;
+        Ok(Some(self.ask(GETRULE, DUMP, family as u8, |attrs| name(attrs, 2))?.len()))
+    }
+}
+
+/// The packets counted by the one element in an answer.
+fn counted(body: &[u8]) -> Option<u64> {
+    let element = find_attribute(find_attribute(body, 3)?, 1)?;
+    // One expression, or a list of them, by the kernel's age.
+    let expression = find_attribute(element, 7).or_else(|| find_attribute(find_attribute(element, 11)?, 1))?;
+    let packets = find_attribute(find_attribute(expression, 2)?, 2)?;
+    packets.try_into().ok().map(u64::from_be_bytes)
+}
+
+fn error_code(body: &[u8]) -> i32 {
+    body.get(..4).and_then(|code| code.try_into().ok()).map_or(libc::EBADMSG, |code| -i32::from_ne_bytes(code))
+}
+
+/// Kind, sequence number and body of each message in a buffer.
+fn messages(mut buffer: &[u8]) -> impl Iterator<Item = (u16, u32, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = u32::from_ne_bytes(buffer.get(..4)?.try_into().ok()?) as usize;
+        let kind = u16::from_ne_bytes(buffer.get(4..6)?.try_into().ok()?);
+        let sequence = u32::from_ne_bytes(buffer.get(8..12)?.try_into().ok()?);
+        let body = buffer.get(16..len)?;
+        buffer = buffer.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, sequence, body))
+    })
+}

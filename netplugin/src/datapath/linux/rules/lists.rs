@@ -1,0 +1,92 @@
+//! From allow and deny lists to rules.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+
+use crate::datapath::linux::nft::{Base, Batch, Rule as NftRule, Verdict};
+use crate::policy::{Direction, GroupName, Peer, PortRange, Rule, Transport};
+
+/// Rules that differ in nothing but their peers: they become one lookup per family.
+#[derive(Default)]
+struct Peers<'a> {
+    any: bool,
+    nets: Vec<IpNet>,
+    groups: Vec<&'a GroupName>,
+}
+
+/// Protocol (by its IPv4 number, which orders them), first and last port.
+type Service = (Option<u8>, u16, u16);
+
+fn by_service(rules: &[Rule]) -> BTreeMap<Service, (Option<Transport>, Peers<'_>)> {
+    let mut services: BTreeMap<Service, (Option<Transport>, Peers<'_>)> = BTreeMap::new();
+    for rule in rules {
+        let ports = if rule.ports.is_empty() { &[PortRange::ALL][..] } else { &rule.ports };
+        for range in ports {
+            let key = (rule.transport.map(|transport| transport.number(false)), range.first, range.last);
+            let (_, peers) = services.entry(key).or_insert_with(|| (rule.transport, Peers::default()));
+            match &rule.peer {
+                Peer::Any => peers.any = true,
+                Peer::Net(net) => peers.nets.push(*net),
+                Peer::Group(group) => peers.groups.push(group),
+            }
+        }
+    }
+    services
+}
+
+/// The name of the set of a group's addresses on a network.
+pub(super) fn group_set(network_id: &str, group: &GroupName, ipv6: bool) -> String {
+    let hash = crate::mac::digest_hex(&["group", group.as_str()], 6);
+    format!("group_{network_id}_{hash}_{}", if ipv6 { 6 } else { 4 })
+}
+
+/// Appends to `chain`: what a rule of the list matches gets `verdict`.
+pub(super) fn append_list(
+    batch: &mut Batch,
+    chain: &str,
+    network_id: &str,
+    direction: Direction,
+    rules: &[Rule],
+    verdict: &Verdict,
+) {
+    for ((_, first, last), (transport, peers)) in by_service(rules) {
+        for ipv6 in [false, true] {
+            let service = || {
+                let mut rule = NftRule::new().family(ipv6);
+                if let Some(transport) = transport {
+                    rule = rule.l4proto(transport.number(ipv6));
+                }
+                if (first, last) != (0, u16::MAX) {
+                    rule = rule.dport(first, last);
+                }
+                rule
+            };
+            let nets: Vec<IpNet> =
+                peers.nets.iter().copied().filter(|net| net.addr().is_ipv6() == ipv6).collect();
+            if peers.any || nets.iter().any(|net| net.prefix_len() == 0) {
+                batch.rule(chain, &service().verdict(verdict));
+                continue;
+            }
+            if !nets.is_empty() {
+                let rule = batch.within(peer(service(), direction, ipv6), &nets);
+                batch.rule(chain, &rule.verdict(verdict));
+            }
+            for group in &peers.groups {
+                let set = group_set(network_id, group, ipv6);
+                batch.rule(chain, &peer(service(), direction, ipv6).in_set(&set).verdict(verdict));
+            }
+        }
+    }
+}
+
+/// Loads the peer's address.
+fn peer(rule: NftRule, direction: Direction, ipv6: bool) -> NftRule {
+    let offset = match (direction, ipv6) {
+        (Direction::Egress, false) => 16,
+        (Direction::Egress, true) => 24,
+        (Direction::Ingress, false) => 12,
+        (Direction::Ingress, true) => 8,
+    };
+    rule.payload(Base::Network, offset, if ipv6 { 16 } else { 4 }, 0)
+}

@@ -1,0 +1,192 @@
+//! The rules of a sandbox: elements in shared sets, and a chain for each direction.
+
+use std::net::IpAddr;
+
+use super::lists::{append_list, group_set};
+use super::network::{chain as network_chain, permit, refuse};
+use crate::datapath::linux::nft::{Batch, Data, Element, Family, Key, Rule, Verdict};
+use crate::network::{Attachment, Network};
+use crate::policy::Direction;
+
+fn chain(id: &str, direction: Direction) -> String {
+    format!("box_{id}_{}", if direction == Direction::Egress { "out" } else { "in" })
+}
+
+/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet
+/// address.
+pub(crate) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = attachment.ips().collect();
+    if all.iter().any(IpAddr::is_ipv6) {
+        all.push(attachment.mac.link_local().into());
+    }
+    all
+}
+
+fn by_family(ip: IpAddr, v4: &'static str, v6: &'static str) -> &'static str {
+    if ip.is_ipv4() { v4 } else { v6 }
+}
+
+/// Elements in sets of the bridge table.
+fn frame_elements(attachment: &Attachment, multicast: bool, uplinks: &[String]) -> Vec<(&'static str, Element)> {
+    let port = || Key::new().ifname(&attachment.host_ifname);
+    let mut list = vec![
+        ("mac", Element::key(port().ether(attachment.mac))),
+        ("spoofed", Element::key(port())),
+        ("ports", Element::key(port())),
+    ];
+    for ip in addresses(attachment) {
+        list.push((by_family(ip, "src4", "src6"), Element::key(port().ip(ip))));
+    }
+    if multicast {
+        list.push(("mcast", Element::key(port())));
+    }
+    for uplink in uplinks {
+        list.push(("own_mac", Element::key(Key::new().ifname(uplink).ether(attachment.mac))));
+    }
+    list
+}
+
+/// Elements in sets and maps of the inet table.
+fn flow_elements(attachment: &Attachment) -> Vec<(&'static str, Element)> {
+    let mut list = Vec::new();
+    for ip in addresses(attachment) {
+        let key = || Key::new().ifname(&attachment.bridge).ip(ip);
+        list.push((by_family(ip, "own4", "own6"), Element::key(key())));
+        list.push((by_family(ip, "refused_out4", "refused_out6"), Element::key(key())));
+        list.push((by_family(ip, "refused_in4", "refused_in6"), Element::key(key())));
+        for (map, direction) in [
+            (by_family(ip, "out4", "out6"), Direction::Egress),
+            (by_family(ip, "in4", "in6"), Direction::Ingress),
+        ] {
+            let jump = Verdict::Jump(chain(&attachment.id, direction));
+            list.push((map, Element { key: key(), data: Data::Verdict(jump) }));
+        }
+    }
+    for port in &attachment.ports {
+        // One address of each family is published: the first.
+        for ipv6 in [false, true] {
+            let Some(ip) = attachment.ips().find(|ip| ip.is_ipv6() == ipv6) else { continue };
+            let data = Data::Value(Key::new().ip(ip).port(port.container_port));
+            let service = |key: Key| key.proto(port.protocol.number()).port(port.host_port);
+            match port.host_ip {
+                None => {
+                    let key = service(Key::new());
+                    list.push((by_family(ip, "published4", "published6"), Element { key, data }));
+                }
+                Some(host) if host.is_ipv6() == ipv6 => {
+                    let key = service(Key::new().ip(host));
+                    list.push((by_family(ip, "published4_at", "published6_at"), Element { key, data }));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    list
+}
+
+fn group_elements(network: &Network, attachment: &Attachment) -> Vec<(String, Element)> {
+    let Some(group) = &attachment.group else { return Vec::new() };
+    let id = network.id();
+    attachment.ips().map(|ip| (group_set(&id, group, ip.is_ipv6()), Element::key(Key::new().ip(ip)))).collect()
+}
+
+/// Makes a sandbox's rules. Its port must not be up yet.
+pub(crate) fn add_sandbox(batch: &mut Batch, network: &Network, attachment: &Attachment) {
+    batch.family(Family::Inet);
+    super::group_sets(batch, network, attachment.policy.groups().chain(&attachment.group));
+    fill_chains(batch, network, attachment);
+    for (set, element) in flow_elements(attachment) {
+        batch.add(set, &[element]);
+    }
+    for (set, element) in group_elements(network, attachment) {
+        batch.add(&set, &[element]);
+    }
+    batch.family(Family::Bridge);
+    for (set, element) in frame_elements(attachment, network.policy.multicast, &network.uplinks()) {
+        batch.add(set, &[element]);
+    }
+}
+
+/// Removes a sandbox's rules, as many of them as there are. Its port must not be up any more.
+pub(crate) fn remove_sandbox(batch: &mut Batch, network: Option<&Network>, attachment: &Attachment) {
+    batch.family(Family::Inet);
+    for direction in [Direction::Egress, Direction::Ingress] {
+        batch.chain(&chain(&attachment.id, direction));
+    }
+    for (set, element) in flow_elements(attachment) {
+        batch.remove(set, &[element]);
+    }
+    for direction in [Direction::Egress, Direction::Ingress] {
+        batch.flush_chain(&chain(&attachment.id, direction));
+        batch.delete_chain(&chain(&attachment.id, direction));
+    }
+    if let Some(network) = network {
+        super::group_sets(batch, network, attachment.group.iter());
+        for (set, element) in group_elements(network, attachment) {
+            batch.remove(&set, &[element]);
+        }
+    }
+    batch.family(Family::Bridge);
+    let uplinks = network.map(Network::uplinks).unwrap_or_default();
+    for (set, element) in frame_elements(attachment, true, &uplinks) {
+        batch.remove(set, &[element]);
+    }
+}
+
+/// Replaces what a sandbox may do by what its record says now.
+pub(crate) fn replace_policy(batch: &mut Batch, network: &Network, attachment: &Attachment) {
+    batch.family(Family::Inet);
+    super::group_sets(batch, network, attachment.policy.groups());
+    fill_chains(batch, network, attachment);
+}
+
+fn fill_chains(batch: &mut Batch, network: &Network, attachment: &Attachment) {
+    let id = network.id();
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let name = chain(&attachment.id, direction);
+        let lists = attachment.policy.lists(direction);
+        batch.chain(&name);
+        // Making all rules anew may just have filled it.
+        batch.flush_chain(&name);
+        append_list(batch, &name, &id, direction, &lists.deny, &refuse(direction));
+        batch.rule(&name, &Rule::new().jump(&network_chain(&id, false, direction)));
+        if direction == Direction::Ingress {
+            for port in &attachment.ports {
+                let published = Rule::new().ct_dnat().l4proto(port.protocol.number());
+                batch.rule(&name, &published.dport(port.container_port, port.container_port).accept());
+            }
+        }
+        append_list(batch, &name, &id, direction, &lists.allow, &permit(direction));
+        batch.rule(&name, &Rule::new().goto(&network_chain(&id, true, direction)));
+    }
+}
+
+/// Every element a sandbox has, for CHECK.
+pub(crate) fn all_elements(network: &Network, attachment: &Attachment) -> Vec<(Family, String, Element)> {
+    let frames = frame_elements(attachment, network.policy.multicast, &network.uplinks());
+    let frames = frames.into_iter().map(|(set, element)| (Family::Bridge, set.to_owned(), element));
+    let flows = flow_elements(attachment).into_iter().map(|(set, element)| (set.to_owned(), element));
+    let groups = group_elements(network, attachment);
+    frames.chain(flows.chain(groups).map(|(set, element)| (Family::Inet, set, element))).collect()
+}
+
+/// The chains of a sandbox, with the number of rules each must have.
+pub(crate) fn chains(network: &Network, attachment: &Attachment) -> Vec<(String, usize)> {
+    let mut batch = Batch::new(super::TABLE);
+    fill_chains(&mut batch, network, attachment);
+    [Direction::Egress, Direction::Ingress]
+        .map(|direction| chain(&attachment.id, direction))
+        .map(|name| (batch.count_rules(&name), name))
+        .map(|(count, name)| (name, count))
+        .to_vec()
+}
+
+/// The counting elements of a sandbox: spoofed frames, refused outgoing and refused incoming flows.
+pub(crate) fn counting(attachment: &Attachment) -> [Vec<(Family, &'static str, Element)>; 3] {
+    let by = |v4, v6| {
+        let key = |ip| Element::key(Key::new().ifname(&attachment.bridge).ip(ip));
+        addresses(attachment).into_iter().map(|ip| (Family::Inet, by_family(ip, v4, v6), key(ip))).collect()
+    };
+    let port = Element::key(Key::new().ifname(&attachment.host_ifname));
+    [vec![(Family::Bridge, "spoofed", port)], by("refused_out4", "refused_out6"), by("refused_in4", "refused_in6")]
+}

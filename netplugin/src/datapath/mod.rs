@@ -1,0 +1,160 @@
+//! The operating system's part: bridges, interfaces, packet filters.
+//!
+//! [`Datapath`] is the boundary. Everything above it is plain data; below it is netlink and nftables
+//! ([`linux`]), or ifconfig's ioctls and pf ([`freebsd`]).
+
+#[cfg(not(target_os = "linux"))]
+pub mod freebsd;
+#[cfg(target_os = "linux")]
+pub mod linux;
+
+#[cfg(not(target_os = "linux"))]
+pub use freebsd::Host;
+#[cfg(target_os = "linux")]
+pub use linux::Host;
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::cni::Interface;
+use crate::network::{Attachment, HostState, Network, StateError};
+use crate::vxlan::VpcError;
+
+/// Why the operating system's part failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The kernel refused.
+    #[error("cannot {what}: {error}")]
+    Kernel {
+        /// What was tried, with its operand.
+        what: String,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// The kernel answered with something that makes no sense.
+    #[error("{what}: unexpected answer from the kernel: {why}")]
+    Answer {
+        /// What was asked.
+        what: String,
+        /// What is odd.
+        why: String,
+    },
+    /// The container's network namespace is gone or never was.
+    #[error("network namespace {path}: {why}")]
+    Netns {
+        /// Where it should be.
+        path: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something of the host stands in the way.
+    #[error("{0}")]
+    Conflict(String),
+    /// This system cannot do it.
+    #[error("{what}: {why}")]
+    Unsupported {
+        /// What was wanted.
+        what: String,
+        /// Why not.
+        why: String,
+    },
+    /// A VPC's declaration does not fit this host.
+    #[error(transparent)]
+    Vpc(#[from] VpcError),
+    /// The records needed to restore rules cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl DatapathError {
+    /// Whether the container is gone.
+    pub fn is_netns_gone(&self) -> bool {
+        matches!(self, Self::Netns { .. })
+    }
+}
+
+/// What an interface carried and what was refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// Frames the sandbox sent.
+    pub sent_packets: u64,
+    /// Bytes the sandbox sent.
+    pub sent_bytes: u64,
+    /// Frames delivered to it.
+    pub received_packets: u64,
+    /// Bytes delivered to it.
+    pub received_bytes: u64,
+    /// Frames with a source that is not the sandbox's.
+    pub spoofed_packets: u64,
+    /// Flows it tried to open and may not (packets).
+    pub denied_out_packets: u64,
+    /// Flows others tried to open to it and may not (packets).
+    pub denied_in_packets: u64,
+}
+
+/// What a chained plugin must know of the interface another one made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Existing {
+    /// The host's end.
+    pub host_ifname: String,
+    /// The bridge it is on.
+    pub bridge: String,
+    /// The container's end.
+    pub mac: crate::mac::Mac,
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// The operating system's part.
+pub trait Datapath {
+    /// Whether an attachment could be made on this host now: what STATUS reports.
+    fn ready(&self) -> Result<(), DatapathError>;
+
+    /// Fills in what only the host knows of a network that was never made: whether the bridge is there already, the
+    /// MTU that the underlay carries (where `mtu` is 0), the links to other hosts. Changes nothing.
+    fn prepare(&self, network: &mut Network) -> Result<(), DatapathError>;
+
+    /// Checks that nothing of the host stands in the way of an attachment. Changes nothing.
+    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError>;
+
+    /// Finds what another plugin made, by the interfaces of its result. Changes nothing.
+    fn find_existing(&self, interfaces: &[Interface], netns: &str, ifname: &str) -> Result<Existing, DatapathError>;
+
+    /// Makes the network's bridge, links and rules, where they are not there yet, in place of `earlier`'s. `state` is
+    /// asked for only when all rules must be made anew (there were none, or somebody removed them); it must have this
+    /// network.
+    fn ensure_network(
+        &self,
+        network: &Network,
+        earlier: Option<&Network>,
+        state: &dyn Fn() -> Result<HostState, StateError>,
+    ) -> Result<(), DatapathError>;
+
+    /// Makes all rules anew if they are not there (somebody flushed the ruleset); true if they were not.
+    fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError>;
+
+    /// Removes what [`Datapath::ensure_network`] made; `last` when no other network is left.
+    fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError>;
+
+    /// Makes the sandbox's rules, then its interface. Nothing passes before the rules are in place.
+    fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError>;
+
+    /// Undoes [`Datapath::attach`], as much of it as there is. Goes on after an error.
+    fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError>;
+
+    /// What differs from what [`Datapath::attach`] made.
+    fn check(&self, network: &Network, attachment: &Attachment) -> Result<Vec<String>, DatapathError>;
+
+    /// Replaces the rules of a sandbox at once, and ends live flows that the new ones forbid.
+    fn update_policy(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        members: &dyn Fn(&crate::policy::GroupName, IpAddr) -> bool,
+    ) -> Result<(), DatapathError>;
+
+    /// What a sandbox's interface carried.
+    fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError>;
+}

@@ -1,0 +1,109 @@
+//! One interface of one container.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::cni::{Bandwidth, PortMapping, Route};
+use crate::mac::{Mac, digest_hex};
+use crate::policy::{GroupName, Policy};
+
+/// What the host's end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A veth pair, the other end in the container's network namespace.
+    Veth,
+    /// An interface made by another plugin of the chain: we filter it and leave it.
+    Chained,
+}
+
+/// How far an attachment got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Written down before anything was made.
+    Creating,
+    /// Everything is there.
+    Ready,
+}
+
+/// An address of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Address {
+    /// With its prefix.
+    pub address: IpNet,
+    /// The gateway.
+    pub gateway: Option<IpAddr>,
+}
+
+/// The journal's record of an attachment: everything that must be known to undo it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// Format of the record.
+    pub version: u32,
+    /// Short name for kernel objects, 12 hexadecimal digits.
+    pub id: String,
+    /// The container.
+    pub container_id: String,
+    /// The interface's name in it.
+    pub ifname: String,
+    /// The network.
+    pub network: String,
+    /// The container's network namespace.
+    pub netns: String,
+    /// How far it got.
+    pub phase: Phase,
+    /// What the host's end is.
+    pub kind: Kind,
+    /// The host's end.
+    pub host_ifname: String,
+    /// The bridge it is on.
+    pub bridge: String,
+    /// The container's Ethernet address.
+    pub mac: Mac,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The container's addresses.
+    pub addresses: Vec<Address>,
+    /// The container's routes.
+    pub routes: Vec<Route>,
+    /// What this sandbox may do besides what its network says.
+    pub policy: Policy,
+    /// The group it belongs to.
+    pub group: Option<GroupName>,
+    /// Ports of the host that lead here.
+    pub ports: Vec<PortMapping>,
+    /// Limits on what it carries.
+    pub bandwidth: Option<Bandwidth>,
+    /// Whether its addresses are our own allocator's.
+    pub own_ipam: bool,
+}
+
+impl Attachment {
+    /// The version this code writes.
+    pub const VERSION: u32 = 1;
+
+    /// The short name of an interface of a container on a network.
+    pub fn id_of(network: &str, container_id: &str, ifname: &str) -> String {
+        digest_hex(&["attachment", network, container_id, ifname], 6)
+    }
+
+    /// The name of the host's end of the veth pair.
+    pub fn host_ifname_of(id: &str) -> String {
+        format!("skv{id}")
+    }
+
+    /// The name of the device that shapes what the sandbox sends.
+    pub fn shaper_of(id: &str) -> String {
+        format!("ski{id}")
+    }
+
+    /// The sandbox's addresses, without their prefixes.
+    pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(|address| address.address.addr())
+    }
+}

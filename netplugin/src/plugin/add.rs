@@ -1,0 +1,291 @@
+//! ADD.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Plugin, rebuild, undo};
+use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, Route};
+use crate::datapath::{Datapath, DatapathError};
+use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
+use crate::mac::Mac;
+use crate::network::{Address, Attachment, Kind, Network, Phase};
+use crate::policy::from_annotations;
+
+impl<D: Datapath> Plugin<'_, D> {
+    /// ADD: attaches a container.
+    pub fn add(&self, attach: &Attach) -> Result<AddResult, CniError> {
+        let (mut network, mut attachment) = self.draft(attach)?;
+        self.datapath.validate(&network, &attachment)?;
+        if self.store.attachment(&attachment.network, &attachment.id)?.is_some() {
+            return Err(already(&attachment));
+        }
+        let mut dns = self.conf.dns.clone();
+        let delegated = matches!(self.conf.ipam, IpamConfig::Delegated(_));
+        if delegated {
+            let given = self.delegated("ADD")?.flatten().unwrap_or_default();
+            self.take(&mut network, &mut attachment, addresses_of(&given), given.routes);
+            if dns == Dns::default() {
+                dns = given.dns;
+            }
+        }
+        let made = self.make(&mut network, &mut attachment);
+        if let Err(error) = made {
+            let mut errors = vec![error];
+            if delegated && !matches!(errors[0], CniError::AlreadyAttached { .. }) {
+                errors.extend(self.delegated("DEL").err());
+            }
+            return Err(CniError::collect(errors).err().unwrap_or(CniError::NotReady("nothing failed".to_owned())));
+        }
+        Ok(self.result(&network, &attachment, dns))
+    }
+
+    /// The records as far as they are known before there are addresses. Nothing is changed.
+    fn draft(&self, attach: &Attach) -> Result<(Network, Attachment), CniError> {
+        let conf = self.conf;
+        let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy)
+            .map_err(|error| crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() })?;
+        let mut network = Network {
+            version: Network::VERSION,
+            name: conf.name.clone(),
+            bridge: conf.bridge.clone(),
+            owns_bridge: false,
+            mac: Network::derive_mac(&conf.name),
+            mtu: conf.mtu.unwrap_or(0),
+            gateways: Vec::new(),
+            ip_masq: conf.ip_masq,
+            policy: conf.policy.clone(),
+            nic: conf.uplink.nic.clone(),
+            vpc: conf.uplink.vpc.clone(),
+            keep: conf.keep_bridge,
+            peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),
+            links: Vec::new(),
+            groups: conf.policy.group.iter().chain(&group).cloned().collect(),
+        };
+        network.groups.extend(policy.groups().cloned());
+        let id = Attachment::id_of(&conf.name, &attach.container_id, &attach.ifname);
+        let mac = conf.runtime.mac.or(attach.args.mac);
+        let mut attachment = Attachment {
+            version: Attachment::VERSION,
+            host_ifname: Attachment::host_ifname_of(&id),
+            container_id: attach.container_id.clone(),
+            ifname: attach.ifname.clone(),
+            network: conf.name.clone(),
+            netns: attach.netns.clone().unwrap_or_default(),
+            phase: Phase::Creating,
+            kind: Kind::Veth,
+            bridge: conf.bridge.clone(),
+            mac: mac.unwrap_or_else(|| Mac::derive(&[&conf.name, &attach.container_id, &attach.ifname])),
+            mtu: 0,
+            addresses: Vec::new(),
+            routes: Vec::new(),
+            policy,
+            group,
+            ports: conf.runtime.port_mappings.clone(),
+            bandwidth: conf.runtime.bandwidth,
+            own_ipam: matches!(conf.ipam, IpamConfig::Own(_)),
+            id,
+        };
+        if let Some(previous) = &conf.prev_result {
+            let existing = self.datapath.find_existing(&previous.interfaces, &attachment.netns, &attachment.ifname)?;
+            attachment.kind = Kind::Chained;
+            attachment.host_ifname = existing.host_ifname;
+            attachment.mac = existing.mac;
+            attachment.mtu = existing.mtu;
+            network.bridge.clone_from(&existing.bridge);
+            network.mtu = existing.mtu;
+            attachment.bridge = existing.bridge;
+            attachment.addresses = addresses_of(previous);
+            if attachment.addresses.is_empty() {
+                return Err(IpamError::NoAddress.into());
+            }
+        }
+        Ok((network, attachment))
+    }
+
+    /// Takes over addresses and what follows from them.
+    fn take(&self, network: &mut Network, attachment: &mut Attachment, addresses: Vec<Address>, routes: Vec<Route>) {
+        attachment.routes = routes;
+        if self.conf.is_gateway {
+            for address in &addresses {
+                let gateway = address.gateway.and_then(|ip| IpNet::new(ip, address.address.prefix_len()).ok());
+                network.gateways.extend(gateway.filter(|net| !network.gateways.contains(net)));
+            }
+        }
+        if self.conf.is_default_gateway {
+            for (any, ipv6) in [(IpNet::V4(ipnet::Ipv4Net::default()), false), (IpNet::V6(ipnet::Ipv6Net::default()), true)] {
+                let gateway = addresses.iter().find_map(|one| one.gateway.filter(|ip| ip.is_ipv6() == ipv6));
+                let there = attachment.routes.iter().any(|route| route.dst == any);
+                if gateway.is_some() && !there {
+                    attachment.routes.push(Route::new(any, gateway));
+                }
+            }
+        }
+        attachment.addresses = addresses;
+    }
+
+    /// Makes everything, or nothing.
+    fn make(&self, network: &mut Network, attachment: &mut Attachment) -> Result<(), CniError> {
+        {
+            let _lock = self.store.lock()?;
+            if self.store.attachment(&attachment.network, &attachment.id)?.is_some() {
+                return Err(already(attachment));
+            }
+            self.check_ports(attachment)?;
+            let earlier = self.settle(network, attachment)?;
+            let leased = self.lease(network, attachment)?;
+            self.datapath.validate(network, attachment)?;
+            self.store.save_network(network)?;
+            if let Some(used) = leased {
+                self.store.save_used(&network.name, &used)?;
+            }
+            if let Err(error) = self.store.save_attachment(attachment) {
+                return Err(self.fail(attachment, error.into()));
+            }
+            let ensured = self.datapath.ensure_network(network, earlier.as_ref(), &|| self.store.load());
+            if let Err(error) = ensured {
+                drop(_lock);
+                return Err(self.fail(attachment, error.into()));
+            }
+        }
+        if let Err(error) = self.datapath.attach(network, attachment) {
+            return Err(self.fail(attachment, error.into()));
+        }
+        attachment.phase = Phase::Ready;
+        self.store.save_attachment(attachment).map_err(|error| self.fail(attachment, error.into()))
+    }
+
+    /// Undoes everything; the error of the step that failed comes first.
+    fn fail(&self, attachment: &Attachment, error: CniError) -> CniError {
+        let mut errors = vec![error];
+        errors.extend(undo(self.datapath, &self.store, attachment));
+        if errors.len() == 1 { errors.remove(0) } else { CniError::Several(errors) }
+    }
+
+    /// Joins the network's draft with what is on record of it; gives the record.
+    fn settle(&self, network: &mut Network, attachment: &mut Attachment) -> Result<Option<Network>, CniError> {
+        let earlier = self.store.network(&network.name)?;
+        for name in self.store.network_names()?.iter().filter(|name| **name != network.name) {
+            if let Some(other) = self.store.network(name)?
+                && other.bridge == network.bridge
+            {
+                return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
+            }
+        }
+        if let Some(earlier) = &earlier {
+            if earlier.bridge != network.bridge {
+                return Err(conflict(format!(
+                    "bridge: network {} has sandboxes on bridge {}, not {}",
+                    network.name, earlier.bridge, network.bridge
+                )));
+            }
+            let wanted = network.mtu;
+            if earlier.vpc == network.vpc && earlier.nic == network.nic {
+                network.links.clone_from(&earlier.links);
+                network.mtu = if wanted == 0 { earlier.mtu } else { wanted };
+            } else {
+                self.datapath.prepare(network)?;
+            }
+            network.absorb(earlier);
+        } else {
+            self.datapath.prepare(network)?;
+        }
+        if attachment.kind == Kind::Veth {
+            attachment.mtu = network.mtu;
+        }
+        Ok(earlier)
+    }
+
+    /// Gives the attachment addresses by our own allocator, if that is what the configuration says; what is taken
+    /// then is still to be written.
+    fn lease(&self, network: &mut Network, attachment: &mut Attachment) -> Result<Option<crate::ipam::Used>, CniError> {
+        let IpamConfig::Own(own) = &self.conf.ipam else { return Ok(None) };
+        if attachment.kind == Kind::Chained {
+            return Ok(None);
+        }
+        let attach = self.call.attach.as_ref();
+        let wanted: Vec<IpAddr> = match self.conf.runtime.ips.as_slice() {
+            [] => attach.map(|attach| attach.args.ips.clone()).unwrap_or_default(),
+            ips => ips.iter().map(|ip| ip.0).collect(),
+        };
+        let allocator = Allocator::new(own);
+        let mut used = self.store.used(&network.name)?;
+        let leases = match allocator.allocate(&mut used, &wanted) {
+            // What a crash left in the bitmap may be all that stands in the way.
+            Err(IpamError::Exhausted(_) | IpamError::Taken(_)) => {
+                used = rebuild(&self.store, &network.name, own, &used)?;
+                allocator.allocate(&mut used, &wanted)?
+            }
+            result => result?,
+        };
+        let addresses = leases
+            .into_iter()
+            .map(|Lease { address, gateway }| Address { address, gateway: Some(gateway) })
+            .collect();
+        self.take(network, attachment, addresses, own.routes.clone());
+        Ok(Some(used))
+    }
+
+    /// Looks for another sandbox that has one of the wanted ports. The lock is held.
+    fn check_ports(&self, attachment: &Attachment) -> Result<(), CniError> {
+        if attachment.ports.is_empty() {
+            return Ok(());
+        }
+        let state = self.store.load()?;
+        for other in state.attachments.iter().filter(|other| other.id != attachment.id) {
+            for port in &attachment.ports {
+                if other.ports.iter().any(|taken| taken.collides(port)) {
+                    return Err(CniError::PortTaken { port: port.to_string(), owner: other.container_id.clone() });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn result(&self, network: &Network, attachment: &Attachment, mut dns: Dns) -> AddResult {
+        if let Some(runtime) = &self.conf.runtime.dns {
+            dns.nameservers.clone_from(&runtime.servers);
+            dns.search.clone_from(&runtime.searches);
+            dns.options.clone_from(&runtime.options);
+        }
+        if let Some(previous) = &self.conf.prev_result {
+            return previous.clone();
+        }
+        let interface = |name: &str, mac: Option<Mac>, mtu: u32, sandbox: Option<String>| Interface {
+            name: name.to_owned(),
+            mac,
+            mtu: Some(mtu),
+            sandbox,
+        };
+        AddResult {
+            interfaces: vec![
+                interface(&network.bridge, network.owns_bridge.then_some(network.mac), network.mtu, None),
+                interface(&attachment.host_ifname, None, attachment.mtu, None),
+                interface(&attachment.ifname, Some(attachment.mac), attachment.mtu, Some(attachment.netns.clone())),
+            ],
+            ips: attachment
+                .addresses
+                .iter()
+                .map(|one| IpConfig { address: one.address, gateway: one.gateway, interface: Some(2) })
+                .collect(),
+            routes: attachment.routes.clone(),
+            dns,
+        }
+    }
+}
+
+fn addresses_of(result: &AddResult) -> Vec<Address> {
+    result.ips.iter().map(|ip| Address { address: ip.address, gateway: ip.gateway }).collect()
+}
+
+fn already(attachment: &Attachment) -> CniError {
+    CniError::AlreadyAttached {
+        container: attachment.container_id.clone(),
+        ifname: attachment.ifname.clone(),
+        network: attachment.network.clone(),
+    }
+}
+
+fn conflict(why: String) -> CniError {
+    DatapathError::Conflict(why).into()
+}

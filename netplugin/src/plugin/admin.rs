@@ -1,0 +1,180 @@
+//! What an administrator asks, beside the CNI: status, clean-up, another policy for a live sandbox.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::{drop_network, not_attached, undo};
+use crate::cni::{Args, Attach, CniError};
+use crate::datapath::{Counters, Datapath};
+use crate::network::{Attachment, HostState, Store};
+use crate::policy::{GroupName, Policy};
+
+/// A network's state.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkStatus {
+    /// Its name.
+    pub name: String,
+    /// Its bridge.
+    pub bridge: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The gateway's addresses.
+    pub gateways: Vec<IpNet>,
+    /// Links to other hosts.
+    pub links: Vec<String>,
+    /// The other hosts.
+    pub peers: Vec<IpAddr>,
+    /// Its sandboxes.
+    pub attachments: Vec<AttachmentStatus>,
+}
+
+/// A sandbox's state.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentStatus {
+    /// The container.
+    pub container_id: String,
+    /// Its interface.
+    pub ifname: String,
+    /// The host's end.
+    pub host_ifname: String,
+    /// The packet filter's name for it.
+    pub anchor: String,
+    /// Its Ethernet address.
+    pub mac: String,
+    /// Its addresses.
+    pub addresses: Vec<IpNet>,
+    /// Its group.
+    pub group: Option<GroupName>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<String>,
+    /// What it carried.
+    pub counters: Counters,
+    /// What is not as it should be; empty is good.
+    pub problems: Vec<String>,
+}
+
+/// The host's state.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Its networks.
+    pub networks: Vec<NetworkStatus>,
+}
+
+/// Looks at every network and sandbox on record.
+pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniError> {
+    let HostState { networks, attachments } = store.load()?;
+    let networks = networks
+        .into_iter()
+        .map(|network| {
+            let mut own = Vec::new();
+            for attachment in attachments.iter().filter(|one| one.network == network.name) {
+                let problems =
+                    datapath.check(&network, attachment).unwrap_or_else(|error| vec![error.to_string()]);
+                own.push(AttachmentStatus {
+                    container_id: attachment.container_id.clone(),
+                    ifname: attachment.ifname.clone(),
+                    host_ifname: attachment.host_ifname.clone(),
+                    anchor: attachment.id.clone(),
+                    mac: attachment.mac.to_string(),
+                    addresses: attachment.addresses.iter().map(|one| one.address).collect(),
+                    group: attachment.group.clone(),
+                    ports: attachment
+                        .ports
+                        .iter()
+                        .map(|port| format!("{port} -> {}", port.container_port))
+                        .collect(),
+                    counters: datapath.counters(attachment)?,
+                    problems,
+                });
+            }
+            let peers = network.vpc.iter().flat_map(|vpc| vpc.nodes.iter().map(|node| node.address)).collect();
+            Ok(NetworkStatus {
+                name: network.name,
+                bridge: network.bridge,
+                mtu: network.mtu,
+                gateways: network.gateways,
+                links: network.links,
+                peers,
+                attachments: own,
+            })
+        })
+        .collect::<Result<_, CniError>>()?;
+    Ok(Status { networks })
+}
+
+/// Replaces a live sandbox's own lists, at once, and ends what they forbid now.
+pub fn set_policy<D: Datapath>(
+    datapath: &D,
+    store: &Store,
+    network: &str,
+    container_id: &str,
+    ifname: &str,
+    policy: Policy,
+) -> Result<(), CniError> {
+    let _lock = store.lock()?;
+    let id = Attachment::id_of(network, container_id, ifname);
+    let (Some(mut attachment), Some(mut record)) = (store.attachment(network, &id)?, store.network(network)?) else {
+        let attach = Attach {
+            container_id: container_id.to_owned(),
+            ifname: ifname.to_owned(),
+            netns: None,
+            args: Args::default(),
+        };
+        return Err(not_attached(network, &attach));
+    };
+    record.groups.extend(policy.groups().cloned());
+    attachment.policy = policy;
+    let members_of = store.attachments(network)?;
+    let members = |group: &GroupName, ip: IpAddr| {
+        members_of.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
+    };
+    // Written down first: rules restored from now on are the new ones.
+    store.save_network(&record)?;
+    store.save_attachment(&attachment)?;
+    datapath.restore(&|| store.load())?;
+    datapath.update_policy(&record, &attachment, &members)?;
+    Ok(())
+}
+
+/// Puts back rules that somebody removed; true if there was something to put back.
+pub fn restore<D: Datapath>(datapath: &D, store: &Store) -> Result<bool, CniError> {
+    let _lock = store.lock()?;
+    Ok(datapath.restore(&|| store.load())?)
+}
+
+/// Undoes attachments whose namespace is gone, or whose ADD never ended, and networks without attachments. Gives
+/// the names of what was undone.
+pub fn collect<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<String>, CniError> {
+    let (mut undone, mut errors) = (Vec::new(), Vec::new());
+    let state = {
+        // Whoever is making something holds no lock while it takes long: only what has no namespace is surely dead.
+        let _lock = store.lock()?;
+        store.load()?
+    };
+    for attachment in &state.attachments {
+        if std::path::Path::new(&attachment.netns).exists() || !cfg!(target_os = "linux") {
+            continue;
+        }
+        let failed = undo(datapath, store, attachment);
+        if failed.is_empty() {
+            undone.push(format!("{}/{} on {}", attachment.container_id, attachment.ifname, attachment.network));
+        }
+        errors.extend(failed);
+    }
+    {
+        let _lock = store.lock()?;
+        for name in store.network_names()? {
+            let keep = store.network(&name)?.is_some_and(|network| network.keep);
+            if !keep && !store.has_others(&name, "")? {
+                errors.extend(drop_network(datapath, store, &name)?);
+                undone.push(format!("network {name}"));
+            }
+        }
+        datapath.restore(&|| store.load())?;
+    }
+    CniError::collect(errors).map(|()| undone)
+}

@@ -1,0 +1,55 @@
+//! DEL.
+
+use super::{Plugin, undo};
+use crate::cni::{Attach, CniError};
+use crate::datapath::Datapath;
+use crate::mac::Mac;
+use crate::network::{Attachment, Kind, Phase};
+
+impl<D: Datapath> Plugin<'_, D> {
+    /// DEL: detaches a container. Whatever is missing counts as done.
+    pub fn del(&self, attach: &Attach) -> Result<(), CniError> {
+        let id = Attachment::id_of(&self.conf.name, &attach.container_id, &attach.ifname);
+        let mut errors = Vec::new();
+        match self.store.attachment(&self.conf.name, &id) {
+            Ok(Some(attachment)) => errors.extend(undo(self.datapath, &self.store, &attachment)),
+            // Never made, or made by a call whose records are lost: what has our names is ours.
+            Ok(None) if self.conf.prev_result.is_none() || self.conf.ipam != crate::ipam::IpamConfig::None => {
+                let remains = self.datapath.detach(None, &nameless(self.conf.name.clone(), attach, id, &self.conf.bridge));
+                errors.extend(remains.into_iter().map(CniError::from));
+            }
+            Ok(None) => {}
+            Err(error) => errors.push(error.into()),
+        }
+        // Not before the interface is gone: the address would be another's while it is still in use.
+        if errors.is_empty() {
+            errors.extend(self.delegated("DEL").err());
+        }
+        CniError::collect(errors)
+    }
+}
+
+/// What an attachment without a record would have been called.
+fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attachment {
+    Attachment {
+        version: Attachment::VERSION,
+        host_ifname: Attachment::host_ifname_of(&id),
+        mac: Mac::derive(&[&network, &attach.container_id, &attach.ifname]),
+        id,
+        container_id: attach.container_id.clone(),
+        ifname: attach.ifname.clone(),
+        network,
+        netns: attach.netns.clone().unwrap_or_default(),
+        phase: Phase::Creating,
+        kind: Kind::Veth,
+        bridge: bridge.to_owned(),
+        mtu: 0,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        policy: crate::policy::Policy::default(),
+        group: None,
+        ports: Vec::new(),
+        bandwidth: None,
+        own_ipam: false,
+    }
+}

@@ -1,0 +1,44 @@
+//! GC.
+
+use super::{Plugin, drop_network, rebuild, undo};
+use crate::cni::{CniError, ConfigError};
+use crate::datapath::Datapath;
+use crate::ipam::IpamConfig;
+
+impl<D: Datapath> Plugin<'_, D> {
+    /// GC: detaches everything that is not on the runtime's list, brings the address file into line with what is
+    /// left, and puts back rules that somebody removed.
+    pub fn gc(&self) -> Result<(), CniError> {
+        let valid = self.conf.valid_attachments.as_ref().ok_or_else(|| ConfigError::Field {
+            field: "cni.dev/valid-attachments",
+            why: "is missing".to_owned(),
+        })?;
+        let mut errors = Vec::new();
+        for attachment in self.store.attachments(&self.conf.name)? {
+            let keep = valid.iter().any(|(container, ifname)| {
+                *container == attachment.container_id && *ifname == attachment.ifname
+            });
+            if !keep {
+                errors.extend(undo(self.datapath, &self.store, &attachment));
+            }
+        }
+        errors.extend(self.tidy().err());
+        errors.extend(self.delegated("GC").err());
+        CniError::collect(errors)
+    }
+
+    fn tidy(&self) -> Result<(), CniError> {
+        let _lock = self.store.lock()?;
+        let name = &self.conf.name;
+        let Some(network) = self.store.network(name)? else { return Ok(()) };
+        if !network.keep && !self.store.has_others(name, "")? {
+            return CniError::collect(drop_network(self.datapath, &self.store, name)?);
+        }
+        if let IpamConfig::Own(own) = &self.conf.ipam {
+            let used = self.store.used(name)?;
+            self.store.save_used(name, &rebuild(&self.store, name, own, &used)?)?;
+        }
+        self.datapath.restore(&|| self.store.load())?;
+        Ok(())
+    }
+}

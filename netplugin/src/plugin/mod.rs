@@ -1,0 +1,161 @@
+//! What each command does.
+//!
+//! An ADD checks everything it can before it changes anything; then writes down what it is going to make (the
+//! attachment's record is the journal), makes it, and undoes all of it if a step fails. A DEL goes on after an
+//! error, reports all of them, and gives the addresses back only if nothing of the sandbox is left.
+//!
+//! The lock over the records is held for the short steps only: what takes the kernel long (making and removing
+//! interfaces) and what others do (delegated IPAM) happens outside it, so that many calls run side by side.
+
+mod add;
+mod admin;
+mod del;
+mod gc;
+
+pub use admin::{AttachmentStatus, NetworkStatus, Status, collect, restore, set_policy, status};
+
+use std::net::IpAddr;
+
+use crate::cni::{Attach, CniError, CniVersion, Invocation, NetConf};
+use crate::datapath::Datapath;
+use crate::ipam::{Allocator, IpamConfig, IpamError, OwnIpam, Used, delegate};
+use crate::network::{Attachment, Network, Store};
+
+/// A call at work.
+#[derive(Debug)]
+pub struct Plugin<'a, D> {
+    datapath: &'a D,
+    store: Store,
+    call: &'a Invocation,
+    conf: &'a NetConf,
+}
+
+impl<'a, D: Datapath> Plugin<'a, D> {
+    /// A call that was read and checked.
+    pub fn new(datapath: &'a D, call: &'a Invocation, conf: &'a NetConf) -> Self {
+        let store = Store::new(conf.data_dir.clone().unwrap_or_else(|| Store::default_dir().to_owned()));
+        Self { datapath, store, call, conf }
+    }
+
+    /// Runs the IPAM plugin of the configuration, if it is not ours; `None` if it is.
+    fn delegated(&self, command: &str) -> Result<Option<Option<crate::cni::AddResult>>, CniError> {
+        let IpamConfig::Delegated(name) = &self.conf.ipam else { return Ok(None) };
+        let path = self.call.find_plugin(name).ok_or_else(|| IpamError::PluginMissing(name.clone()))?;
+        Ok(Some(delegate(&path, command, &self.conf.raw)?))
+    }
+
+    /// STATUS: could an ADD succeed now?
+    pub fn status(&self) -> Result<(), CniError> {
+        self.datapath.ready().map_err(|error| CniError::NotReady(error.to_string()))?;
+        match &self.conf.ipam {
+            IpamConfig::None => Ok(()),
+            IpamConfig::Own(own) => {
+                let used = self.store.used(&self.conf.name)?;
+                let room = Allocator::new(own).has_room(&used);
+                if room { Ok(()) } else { Err(CniError::NotReady("no free address left".to_owned())) }
+            }
+            // Plugins of before 1.1.0 know no STATUS.
+            IpamConfig::Delegated(_) if self.conf.version < CniVersion::V1_1_0 => Ok(()),
+            IpamConfig::Delegated(_) => {
+                self.delegated("STATUS").map(|_| ()).map_err(|error| CniError::NotReady(error.to_string()))
+            }
+        }
+    }
+
+    /// CHECK: is everything as ADD left it?
+    pub fn check(&self, attach: &Attach) -> Result<(), CniError> {
+        let id = Attachment::id_of(&self.conf.name, &attach.container_id, &attach.ifname);
+        let (record, network) = {
+            let _lock = self.store.lock()?;
+            (self.store.attachment(&self.conf.name, &id)?, self.store.network(&self.conf.name)?)
+        };
+        let (Some(mut record), Some(network)) = (record, network) else {
+            return Err(not_attached(&self.conf.name, attach));
+        };
+        // The namespace may have moved to another path; what counts is what is in it.
+        if let Some(netns) = &attach.netns {
+            record.netns.clone_from(netns);
+        }
+        let mut found = Vec::new();
+        if let Some(previous) = &self.conf.prev_result {
+            let known: Vec<IpAddr> = record.ips().collect();
+            for ip in previous.ips.iter().filter(|ip| !known.contains(&ip.address.addr())) {
+                found.push(format!("prevResult has {}, which was not given to this container", ip.address));
+            }
+        }
+        found.extend(self.datapath.check(&network, &record)?);
+        if !found.is_empty() {
+            return Err(CniError::Check(found));
+        }
+        self.delegated("CHECK").map(|_| ())
+    }
+}
+
+fn not_attached(network: &str, attach: &Attach) -> CniError {
+    CniError::NotAttached {
+        container: attach.container_id.clone(),
+        ifname: attach.ifname.clone(),
+        network: network.to_owned(),
+    }
+}
+
+/// What is taken, by the attachments' own records: whatever a crash left behind in the bitmap is gone.
+fn rebuild(store: &Store, network: &str, own: &OwnIpam, earlier: &Used) -> Result<Used, CniError> {
+    let mut used = Used { version: Used::VERSION, last: earlier.last.clone(), ..Used::default() };
+    for ip in store.attachments(network)?.iter().filter(|one| one.own_ipam).flat_map(Attachment::ips) {
+        Allocator::new(own).mark(&mut used, ip);
+    }
+    Ok(used)
+}
+
+/// Undoes an attachment and forgets it, and its network if it was the last. Goes on after an error.
+fn undo<D: Datapath>(datapath: &D, store: &Store, attachment: &Attachment) -> Vec<CniError> {
+    let network = match store.network(&attachment.network) {
+        Ok(network) => network,
+        Err(error) => return vec![error.into()],
+    };
+    let errors: Vec<CniError> =
+        datapath.detach(network.as_ref(), attachment).into_iter().map(CniError::from).collect();
+    if !errors.is_empty() {
+        // The record stays, and with it the addresses: nobody shall inherit what is left.
+        return errors;
+    }
+    forget(datapath, store, attachment, network.as_ref()).unwrap_or_else(|error| vec![error])
+}
+
+fn forget<D: Datapath>(
+    datapath: &D,
+    store: &Store,
+    attachment: &Attachment,
+    network: Option<&Network>,
+) -> Result<Vec<CniError>, CniError> {
+    let _lock = store.lock()?;
+    // Another call may have been faster, and the addresses another's since.
+    let known = store.attachment(&attachment.network, &attachment.id)?.is_some();
+    if known && attachment.own_ipam && !attachment.addresses.is_empty() {
+        let mut used = store.used(&attachment.network)?;
+        for ip in attachment.ips() {
+            used.release(ip);
+        }
+        store.save_used(&attachment.network, &used)?;
+    }
+    store.remove_attachment(&attachment.network, &attachment.id)?;
+    match network {
+        Some(network) if !network.keep && !store.has_others(&network.name, &attachment.id)? => {
+            drop_network(datapath, store, &network.name)
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Removes a network without attachments. The lock is held.
+fn drop_network<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<Vec<CniError>, CniError> {
+    // As it is now: it may have changed since the caller looked.
+    let Some(network) = store.network(name)? else { return Ok(Vec::new()) };
+    let last = store.network_names()?.iter().all(|other| other == name);
+    let errors: Vec<CniError> = datapath.remove_network(&network, last).into_iter().map(CniError::from).collect();
+    if errors.is_empty() {
+        store.remove_network(name)?;
+    }
+    Ok(errors)
+}

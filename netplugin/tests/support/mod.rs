@@ -1,0 +1,374 @@
+//! Hosts, containers and wires made of network namespaces, and packets to send between them.
+//!
+//! A namespace here has no name and no file: it is a descriptor of this process, gone with it. The machine's own
+//! namespace is never touched, so tests run side by side.
+
+#![allow(dead_code, unreachable_pub, missing_docs)]
+
+pub mod frames;
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::{Value, json};
+
+/// How long a packet that should arrive may take. Generous: a loaded machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How long we listen for a packet that should not arrive.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// Tests of this kind make network namespaces, which takes root.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+    };
+}
+
+/// A network namespace.
+pub struct Ns {
+    file: File,
+}
+
+impl Ns {
+    pub fn new() -> Self {
+        let file = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        })
+        .join()
+        .unwrap();
+        let ns = Self { file };
+        ns.ip("link set lo up");
+        ns
+    }
+
+    /// A path by which other processes find it while this one lives.
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
+    /// Runs `work` inside.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            match inside.join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Runs `work` inside on a thread of its own, and does not wait for it.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let file = self.file.try_clone().unwrap();
+        thread::spawn(move || {
+            setns(file.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+    }
+
+    pub fn command(&self, program: &str, args: &[&str], input: &str) -> Output {
+        self.run(|| {
+            let mut child = Command::new(program)
+                .args(args)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap_or_else(|error| panic!("{program}: {error}"));
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        })
+    }
+
+    fn checked(&self, program: &str, args: &[&str], input: &str) -> String {
+        let output = self.command(program, args, input);
+        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn ip(&self, args: &str) -> String {
+        self.checked("ip", &args.split(' ').collect::<Vec<_>>(), "")
+    }
+
+    pub fn nft(&self, script: &str) -> String {
+        self.checked("nft", &["-f", "-"], script)
+    }
+
+    pub fn ruleset(&self) -> String {
+        self.checked("nft", &["list", "ruleset"], "")
+    }
+
+    pub fn sysctl(&self, path: &str) -> String {
+        self.run(|| std::fs::read_to_string(format!("/proc/sys/net/{path}")).unwrap().trim().to_owned())
+    }
+
+    pub fn set_sysctl(&self, path: &str, value: &str) {
+        self.run(|| std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap());
+    }
+
+    /// A wire to another namespace, both ends up.
+    pub fn wire(&self, name: &str, other: &Self, other_name: &str) {
+        self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
+        self.ip(&format!("link set {name} up"));
+        other.ip(&format!("link set {other_name} up"));
+    }
+
+    /// Everything there is that a teardown could forget.
+    pub fn census(&self) -> String {
+        let links = self.ip("-br link");
+        let addresses = self.ip("-br addr");
+        let neighbours = self.ip("neigh show nud permanent");
+        let routes = format!("{}{}", self.ip("route show table all"), self.ip("-6 route show table all"));
+        // The order of addresses and the state of links are not ours to judge.
+        let names: Vec<&str> = links.lines().filter_map(|line| line.split_whitespace().next()).collect();
+        format!("{names:?}\n{addresses}\n{neighbours}\n{routes}\n{}", self.ruleset())
+    }
+
+    /// Answers TCP on a port, for as long as the test runs: each byte comes back.
+    pub fn serve_tcp(&self, at: &str) {
+        let listener = self.run(|| TcpListener::bind(at).unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { break };
+                thread::spawn(move || {
+                    let mut buffer = [0; 64];
+                    while let Ok(n @ 1..) = stream.read(&mut buffer) {
+                        if stream.write_all(&buffer[..n]).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    /// Answers UDP on a port with the address it saw the question come from.
+    pub fn serve_udp(&self, at: &str) {
+        let socket = self.run(|| UdpSocket::bind(at).unwrap());
+        thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(from.ip().to_string().as_bytes(), from);
+            }
+        });
+    }
+
+    /// A TCP connection, if one comes about.
+    pub fn connect(&self, to: &str, patience: Duration) -> Option<TcpStream> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(|| {
+            let stream = TcpStream::connect_timeout(&to, patience).ok()?;
+            stream.set_read_timeout(Some(patience)).unwrap();
+            Some(stream)
+        })
+    }
+
+    /// Whether TCP gets through, there and back.
+    pub fn reaches(&self, to: &str) -> bool {
+        self.connect(to, PATIENCE).is_some_and(|mut stream| echoes(&mut stream))
+    }
+
+    /// Whether TCP does not get through, in a time in which it would have.
+    pub fn blocked(&self, to: &str) -> bool {
+        self.connect(to, SILENCE).is_none()
+    }
+
+    /// Asks by UDP; what the other side saw as our address.
+    pub fn ask_udp(&self, to: &str, patience: Duration) -> Option<IpAddr> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(|| {
+            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let socket = UdpSocket::bind(any).unwrap();
+            socket.set_read_timeout(Some(patience)).unwrap();
+            let mut buffer = [0; 64];
+            socket.send_to(b"?", to).ok()?;
+            let (n, _) = socket.recv_from(&mut buffer).ok()?;
+            String::from_utf8_lossy(&buffer[..n]).parse().ok()
+        })
+    }
+}
+
+/// Whether a connection carries bytes.
+pub fn echoes(stream: &mut TcpStream) -> bool {
+    let mut buffer = [0; 4];
+    stream.write_all(b"ping").is_ok() && stream.read_exact(&mut buffer).is_ok() && &buffer == b"ping"
+}
+
+/// A host: a namespace, and the plugin's files.
+pub struct Host {
+    pub ns: Ns,
+    pub dir: tempfile::TempDir,
+}
+
+/// A container on a network.
+pub struct Container {
+    pub ns: Ns,
+    pub id: String,
+    pub result: Value,
+}
+
+impl Container {
+    pub fn ip(&self) -> String {
+        self.address(0)
+    }
+
+    pub fn address(&self, n: usize) -> String {
+        let text = self.result["ips"][n]["address"].as_str().unwrap();
+        text.split('/').next().unwrap().to_owned()
+    }
+
+    pub fn mac(&self) -> [u8; 6] {
+        let text = self.result["interfaces"][2]["mac"].as_str().unwrap();
+        let mut octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
+        std::array::from_fn(|_| octets.next().unwrap())
+    }
+
+    pub fn host_ifname(&self) -> String {
+        self.result["interfaces"][1]["name"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Host {
+    pub fn new() -> Self {
+        Self { ns: Ns::new(), dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// A configuration with our allocator and these parts besides.
+    pub fn conf(&self, name: &str, subnet: &str, more: Value) -> Value {
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": name, "type": "skep-cni", "dataDir": self.data_dir(),
+            "ipam": { "type": "skep", "subnet": subnet },
+        });
+        merge(&mut conf, more);
+        conf
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Calls the plugin on this host.
+    pub fn call(&self, verb: &str, id: &str, ifname: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
+        self.call_with(env!("CARGO_BIN_EXE_skep-cni"), verb, id, ifname, netns, conf)
+    }
+
+    /// Calls any plugin on this host.
+    pub fn call_with(
+        &self,
+        binary: &str,
+        verb: &str,
+        id: &str,
+        ifname: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
+        let output = self.ns.run(|| {
+            let mut child = Command::new(binary)
+                .env_clear()
+                .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+                .env("CNI_COMMAND", verb)
+                .env("CNI_CONTAINERID", id)
+                .env("CNI_IFNAME", ifname)
+                .env("CNI_NETNS", netns)
+                .env("CNI_PATH", "/usr/lib/cni:/opt/cni/bin")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        let text = String::from_utf8(output.stdout).unwrap();
+        let value = if text.trim().is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+        };
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        if output.status.success() { Ok(value) } else { Err(value) }
+    }
+
+    /// Attaches a new container.
+    pub fn add(&self, id: &str, conf: &Value) -> Container {
+        let ns = Ns::new();
+        let result = self.call("ADD", id, "eth0", &ns.path(), conf).unwrap_or_else(|error| panic!("ADD {id}: {error}"));
+        Container { ns, id: id.to_owned(), result }
+    }
+
+    pub fn del(&self, container: &Container, conf: &Value) {
+        self.call("DEL", &container.id, "eth0", &container.ns.path(), conf)
+            .unwrap_or_else(|error| panic!("DEL {}: {error}", container.id));
+    }
+
+    pub fn check(&self, container: &Container, conf: &Value) -> Result<Value, Value> {
+        self.call("CHECK", &container.id, "eth0", &container.ns.path(), conf)
+    }
+
+    /// Connects the host to a namespace outside: 192.0.2.1 and 2001:db8::1 here, .2 and ::2 there.
+    pub fn outside(&self) -> Ns {
+        let outside = Ns::new();
+        self.ns.wire("out0", &outside, "out1");
+        for (ns, link, n) in [(&self.ns, "out0", 1), (&outside, "out1", 2)] {
+            ns.ip(&format!("addr add 192.0.2.{n}/24 dev {link}"));
+            ns.ip(&format!("addr add 2001:db8::{n}/64 dev {link} nodad"));
+        }
+        outside
+    }
+
+    /// The plugin's files.
+    pub fn files(&self) -> Vec<String> {
+        fn walk(dir: &std::path::Path, found: &mut Vec<String>) {
+            for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+                if entry.path().is_dir() {
+                    walk(&entry.path(), found);
+                } else if entry.file_name() != "lock" {
+                    found.push(entry.path().display().to_string());
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.data_dir(), &mut found);
+        found.sort();
+        found
+    }
+}
+
+/// Puts the fields of one object into another, objects into objects.
+pub fn merge(into: &mut Value, more: Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (key, value) in more {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, more) => *into = more,
+    }
+}
+
+/// A policy under which everybody may open everything.
+pub fn open_policy() -> Value {
+    json!({ "policy": { "egress": { "allow": ["any"] }, "ingress": { "allow": ["any"] } } })
+}
+
+/// Waits for a message with patience.
+pub fn received<T>(receiver: &mpsc::Receiver<T>) -> Option<T> {
+    receiver.recv_timeout(PATIENCE).ok()
+}
