@@ -32,6 +32,8 @@ pub struct Scope {
     pub directory: PathBuf,
     /// The parts of it where nothing may be left, each with all below it.
     pub watched: Vec<PathBuf>,
+    /// What of it may come and stay: directories that are made once, for all sandboxes.
+    pub permanent: Vec<PathBuf>,
     /// Where containerd keeps its databases and snapshots.
     pub own: PathBuf,
     /// containerd's namespace: the name of the cgroup below which its containers' cgroups are.
@@ -55,7 +57,7 @@ impl Census {
             census.add("mount", &mount.display().to_string());
         }
         for directory in &scope.watched {
-            census.add_tree(directory)?;
+            census.add_tree(directory, &scope.permanent)?;
         }
         for cgroup in cgroups(&scope.namespace)? {
             census.add("cgroup", &cgroup.display().to_string());
@@ -102,7 +104,7 @@ impl Census {
         *self.0.entry(format!("{kind} {what}")).or_default() += 1;
     }
 
-    fn add_tree(&mut self, path: &Path) -> Result<()> {
+    fn add_tree(&mut self, path: &Path, permanent: &[PathBuf]) -> Result<()> {
         let entries = match fs::read_dir(path) {
             // Gone between being listed and being read, or never made.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -117,10 +119,14 @@ impl Census {
             let Ok(entry) = entry else { continue };
             let Ok(kind) = entry.file_type() else { continue };
             let shown = entry.path().display().to_string();
-            if kind.is_dir() {
+            if permanent.contains(&entry.path()) {
+                if kind.is_dir() {
+                    self.add_tree(&entry.path(), permanent)?;
+                }
+            } else if kind.is_dir() {
                 self.add("directory", &shown);
                 if !is_mount_point(&entry.path())? {
-                    self.add_tree(&entry.path())?;
+                    self.add_tree(&entry.path(), permanent)?;
                 }
             } else if kind.is_socket() {
                 self.add("socket", &shown);
@@ -302,6 +308,7 @@ mod tests {
         let scope = Scope {
             directory: directory.path().to_owned(),
             watched: vec![directory.path().join("state")],
+            permanent: Vec::new(),
             own: directory.path().join("root"),
             namespace: "skep-no-such-cgroup".to_owned(),
             daemon: daemon.id(),

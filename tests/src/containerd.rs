@@ -104,6 +104,7 @@ impl Containerd {
             watched: ["state", "skep", "tmp", "root/io.containerd.runtime.v2.task"]
                 .map(|name| self.directory().join(name))
                 .into(),
+            permanent: ["s", "sb", "sb/lock"].map(|name| self.skep_state().join(name)).into(),
             own: self.directory().join("root"),
             namespace: self.namespace.clone(),
             daemon: self.pid(),
