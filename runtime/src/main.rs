@@ -13,7 +13,7 @@ use skep::sandbox;
 #[derive(Parser)]
 #[command(name = "skep", version)]
 struct Arguments {
-    /// Configuration file, instead of $SKEP_CONFIG or the system's.
+    /// Configuration file, instead of `$SKEP_CONFIG` or the system's.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]

@@ -93,7 +93,11 @@ impl Config {
             let at = e.span().map_or(0, |span| span.start);
             ConfigError::Parse {
                 origin: origin.to_owned(),
-                line: 1 + text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count(),
+                line: 1 + text
+                    .char_indices()
+                    .take_while(|(i, _)| *i < at)
+                    .filter(|(_, c)| *c == '\n')
+                    .count(),
                 key: key_at(text, at),
                 message: e.message().replace('\n', ", "),
             }
@@ -135,10 +139,10 @@ fn key_at(text: &str, at: usize) -> Option<String> {
                 return true;
             }
             // A table's span is its header's, so look into every table.
-            if let DeValue::Table(inner) = value.get_ref() {
-                if search(inner, at, path) {
-                    return true;
-                }
+            if let DeValue::Table(inner) = value.get_ref()
+                && search(inner, at, path)
+            {
+                return true;
             }
             if value.span().contains(&at) {
                 return true;

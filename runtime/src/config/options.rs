@@ -84,15 +84,15 @@ impl PodOptions {
             match &key[PREFIX.len()..] {
                 "vcpus" => {
                     options.vcpus = number(key, value)?;
-                    limit(key, options.vcpus, config.sandbox.max_vcpus, "sandbox.max_vcpus")?;
+                    limit(key, &options.vcpus, &config.sandbox.max_vcpus, "sandbox.max_vcpus")?;
                 }
                 "memory-mib" => {
                     options.memory = number(key, value)?;
-                    limit(key, options.memory, config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
+                    limit(key, &options.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
                 }
                 "rootfs" => {
                     let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
-                    options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, e))?;
+                    options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, &e))?;
                 }
                 _ => return Err(AnnotationError::Unknown { key: key.clone() }),
             }
@@ -102,18 +102,18 @@ impl PodOptions {
 }
 
 fn number<T: TryFrom<u64, Error = String>>(key: &str, value: &str) -> Result<T, AnnotationError> {
-    let plain: u64 = value.parse().map_err(|e| wrong(key, value, e))?;
-    T::try_from(plain).map_err(|e| wrong(key, value, e))
+    let plain: u64 = value.parse().map_err(|e| wrong(key, value, &e))?;
+    T::try_from(plain).map_err(|e| wrong(key, value, &e))
 }
 
-fn wrong(key: &str, value: &str, reason: impl ToString) -> AnnotationError {
+fn wrong(key: &str, value: &str, reason: &dyn std::fmt::Display) -> AnnotationError {
     AnnotationError::Value { key: key.to_owned(), value: value.to_owned(), reason: reason.to_string() }
 }
 
 fn limit<T: PartialOrd + std::fmt::Display>(
     key: &str,
-    value: T,
-    limit: T,
+    value: &T,
+    limit: &T,
     limit_key: &'static str,
 ) -> Result<(), AnnotationError> {
     if value <= limit {

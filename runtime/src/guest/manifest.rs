@@ -10,7 +10,7 @@ pub struct Manifest {
     pub format: u32,
     /// "linux".
     pub os: String,
-    /// As in `uname -m`: "x86_64".
+    /// As in `uname -m`: `x86_64`.
     pub arch: String,
     /// `uname -r` of the guest.
     pub kernel_release: String,

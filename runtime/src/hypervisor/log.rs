@@ -101,11 +101,11 @@ pub(crate) async fn record(mut from: impl AsyncRead + Unpin, path: PathBuf, tail
             }
         };
         tail.push(&buffer[..n]);
-        if let Some(log) = &mut file {
-            if let Err(e) = log.write(&buffer[..n]) {
-                tracing::warn!(path = %path.display(), "cannot write the log: {e}");
-                file = None;
-            }
+        if let Some(log) = &mut file
+            && let Err(e) = log.write(&buffer[..n])
+        {
+            tracing::warn!(path = %path.display(), "cannot write the log: {e}");
+            file = None;
         }
     }
 }

@@ -95,11 +95,13 @@ mod tests {
         Entry::Mount { target: format!("/m/{n}\n\"\\ é").into() }
     }
 
+    /// What is held after so many bytes.
+    type Moment = (usize, BTreeMap<EntryId, Entry>);
+
     /// What a sandbox does: true acquires, false releases one of those held.
-    fn written(operations: &[(bool, usize)]) -> (Vec<u8>, Vec<(usize, BTreeMap<EntryId, Entry>)>) {
+    fn written(operations: &[(bool, usize)]) -> (Vec<u8>, Vec<Moment>) {
         let mut bytes = HEADER.as_bytes().to_vec();
         let mut held = BTreeMap::new();
-        // What is held after so many bytes.
         let mut states = vec![(0, held.clone()), (bytes.len(), held.clone())];
         for (n, (acquire, which)) in (0u64..).zip(operations) {
             let line = if *acquire || held.is_empty() {

@@ -39,7 +39,7 @@ fn stat_start_time(path: &CStr) -> io::Result<u64> {
     parse_start_time(&buffer[..n]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Field 22 of proc_pid_stat(5). The second, the program's name in parentheses, may contain anything.
+/// Field 22 of `proc_pid_stat(5)`. The second, the program's name in parentheses, may contain anything.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
     let name_end = stat.iter().rposition(|b| *b == b')')?;
     let field = stat[name_end + 1..].split(|b| *b == b' ').filter(|f| !f.is_empty()).nth(22 - 3)?;
@@ -154,7 +154,7 @@ pub(super) fn mount(fstype: &str, source: &Path, target: &Path, options: &[Strin
             rustix::mount::mount_bind(source, target)?;
         }
     } else {
-        mount_with_data(fstype, source, target, flags, options.data)?;
+        mount_with_data(fstype, source, target, flags, &options.data)?;
     }
     // What follows changes the mount made above: if it fails, that must not stay as it is.
     let finish = || -> io::Result<()> {
@@ -178,7 +178,7 @@ fn mount_with_data(
     source: &Path,
     target: &Path,
     flags: MountFlags,
-    data: Vec<String>,
+    data: &[String],
 ) -> io::Result<()> {
     let joined = data.join(",");
     // mount(2) takes one page, its last byte being a zero.
@@ -186,7 +186,7 @@ fn mount_with_data(
         let joined = std::ffi::CString::new(joined)?;
         return Ok(rustix::mount::mount(source, target, fstype, flags, &*joined)?);
     }
-    let Some((dir, data)) = shorten_lower_dirs(&data) else {
+    let Some((dir, data)) = shorten_lower_dirs(data) else {
         let text =
             format!("{} bytes of options; mount(2) takes {}", joined.len(), rustix::param::page_size());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -253,7 +253,7 @@ pub(super) fn mount_points() -> io::Result<Vec<PathBuf>> {
     Ok(parse_mountinfo(&std::fs::read("/proc/thread-self/mountinfo")?))
 }
 
-/// Field 5 of each line of proc_pid_mountinfo(5), with its octal escapes undone.
+/// Field 5 of each line of `proc_pid_mountinfo(5)`, with its octal escapes undone.
 fn parse_mountinfo(text: &[u8]) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStringExt as _;
 
@@ -270,15 +270,12 @@ fn unescape(field: &[u8]) -> Vec<u8> {
         let digits = tail.get(..3).filter(|_| *first == b'\\');
         let code =
             digits.and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
-        match code {
-            Some(code) => {
-                out.push(code);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
+        if let Some(code) = code {
+            out.push(code);
+            rest = &tail[3..];
+        } else {
+            out.push(*first);
+            rest = tail;
         }
     }
     out

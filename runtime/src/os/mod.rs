@@ -16,7 +16,8 @@ use freebsd as system;
 #[cfg(target_os = "linux")]
 use linux as system;
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 pub(crate) use mount::tests::in_private_namespace;
 pub use mount::{MountError, MountRequest, mount, mounts_below, unmount};
 pub use process::{ExitWatch, ProcessError, ProcessIdentity, Signal, own_start_time, resident_bytes};

@@ -87,7 +87,8 @@ pub fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, MountError> {
     Ok(points)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 pub(crate) mod tests {
     use super::*;
 

@@ -16,6 +16,7 @@ pub use rustix::process::Signal;
 /// A process, as long as it or its zombie exists; never another that got its pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::unsafe_derive_deserialize, reason = "any pid and start time name some process or none")]
 pub struct ProcessIdentity {
     /// Process id.
     pub pid: u32,

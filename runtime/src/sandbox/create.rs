@@ -21,6 +21,8 @@ const VSOCK_PORT: u32 = 1024;
 const VSOCK_CID: u32 = 3;
 /// Bytes of entropy that a guest is given.
 const ENTROPY: usize = 64;
+/// How long the news of a VM's end may take after its channel has closed.
+const NEWS: Duration = Duration::from_millis(500);
 /// Longest id or namespace, as containerd has it and more.
 const MOST_NAME: usize = 256;
 /// Longest hostname, of Linux.
@@ -77,8 +79,10 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         timings.mark("vmm-started");
         let session = connect(config, &vm).await?;
         timings.mark("agent-answered");
-        introduce(config, &request, &session, &timings).await?;
-        Ok((vm, session))
+        match introduce(config, &request, &session, &timings).await {
+            Ok(()) => Ok((vm, session)),
+            Err(e) => Err(reason_of(e, &vm).await),
+        }
     }
     .await;
     match made {
@@ -95,7 +99,9 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
                 state: Mutex::new(State::Ready),
                 destroying: tokio::sync::Mutex::new(()),
             };
-            sandbox.save_timings()?;
+            if let Err(e) = sandbox.save_timings() {
+                tracing::warn!("{e}");
+            }
             Ok(sandbox)
         }
         Err(source) => {
@@ -118,13 +124,10 @@ fn check(request: &SandboxRequest) -> Result<(), SandboxError> {
             );
         }
     }
-    if let Some(hostname) = &request.hostname {
-        if hostname.len() > MOST_HOSTNAME || hostname.contains('\0') {
-            return refused(
-                "hostname",
-                &format!("`{hostname}` is longer than {MOST_HOSTNAME} bytes or contains a zero"),
-            );
-        }
+    if let Some(hostname) = &request.hostname
+        && (hostname.len() > MOST_HOSTNAME || hostname.contains('\0'))
+    {
+        return refused("hostname", &format!("`{hostname}` is longer than {MOST_HOSTNAME} bytes or contains a zero"));
     }
     Ok(())
 }
@@ -175,6 +178,14 @@ async fn connect(config: &Config, vm: &Arc<dyn Vm>) -> Result<Session, SandboxEr
                 console: vm.console_tail(),
             })
         }
+    }
+}
+
+/// When the VM ended meanwhile, that is the reason of an error and not what its end did to a call.
+async fn reason_of(error: SandboxError, vm: &Arc<dyn Vm>) -> SandboxError {
+    match tokio::time::timeout(NEWS, vm.wait()).await {
+        Ok(exit) => SandboxError::Ended { exit },
+        Err(_) => error,
     }
 }
 

@@ -166,10 +166,9 @@ impl Sandboxes {
         if let Some(journal) = Journal::open(&dir.journal(), limit)? {
             return Ok(Some(journal));
         }
-        if let Some(_lock) = self.lock()? {
-            if !dir.journal().exists() {
-                remove_tree(&dir.path)?;
-            }
+        let lock = self.lock()?;
+        if lock.is_some() && !dir.journal().exists() {
+            remove_tree(&dir.path)?;
         }
         Ok(None)
     }

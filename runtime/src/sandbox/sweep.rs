@@ -27,8 +27,8 @@ pub fn list(config: &Config) -> Result<Vec<Listed>, DirError> {
         .into_iter()
         .map(|dir| {
             let record = record::read::<SandboxRecord>(&dir.file("sandbox.json"), SandboxRecord::VERSION);
-            let owner = record.as_ref().ok().and_then(Option::as_ref).map(|record| record.owner);
-            let owned = owner.is_some_and(|owner| owner.is_alive().unwrap_or(false));
+            let known = record.as_ref().ok().and_then(Option::as_ref);
+            let owned = known.is_some_and(|known| known.owner.is_alive().unwrap_or(false));
             Listed { dir: dir.path().to_owned(), record, owned }
         })
         .collect())

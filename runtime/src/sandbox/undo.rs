@@ -90,10 +90,10 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
         }
     }
     // What is left needs its journal.
-    if errors.is_empty() {
-        if let Err(e) = dir.remove() {
-            errors.push(e.into());
-        }
+    if errors.is_empty()
+        && let Err(e) = dir.remove()
+    {
+        errors.push(e.into());
     }
     if errors.is_empty() { Ok(()) } else { Err(UndoErrors { dir: dir.path().to_owned(), errors }) }
 }

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     /// A monitor that answers each command by the next of `script`.
-    async fn monitor(script: &'static [&'static str]) -> (Qmp, tokio::task::JoinHandle<Vec<String>>) {
+    fn monitor(script: &'static [&'static str]) -> (Qmp, tokio::task::JoinHandle<Vec<String>>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (qmp, run) = Qmp::new(ours);
         tokio::spawn(run);
@@ -243,8 +243,7 @@ mod tests {
             "{\"event\": \"STOP\", \"timestamp\": {\"seconds\": 1, \"microseconds\": 2}}\r\n{\"return\": {}}\r\n",
             "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\"}}\r\n\
              {\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\r\n",
-        ])
-        .await;
+        ]);
         qmp.execute("stop").await.unwrap();
         assert_eq!(qmp.shutdown_reason(), None);
         assert_eq!(qmp.execute("cont").await.unwrap_err().to_string(), "qemu refused `cont`: no");

@@ -172,13 +172,12 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self) -> VmExit {
-        if let Some(watch) = &self.watch {
-            if let Err(e) = watch.exited().await {
-                tracing::warn!("{e}");
-            }
-        }
-        // It has exited, so this does not block.
-        let status = self.child.wait();
+        let exited = match &self.watch {
+            Some(watch) => watch.exited().await.inspect_err(|e| tracing::warn!("{e}")).is_ok(),
+            // It was gone before it could be watched.
+            None => true,
+        };
+        let status = if exited { self.child.wait() } else { wait_elsewhere(self.child).await };
         let last_words = async {
             for log in &mut self.logs {
                 let _ = log.await;
@@ -192,6 +191,14 @@ impl Keeper {
         let killed = self.killed.load(Ordering::Acquire);
         let cause = judge(status, self.qmp.shutdown_reason(), killed, &self.messages.text());
         VmExit::with_console(cause, self.console.text())
+    }
+}
+
+/// Waits where blocking is allowed.
+async fn wait_elsewhere(mut child: Child) -> io::Result<ExitStatus> {
+    match tokio::task::spawn_blocking(move || child.wait()).await {
+        Ok(status) => status,
+        Err(e) => Err(io::Error::other(e)),
     }
 }
 
@@ -264,17 +271,12 @@ impl Vm for QemuVm {
     async fn wait(&self) -> VmExit {
         let mut exit = self.exit.clone();
         let result = exit.wait_for(Option::is_some).await;
-        match result.as_deref() {
-            Ok(Some(exit)) => exit.clone(),
-            // Its keeper panicked or the runtime ends: nothing is known.
-            _ => {
-                let status = "its watch has ended".to_owned();
-                VmExit {
-                    cause: ExitCause::Vmm { status, message: String::new() },
-                    console: self.console.text(),
-                }
-            }
+        if let Ok(Some(exit)) = result.as_deref() {
+            return exit.clone();
         }
+        // Its keeper panicked or the runtime ends: nothing is known.
+        let cause = ExitCause::Vmm { status: "its watch has ended".to_owned(), message: String::new() };
+        VmExit { cause, console: self.console.text() }
     }
 
     fn console_tail(&self) -> String {
@@ -286,23 +288,19 @@ impl Vm for QemuVm {
 mod tests {
     use super::*;
 
-    fn status(raw: i32) -> io::Result<ExitStatus> {
-        Ok(ExitStatus::from_raw(raw))
-    }
-
     #[test]
     fn ends_are_told_apart() {
         let (ok, exit_1, sigkill) = (0, 1 << 8, libc::SIGKILL);
         let guest_off = Some(ShutdownReason::GuestShutdown);
-        assert_eq!(judge(status(ok), guest_off, false, ""), ExitCause::PoweredOff);
-        assert_eq!(judge(status(ok), Some(ShutdownReason::GuestReset), false, ""), ExitCause::Reset);
-        assert_eq!(judge(status(sigkill), None, true, ""), ExitCause::Killed);
+        assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), guest_off, false, ""), ExitCause::PoweredOff);
+        assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::GuestReset), false, ""), ExitCause::Reset);
+        assert_eq!(judge(Ok(ExitStatus::from_raw(sigkill)), None, true, ""), ExitCause::Killed);
         // The guest was quicker.
-        assert_eq!(judge(status(exit_1), None, true, "x"), vmm("exit status 1", "x"));
+        assert_eq!(judge(Ok(ExitStatus::from_raw(exit_1)), None, true, "x"), vmm("exit status 1", "x"));
         // Somebody else killed it.
-        assert_eq!(judge(status(sigkill), None, false, ""), vmm("signal 9", ""));
-        assert_eq!(judge(status(exit_1), None, false, "no /dev/x"), vmm("exit status 1", "no /dev/x"));
-        assert_eq!(judge(status(ok), Some(ShutdownReason::Other), false, ""), vmm("exit status 0", ""));
+        assert_eq!(judge(Ok(ExitStatus::from_raw(sigkill)), None, false, ""), vmm("signal 9", ""));
+        assert_eq!(judge(Ok(ExitStatus::from_raw(exit_1)), None, false, "no /dev/x"), vmm("exit status 1", "no /dev/x"));
+        assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::Other), false, ""), vmm("exit status 0", ""));
     }
 
     fn vmm(status: &str, message: &str) -> ExitCause {
