@@ -1,12 +1,13 @@
 //! A typed `ctr`: what the suite does to containers, with either runtime.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::containerd::Containerd;
@@ -179,7 +180,7 @@ impl<'a> Subject<'a> {
                 return Ok(directory);
             }
         }
-        anyhow::bail!("no sandbox in {} is that of {id}", all.display())
+        bail!("no sandbox in {} is that of {id}", all.display())
     }
 }
 
@@ -355,13 +356,27 @@ fn start(command: Command, terminal: bool, input: Input) -> Result<Running> {
     if terminal { Running::spawn_on_terminal(command) } else { Running::spawn(command, input) }
 }
 
-/// An error unless both programs ended alike and wrote the same.
+/// An error unless both programs ended alike and wrote the same lines.
 pub fn same_outcome(one: &Output, other: &Output) -> Result<()> {
-    ensure!(
-        one.code() == other.code() && one.stdout == other.stdout,
-        "outcomes differ:\n{}\n{}",
-        one.describe(),
-        other.describe()
-    );
-    Ok(())
+    if one.code() == other.code() && one.stdout == other.stdout {
+        return Ok(());
+    }
+    let mut lines: BTreeMap<String, isize> = BTreeMap::new();
+    for (output, step) in [(one, -1), (other, 1)] {
+        for line in output.out().lines() {
+            *lines.entry(line.to_owned()).or_default() += step;
+        }
+    }
+    let differing: Vec<String> = lines
+        .into_iter()
+        .filter(|(_, count)| *count != 0)
+        .map(|(line, count)| format!("{} {line}", if count < 0 { '-' } else { '+' }))
+        .collect();
+    bail!(
+        "outcomes differ, code {} and {}:\n{}\n{}",
+        one.code(),
+        other.code(),
+        differing.join("\n"),
+        other.err()
+    )
 }

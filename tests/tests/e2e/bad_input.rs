@@ -183,7 +183,7 @@ fn agent_silent(lease: &mut Lease) -> Result<()> {
 fn agent_dies(lease: &mut Lease) -> Result<()> {
     let guest = copied_guest(lease)?;
     replace(&guest, "initramfs", &init::initramfs("famous last words", Ending::Exit)?)?;
-    fails_with_guest(lease, &guest, 60, &["famous last words"])
+    fails_with_guest(lease, &guest, 60, &["Attempted to kill init"])
 }
 
 fn configuration_with_an_unknown_key(lease: &mut Lease) -> Result<()> {

@@ -32,13 +32,17 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// Ends with 7 when it is asked to.
-const PATIENT: &str = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+const PATIENT: &str = "trap 'exit 7' TERM; echo ready; echo >/tmp/ready; while :; do sleep 0.05; done";
+
+/// Waits until [`PATIENT`] can be asked: a signal that comes before its trap is lost on a first process.
+const UNTIL_READY: &str = "until test -e /tmp/ready; do sleep 0.05; done";
 
 fn detached(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     subject.run("detached").flags(["--null-io"]).sh(PATIENT).detached()?;
     let task = subject.wait_status("detached", "RUNNING")?;
     ensure!(Path::new(&format!("/proc/{}", task.pid)).exists(), "{task:?} is no process of the host");
+    subject.exec("detached", "ready").sh(UNTIL_READY).output()?.succeeded()?;
     subject.kill("detached", "SIGTERM")?.succeeded()?;
     subject.wait_status("detached", "STOPPED")?;
     ensure!(subject.delete_task("detached")? == 7);
@@ -61,7 +65,7 @@ fn events(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("told").flags(["--null-io"]).sh(PATIENT).detached()?;
-    let exec = subject.exec("told", "e1").sh("exit 4").output()?;
+    let exec = subject.exec("told", "e1").sh(&format!("{UNTIL_READY}; exit 4")).output()?;
     ensure!(exec.code() == 4, "{}", exec.describe());
     // Has to have ended before the first process does.
     recorder.wait("told", "exit e1")?;
@@ -212,7 +216,7 @@ fn two_at_once(lease: &mut Lease) -> Result<()> {
     }
     for id in ["one", "two"] {
         let script =
-            "until test -s /tmp/name; do sleep 0.05; done; cat /tmp/name; ls /proc | grep -c '^[0-9]*$'";
+            "until test -e /tmp/ready; do sleep 0.05; done; cat /tmp/name; ls /proc | grep -c '^[0-9]*$'";
         let output = subject.exec(id, "e1").sh(script).output()?;
         let text = output.text()?;
         let (name, count) = text.split_once('\n').context("two lines")?;
@@ -252,10 +256,7 @@ fn restart(lease: &mut Lease, signal: Signal) -> Result<()> {
     let subject = lease.subject();
     let after = subject.wait_status("survivor", "RUNNING")?;
     ensure!(before == after, "{before:?} became {after:?}");
-    let output = subject
-        .exec("survivor", "e1")
-        .sh("until test -s /tmp/state; do sleep 0.05; done; cat /tmp/state")
-        .output()?;
+    let output = subject.exec("survivor", "e1").sh(&format!("{UNTIL_READY}; cat /tmp/state")).output()?;
     ensure!(output.text()? == "kept", "{}", output.describe());
     subject.kill("survivor", "SIGTERM")?.succeeded()?;
     subject.wait_status("survivor", "STOPPED")?;
