@@ -102,6 +102,8 @@ pub(crate) struct Driver<T> {
     /// To be written, from `written` on.
     wire: Vec<u8>,
     written: usize,
+    /// The port takes nothing any more. What it still has to give is read to its end.
+    write_broken: bool,
     epoch: Instant,
     /// Fires no later than the link's deadline, perhaps before it.
     timer: Pin<Box<Sleep>>,
@@ -118,6 +120,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             link: LinkHandle(Arc::new(Mutex::new(shared))),
             wire: Vec::new(),
             written: 0,
+            write_broken: false,
             epoch: Instant::now(),
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             timer_at: None,
@@ -161,7 +164,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 return Poll::Ready(Ok(event));
             }
             let read = self.poll_read(now, cx)?;
-            let written = self.poll_write(now, cx)?;
+            let written = self.poll_write_or_break(now, cx);
             // While the port takes nothing, what a timeout would have to say would wait with the rest.
             let timer = if written.is_ready() { self.poll_timer(now, cx) } else { Poll::Pending };
             if read.is_pending() && timer.is_pending() {
@@ -180,17 +183,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             return Poll::Pending;
         }
         let mut buf = ReadBuf::new(space);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf));
         let count = buf.filled().len();
-        if count == 0 {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the console port was closed",
-            )));
+        match read {
+            Ok(()) if count > 0 => {}
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Poll::Ready(Err(error)),
+            _ => {
+                let closed = io::Error::new(io::ErrorKind::UnexpectedEof, "the console port was closed");
+                return Poll::Ready(Err(closed));
+            }
         }
         shared.link.received(count, now);
         shared.wake_stream();
         Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_or_break(&mut self, now: Duration, cx: &mut Context<'_>) -> Poll<()> {
+        if self.write_broken {
+            return Poll::Pending;
+        }
+        match ready!(self.poll_write(now, cx)) {
+            Ok(()) => Poll::Ready(()),
+            Err(error) => {
+                tracing::debug!(%error, "writing to the console port");
+                self.write_broken = true;
+                Poll::Pending
+            }
+        }
     }
 
     /// Ready when all that is to be written now is.

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::time::Instant;
 
 use crate::PROTOCOL_VERSION;
-use crate::channel::{Channel, Driver, draw_session};
+use crate::channel::{Bytes, Channel, Driver, draw_session};
 use crate::header::{HeaderError, read_line};
 use crate::link::{Config, Event, Link};
 
@@ -183,7 +183,7 @@ pub(crate) async fn read_greeting(io: &mut (impl AsyncReadExt + Unpin)) -> Resul
 }
 
 /// Begins a session of the link layer. Waits as long as it takes: the guest may still have to boot.
-async fn take_up(socket: UnixStream) -> Result<Channel, Attempt> {
+pub(crate) async fn take_up(socket: impl Bytes + Unpin + 'static) -> Result<Channel, Attempt> {
     let session = draw_session();
     let mut driver = Driver::new(socket, |now| Link::host(Config::HOST, session, now));
     match driver.next_event().await? {

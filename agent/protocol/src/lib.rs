@@ -19,6 +19,8 @@ mod registry;
 mod serve;
 mod session;
 mod stdio;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use calls::{AgentCalls, CallError};
 pub use connect::{ConnectError, Endpoint};

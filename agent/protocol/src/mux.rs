@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
-use yamux::{Config, Connection, ConnectionError, Mode};
+use yamux::{Config, Connection, ConnectionError, FrameDecodeError, Mode};
 
 use pings::WithoutPings;
 
@@ -35,11 +35,22 @@ pub(crate) type MuxStream = Compat<yamux::Stream>;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MuxError {
     /// The channel broke, or the peer broke yamux's rules.
-    #[error(transparent)]
+    #[error("{}", reason(.0))]
     Connection(#[from] ConnectionError),
     /// Only the host opens streams.
     #[error("the guest tried to open a stream")]
     Inbound,
+}
+
+/// yamux wraps the channel's own error in words of its own.
+fn reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::Io(error) | ConnectionError::Decode(FrameDecodeError::Io(error)) => {
+            error.to_string()
+        }
+        ConnectionError::Closed => "the peer closed the channel".to_owned(),
+        other => format!("yamux: {other}"),
+    }
 }
 
 fn config() -> Config {

@@ -36,10 +36,16 @@ pub enum ChannelKind {
 
 /// Serves the agent over `io`.
 ///
-/// On a `Console` one session follows the other for ever; it returns only when `io` fails. On a `Stream` it
-/// returns at the end of the one session that a stream carries; the agent then accepts the next.
+/// On a `Console` one session follows the other for ever; it returns only when `io` fails. A port that reads
+/// as ended, polls as hung up or takes nothing because no host is connected has not failed: `io` is to be pending
+/// then, without spinning, until that changes, and a read of 0 bytes is taken for the end of the port. What `io`
+/// has buffered of another connection's bytes does no harm.
 ///
-/// A new session ends the one before: its streams break and its calls are dropped.
+/// On a `Stream` it returns at the end of the one session that a stream carries; the agent then accepts the
+/// next.
+///
+/// A new session ends the one before: its streams break and its calls are dropped. All runs on the caller's
+/// runtime, which may have a single thread.
 pub async fn serve_channel(
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     kind: ChannelKind,
@@ -61,8 +67,20 @@ pub async fn serve_channel(
             }
             sessions.run(io).await
         }
-        ChannelKind::Console => console(io, sessions).await,
+        ChannelKind::Console => console(io, sessions, Config::GUEST).await,
     }
+}
+
+/// A guest's console with other limits than those of the system that this runs on.
+#[cfg(any(test, feature = "testing"))]
+pub(crate) async fn serve_console(
+    io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    limits: crate::link::Limits,
+    handler: Arc<dyn Agent + Send + Sync>,
+    stdio: StdioRegistry,
+) -> io::Result<()> {
+    let (_server, sessions) = start(handler, stdio).await?;
+    console(io, sessions, Config { limits, ..Config::GUEST }).await
 }
 
 async fn start(
@@ -80,8 +98,12 @@ async fn start(
 }
 
 /// One session after the other on a console port, until that fails.
-async fn console(io: impl AsyncRead + AsyncWrite + Unpin, sessions: Sessions) -> io::Result<()> {
-    let mut driver = Driver::new(io, |now| Link::guest(Config::GUEST, now));
+async fn console(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    sessions: Sessions,
+    config: Config,
+) -> io::Result<()> {
+    let mut driver = Driver::new(io, |now| Link::guest(config, now));
     // At most one; it is aborted when this is dropped.
     let mut running = JoinSet::new();
     loop {

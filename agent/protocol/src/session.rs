@@ -74,7 +74,7 @@ impl Session {
     }
 
     /// Begins a session over an established channel.
-    async fn over(channel: Channel) -> Result<Self, Closed> {
+    pub(crate) async fn over(channel: Channel) -> Result<Self, Closed> {
         let (close, mut close_asked) = watch::channel(false);
         let (ended, closed) = watch::channel(None);
         let (opener, driver) = mux::host::<ByteChannel>(channel.bytes, async move {

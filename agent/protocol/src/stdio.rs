@@ -290,7 +290,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let (mut a, mut b) = pair(window);
-                let sent: Vec<u8> = sizes.iter().flat_map(|n| (0..*n).map(|i| (i * 7 % 251) as u8)).collect();
+                let sent: Vec<u8> = sizes.iter().flat_map(|n| (0..*n).map(|i| u8::try_from(i * 7 % 251).unwrap())).collect();
                 let mut data = Vec::new();
                 let read = async {
                     let mut buf = vec![0; room];
