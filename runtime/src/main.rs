@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use skep::config::Config;
 use skep::guest::Guest;
@@ -61,7 +60,8 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("skep: {e:#}");
+            // Each error's text has that of its cause.
+            eprintln!("skep: {e}");
             ExitCode::FAILURE
         }
     }
@@ -97,7 +97,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 fn list(config: &Config) -> anyhow::Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     println!("{:<18} {:<12} {:<8} {:<6} ID", "DIRECTORY", "NAMESPACE", "OWNER", "STATE");
-    for sandbox in sandbox::list(config).context("cannot list sandboxes")? {
+    for sandbox in sandbox::list(config)? {
         let name = sandbox.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let state = if sandbox.owned { "used" } else { "left" };
         match sandbox.record {
@@ -116,7 +116,7 @@ fn list(config: &Config) -> anyhow::Result<ExitCode> {
 }
 
 fn gc(config: &Config) -> anyhow::Result<ExitCode> {
-    let report = sandbox::gc(config).context("cannot list sandboxes")?;
+    let report = sandbox::gc(config)?;
     for dir in &report.removed {
         println!("removed {}", dir.display());
     }

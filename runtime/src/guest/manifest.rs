@@ -105,10 +105,10 @@ impl Manifest {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(in super::super) fn example() -> serde_json::Value {
+    pub(crate) fn example() -> serde_json::Value {
         serde_json::json!({
             "format": 1, "os": "linux", "arch": std::env::consts::ARCH, "kernel_release": "6.12.1",
             "skep_version": "0.1.0", "agent_version": "0.1.0",

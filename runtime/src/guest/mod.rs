@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+#[cfg(test)]
+pub(crate) use manifest::tests::example as example_manifest;
 pub use manifest::{FileInfo, Files, Manifest};
 
 /// File name of the manifest in its directory.

@@ -12,8 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 const MOST_FILE: usize = 256 << 10;
 /// Most bytes in memory.
 const MOST_TAIL: usize = 8 << 10;
-/// Most lines in an error.
+/// Most lines in an error, and most characters of a line.
 const MOST_LINES: usize = 12;
+const MOST_COLUMNS: usize = 240;
 
 /// A log of two files of at most 256 KiB.
 #[derive(Debug)]
@@ -78,7 +79,9 @@ fn harmless(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let lines: Vec<String> = text
         .lines()
-        .map(|line| line.chars().filter(|c| *c == '\t' || !c.is_control()).collect::<String>())
+        .map(|line| {
+            line.chars().filter(|c| *c == '\t' || !c.is_control()).take(MOST_COLUMNS).collect::<String>()
+        })
         .filter(|line| !line.trim().is_empty())
         .collect();
     lines[lines.len().saturating_sub(MOST_LINES)..].join("\n")
@@ -136,6 +139,7 @@ mod tests {
         tail.push(b"\xff\n\n");
         let text = tail.text();
         assert_eq!(text.lines().count(), MOST_LINES);
+        assert_eq!(harmless("x".repeat(5000).as_bytes()).len(), MOST_COLUMNS);
         assert!(text.contains("line 9999 [31mred"), "{text}");
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()));
         assert!(tail.0.lock().unwrap().len() <= MOST_TAIL);

@@ -127,7 +127,10 @@ fn check(request: &SandboxRequest) -> Result<(), SandboxError> {
     if let Some(hostname) = &request.hostname
         && (hostname.len() > MOST_HOSTNAME || hostname.contains('\0'))
     {
-        return refused("hostname", &format!("`{hostname}` is longer than {MOST_HOSTNAME} bytes or contains a zero"));
+        return refused(
+            "hostname",
+            &format!("`{hostname}` is longer than {MOST_HOSTNAME} bytes or contains a zero"),
+        );
     }
     Ok(())
 }
@@ -272,5 +275,75 @@ mod tests {
         let error = create(&config, request("a")).await.unwrap_err().to_string();
         assert!(error.contains("cargo xtask guest"), "{error}");
         assert!(!state.path().join("s").exists());
+    }
+
+    /// A configuration whose VMM is a shell script, with a guest that fits.
+    fn with_vmm(dir: &std::path::Path, script: &str) -> Config {
+        let guest = dir.join("guest");
+        std::fs::create_dir(&guest).unwrap();
+        let manifest = crate::guest::example_manifest();
+        for file in ["kernel", "initramfs"] {
+            std::fs::write(guest.join(manifest["files"][file]["name"].as_str().unwrap()), "x").unwrap();
+        }
+        std::fs::write(guest.join(crate::guest::MANIFEST), manifest.to_string()).unwrap();
+        // Written by another process: a program that some child of this one has open for writing cannot be run.
+        let vmm = dir.join("vmm");
+        let write = format!("printf '%s' \"$1\" > {0} && chmod +x {0}", vmm.display());
+        let status = std::process::Command::new("sh").args(["-c", &write, "sh", script]).status().unwrap();
+        assert!(status.success());
+        let text = format!(
+            "state_dir = '{0}/s'\n[guest]\ndir = '{0}/guest'\n[qemu]\nbinary = '{0}/vmm'\n\
+             [timeouts]\nboot_s = 3\n",
+            dir.display()
+        );
+        Config::parse(&text, "test").unwrap()
+    }
+
+    fn left(config: &Config) -> usize {
+        Sandboxes::of(&config.state_dir).all().unwrap().len()
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_fails_is_told_with_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = with_vmm(dir.path(), "#!/bin/sh\necho no such machine >&2\nexit 7\n");
+        let error = create(&config, request("a")).await.unwrap_err().to_string();
+        assert!(error.contains("exit status 7") && error.contains("no such machine"), "{error}");
+        assert_eq!(left(&config), 0);
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_never_answers_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script = format!("#!/bin/sh\necho $$ > {}\necho booting\nexec sleep 600\n", pid_file.display());
+        let config = with_vmm(dir.path(), &script);
+        let error = create(&config, request("a")).await.unwrap_err();
+        assert!(matches!(error, SandboxError::Connect { .. }), "{error}");
+        assert!(error.to_string().contains("last on its console: booting"), "{error}");
+        let pid: u32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        assert!(!ProcessIdentity::of(pid).unwrap().is_some_and(|vmm| vmm.is_alive().unwrap()));
+        assert_eq!(left(&config), 0);
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_gives_up_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script =
+            format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 600\n", pid_file.display());
+        let config = with_vmm(dir.path(), &script);
+        let vmm_runs = async {
+            while !pid_file.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            made = create(&config, request("a")) => panic!("{made:?}"),
+            () = vmm_runs => {}
+        }
+        let pid: u32 = std::fs::read_to_string(pid_file).unwrap().trim().parse().unwrap();
+        assert!(!ProcessIdentity::of(pid).unwrap().is_some_and(|vmm| vmm.is_alive().unwrap()));
+        assert_eq!(left(&config), 0);
     }
 }

@@ -86,7 +86,10 @@ pub enum SandboxError {
         exit: VmExit,
     },
     /// The agent does not answer.
-    #[error("{source} (VM run by {acceleration}){}", console_suffix(console))]
+    #[error(
+        "{source} (timeouts.boot_s in the configuration is the limit; the VM is run by {acceleration}){}",
+        console_suffix(console)
+    )]
     Connect {
         /// What was waited for.
         source: ConnectError,

@@ -62,7 +62,7 @@ impl Hypervisor for Qemu {
         })?;
         let accel = accel::decide(self.accel).map_err(|reason| HypervisorError::NoKvm { reason })?;
         tracing::info!(vm = spec.name, "{accel}");
-        let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place)?;
+        let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place).await?;
         Ok(Arc::new(vm))
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct QemuVm {
 }
 
 /// Starts QEMU.
-pub(super) fn start(
+pub(super) async fn start(
     binary: &Path,
     accel: &AccelDecision,
     vhost_device_vsock: &Path,
@@ -52,7 +52,7 @@ pub(super) fn start(
     place: &Place,
 ) -> Result<QemuVm, HypervisorError> {
     let vsock = match spec.vsock {
-        Some(vsock) => Some(super::vsock::start(vhost_device_vsock, vsock, place)?),
+        Some(vsock) => Some(super::vsock::start(vhost_device_vsock, vsock, place).await?),
         None => None,
     };
     // The sockets listen before QEMU runs, so that whoever connects need not wait for it.
@@ -66,7 +66,7 @@ pub(super) fn start(
         accel: accel.accel,
         qmp: numbers[0],
         ports: &numbers[1..],
-        vhost_vsock: vsock.as_ref().map(|vsock| vsock.backend_socket.as_path()),
+        vhost_vsock: vsock.as_ref().map(|vsock| vsock.socket.as_path()),
     };
     let endpoint = match (&vsock, spec.console_ports.first()) {
         (Some(vsock), _) => vsock.endpoint.clone(),
@@ -142,7 +142,8 @@ fn connect(path: &Path) -> Result<UnixStream, HypervisorError> {
     connect().map_err(|source| HypervisorError::File { action: "connect to", path: path.to_owned(), source })
 }
 
-fn log(
+/// Reads what a process says into a log, until it ends.
+pub(super) fn log(
     from: Option<impl Into<OwnedFd>>,
     path: PathBuf,
     tail: &Tail,
@@ -293,14 +294,23 @@ mod tests {
         let (ok, exit_1, sigkill) = (0, 1 << 8, libc::SIGKILL);
         let guest_off = Some(ShutdownReason::GuestShutdown);
         assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), guest_off, false, ""), ExitCause::PoweredOff);
-        assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::GuestReset), false, ""), ExitCause::Reset);
+        assert_eq!(
+            judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::GuestReset), false, ""),
+            ExitCause::Reset
+        );
         assert_eq!(judge(Ok(ExitStatus::from_raw(sigkill)), None, true, ""), ExitCause::Killed);
         // The guest was quicker.
         assert_eq!(judge(Ok(ExitStatus::from_raw(exit_1)), None, true, "x"), vmm("exit status 1", "x"));
         // Somebody else killed it.
         assert_eq!(judge(Ok(ExitStatus::from_raw(sigkill)), None, false, ""), vmm("signal 9", ""));
-        assert_eq!(judge(Ok(ExitStatus::from_raw(exit_1)), None, false, "no /dev/x"), vmm("exit status 1", "no /dev/x"));
-        assert_eq!(judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::Other), false, ""), vmm("exit status 0", ""));
+        assert_eq!(
+            judge(Ok(ExitStatus::from_raw(exit_1)), None, false, "no /dev/x"),
+            vmm("exit status 1", "no /dev/x")
+        );
+        assert_eq!(
+            judge(Ok(ExitStatus::from_raw(ok)), Some(ShutdownReason::Other), false, ""),
+            vmm("exit status 0", "")
+        );
     }
 
     fn vmm(status: &str, message: &str) -> ExitCause {
