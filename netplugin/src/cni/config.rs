@@ -194,6 +194,10 @@ impl NetConf {
             None => default_bridge(&raw.name),
         };
         let uplink = Uplink { nic: uplink_nic(raw.uplink, &bridge)?, vpc: raw.vxlan.map(vpc).transpose()? };
+        if uplink.nic.is_some() && uplink.vpc.is_some() {
+            // Two nodes with a card each on the same wire would be a loop.
+            return Err(wrong("uplink", "and vxlan exclude each other"));
+        }
         check_mtu(raw.mtu)?;
         check_ports(&raw.runtime_config)?;
         if let Some(dir) = &raw.data_dir

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mac::Mac;
 use crate::policy::{GroupName, NetworkPolicy};
-use crate::vxlan::Vpc;
+use crate::vxlan::{Link, Vpc};
 
 /// A network on this host: one bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ pub struct Network {
     /// The bridges of the networks that the policy names as peers.
     pub peer_bridges: BTreeSet<String>,
     /// The VXLAN links of this node.
-    pub links: Vec<String>,
+    pub links: Vec<Link>,
     /// Every group that was named by a rule or had a member.
     pub groups: BTreeSet<GroupName>,
 }
@@ -68,7 +68,7 @@ impl Network {
 
     /// The bridge's ports that lead to other hosts.
     pub fn uplinks(&self) -> Vec<String> {
-        self.nic.iter().chain(&self.links).cloned().collect()
+        self.nic.iter().chain(self.links.iter().map(|link| &link.name)).cloned().collect()
     }
 
     /// Takes over what an earlier configuration or another sandbox's address brought to the network.
@@ -80,5 +80,6 @@ impl Network {
         }
         self.owns_bridge = earlier.owns_bridge;
         self.groups.extend(earlier.groups.iter().cloned());
+        self.keep |= earlier.keep;
     }
 }

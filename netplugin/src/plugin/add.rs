@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Plugin, rebuild, undo};
-use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, Route};
+use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, NetConf, Route};
 use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
 use crate::mac::Mac;
-use crate::network::{Address, Attachment, Kind, Network, Phase};
+use crate::network::{Address, Attachment, Kind, Network, Phase, Store};
 use crate::policy::from_annotations;
 
 impl<D: Datapath> Plugin<'_, D> {
@@ -45,23 +45,8 @@ impl<D: Datapath> Plugin<'_, D> {
         let conf = self.conf;
         let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy)
             .map_err(|error| crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() })?;
-        let mut network = Network {
-            version: Network::VERSION,
-            name: conf.name.clone(),
-            bridge: conf.bridge.clone(),
-            owns_bridge: false,
-            mac: Network::derive_mac(&conf.name),
-            mtu: conf.mtu.unwrap_or(0),
-            gateways: Vec::new(),
-            ip_masq: conf.ip_masq,
-            policy: conf.policy.clone(),
-            nic: conf.uplink.nic.clone(),
-            vpc: conf.uplink.vpc.clone(),
-            keep: conf.keep_bridge,
-            peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),
-            links: Vec::new(),
-            groups: conf.policy.group.iter().chain(&group).cloned().collect(),
-        };
+        let mut network = network_of(conf);
+        network.groups.extend(group.iter().cloned());
         network.groups.extend(policy.groups().cloned());
         let id = Attachment::id_of(&conf.name, &attach.container_id, &attach.ifname);
         let mac = conf.runtime.mac.or(attach.args.mac);
@@ -132,7 +117,10 @@ impl<D: Datapath> Plugin<'_, D> {
                 return Err(already(attachment));
             }
             self.check_ports(attachment)?;
-            let earlier = self.settle(network, attachment)?;
+            let earlier = settle(self.datapath, &self.store, network)?;
+            if attachment.kind == Kind::Veth {
+                attachment.mtu = network.mtu;
+            }
             let leased = self.lease(network, attachment)?;
             self.datapath.validate(network, attachment)?;
             self.store.save_network(network)?;
@@ -160,40 +148,6 @@ impl<D: Datapath> Plugin<'_, D> {
         let mut errors = vec![error];
         errors.extend(undo(self.datapath, &self.store, attachment));
         if errors.len() == 1 { errors.remove(0) } else { CniError::Several(errors) }
-    }
-
-    /// Joins the network's draft with what is on record of it; gives the record.
-    fn settle(&self, network: &mut Network, attachment: &mut Attachment) -> Result<Option<Network>, CniError> {
-        let earlier = self.store.network(&network.name)?;
-        for name in self.store.network_names()?.iter().filter(|name| **name != network.name) {
-            if let Some(other) = self.store.network(name)?
-                && other.bridge == network.bridge
-            {
-                return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
-            }
-        }
-        if let Some(earlier) = &earlier {
-            if earlier.bridge != network.bridge {
-                return Err(conflict(format!(
-                    "bridge: network {} has sandboxes on bridge {}, not {}",
-                    network.name, earlier.bridge, network.bridge
-                )));
-            }
-            let wanted = network.mtu;
-            if earlier.vpc == network.vpc && earlier.nic == network.nic {
-                network.links.clone_from(&earlier.links);
-                network.mtu = if wanted == 0 { earlier.mtu } else { wanted };
-            } else {
-                self.datapath.prepare(network)?;
-            }
-            network.absorb(earlier);
-        } else {
-            self.datapath.prepare(network)?;
-        }
-        if attachment.kind == Kind::Veth {
-            attachment.mtu = network.mtu;
-        }
-        Ok(earlier)
     }
 
     /// Gives the attachment addresses by our own allocator, if that is what the configuration says; what is taken
@@ -272,6 +226,63 @@ impl<D: Datapath> Plugin<'_, D> {
             dns,
         }
     }
+}
+
+/// A network's record as its configuration has it.
+pub(super) fn network_of(conf: &NetConf) -> Network {
+    Network {
+        version: Network::VERSION,
+        name: conf.name.clone(),
+        bridge: conf.bridge.clone(),
+        owns_bridge: false,
+        mac: Network::derive_mac(&conf.name),
+        mtu: conf.mtu.unwrap_or(0),
+        gateways: Vec::new(),
+        ip_masq: conf.ip_masq,
+        policy: conf.policy.clone(),
+        nic: conf.uplink.nic.clone(),
+        vpc: conf.uplink.vpc.clone(),
+        keep: conf.keep_bridge,
+        peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),
+        links: Vec::new(),
+        groups: conf.policy.group.iter().cloned().collect(),
+    }
+}
+
+/// Joins a network's draft with what is on record of it; gives the record. The lock is held.
+pub(super) fn settle<D: Datapath>(datapath: &D, store: &Store, network: &mut Network) -> Result<Option<Network>, CniError> {
+    let earlier = store.network(&network.name)?;
+    for name in store.network_names()?.iter().filter(|name| **name != network.name) {
+        if let Some(other) = store.network(name)?
+            && other.bridge == network.bridge
+        {
+            return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
+        }
+    }
+    let Some(earlier) = earlier else {
+        datapath.prepare(network)?;
+        return Ok(None);
+    };
+    if earlier.bridge != network.bridge {
+        return Err(conflict(format!(
+            "bridge: network {} has sandboxes on bridge {}, not {}",
+            network.name, earlier.bridge, network.bridge
+        )));
+    }
+    if earlier.vpc == network.vpc && earlier.nic == network.nic {
+        network.links.clone_from(&earlier.links);
+        if network.mtu == 0 {
+            network.mtu = earlier.mtu;
+        }
+    } else {
+        datapath.prepare(network)?;
+        // Sandboxes that are there keep theirs, so the network does too, unless it no longer fits.
+        if earlier.mtu <= network.mtu {
+            network.mtu = earlier.mtu;
+        }
+    }
+    network.absorb(&earlier);
+    Ok(Some(earlier))
 }
 
 fn addresses_of(result: &AddResult) -> Vec<Address> {

@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use super::add::{network_of, settle};
 use super::{drop_network, not_attached, undo};
-use crate::cni::{Args, Attach, CniError};
-use crate::datapath::{Counters, Datapath};
-use crate::network::{Attachment, HostState, Store};
+use crate::cni::{Args, Attach, CniError, NetConf};
+use crate::datapath::{Counters, Datapath, DatapathError};
+use crate::ipam::IpamConfig;
+use crate::network::{Attachment, HostState, Network, Store};
 use crate::policy::{GroupName, Policy};
 
 /// A network's state.
@@ -97,13 +99,47 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
                 bridge: network.bridge,
                 mtu: network.mtu,
                 gateways: network.gateways,
-                links: network.links,
+                links: network.links.into_iter().map(|link| link.name).collect(),
                 peers,
                 attachments: own,
             })
         })
         .collect::<Result<_, CniError>>()?;
     Ok(Status { networks })
+}
+
+/// Makes a network without waiting for its first sandbox, or brings it into line with a changed configuration; it
+/// stays without sandboxes.
+pub fn up<D: Datapath>(datapath: &D, store: &Store, conf: &NetConf) -> Result<Network, CniError> {
+    let mut network = network_of(conf);
+    network.keep = true;
+    if let (true, IpamConfig::Own(own)) = (conf.is_gateway, &conf.ipam) {
+        for range in own.sets.iter().flatten() {
+            let gateway = IpNet::new(range.gateway, range.subnet.prefix_len()).ok();
+            network.gateways.extend(gateway.filter(|net| !network.gateways.contains(net)));
+        }
+    }
+    let _lock = store.lock()?;
+    let earlier = settle(datapath, store, &mut network)?;
+    store.save_network(&network)?;
+    match datapath.ensure_network(&network, earlier.as_ref(), &|| store.load()) {
+        Ok(()) => Ok(network),
+        Err(error) if earlier.is_none() => {
+            let mut errors = vec![error.into()];
+            errors.extend(drop_network(datapath, store, &network.name)?);
+            Err(if errors.len() == 1 { errors.remove(0) } else { CniError::Several(errors) })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a network; it must not have sandboxes.
+pub fn down<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<(), CniError> {
+    let _lock = store.lock()?;
+    if store.has_others(name, "")? {
+        return Err(DatapathError::Conflict(format!("network {name} has sandboxes")).into());
+    }
+    CniError::collect(drop_network(datapath, store, name)?)
 }
 
 /// Replaces a live sandbox's own lists, at once, and ends what they forbid now.

@@ -12,7 +12,7 @@ mod admin;
 mod del;
 mod gc;
 
-pub use admin::{AttachmentStatus, NetworkStatus, Status, collect, restore, set_policy, status};
+pub use admin::{AttachmentStatus, NetworkStatus, Status, collect, down, restore, set_policy, status, up};
 
 use std::net::IpAddr;
 

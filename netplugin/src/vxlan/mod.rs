@@ -13,7 +13,7 @@
 
 mod plan;
 
-pub use plan::{Link, NodePlan};
+pub use plan::Link;
 
 use std::net::IpAddr;
 
@@ -41,6 +41,10 @@ pub struct Node {
     pub name: String,
     /// Its address in the underlay.
     pub address: IpAddr,
+    /// Its address of the other family, where it has one: two nodes need a family in common, and use IPv4 if they
+    /// have both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alternate: Option<IpAddr>,
     /// Its number in the VPC, 1 to 4095; never used again for another node. Needed by `mesh`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<u16>,
@@ -124,6 +128,9 @@ impl Vpc {
         }
         for (n, node) in self.nodes.iter().enumerate() {
             let at = format!("nodes[{n}]");
+            if node.alternate.is_some_and(|ip| ip.is_ipv4() == node.address.is_ipv4()) {
+                return wrong(&format!("{at}.alternate"), "is of the same family as address".to_owned());
+            }
             if node.address.is_unspecified() || node.address.is_multicast() || node.address.is_loopback() {
                 return wrong(&format!("{at}.address"), format!("{} is not a host's address", node.address));
             }
@@ -131,8 +138,12 @@ impl Vpc {
                 if other.name == node.name {
                     return wrong(&format!("{at}.name"), format!("`{}` is there twice", node.name));
                 }
-                if other.address == node.address {
-                    return wrong(&format!("{at}.address"), format!("{} is there twice", node.address));
+                if let Some(ip) = node.addresses().find(|ip| other.addresses().any(|taken| taken == *ip)) {
+                    return wrong(&format!("{at}.address"), format!("{ip} is there twice"));
+                }
+                if node.path_to(other).is_none() {
+                    let why = format!("`{}` has no address of a family that `{}` has", node.name, other.name);
+                    return wrong(&at, why);
                 }
                 if other.id.is_some() && other.id == node.id {
                     return wrong(&format!("{at}.id"), format!("{} is there twice", node.id.unwrap_or(0)));
@@ -185,14 +196,32 @@ impl Vpc {
     pub fn local(&self, addresses: &[IpAddr]) -> Result<&Node, VpcError> {
         match &self.node {
             Some(name) => self.find(name),
-            None => self.nodes.iter().find(|node| addresses.contains(&node.address)),
+            None => self.nodes.iter().find(|node| node.addresses().any(|ip| addresses.contains(&ip))),
         }
         .ok_or(VpcError::NotANode)
     }
 
-    /// The bytes that VXLAN takes from the underlay's MTU for a network that reaches all the nodes: 50 when all
-    /// are reached over IPv4, 70 as soon as one is reached over IPv6.
+    /// The bytes that VXLAN takes from the underlay's MTU, for every sandbox of the network: 50 when all nodes reach
+    /// each other over IPv4, 70 as soon as two of them need IPv6.
     pub fn overhead(&self) -> u32 {
-        if self.nodes.iter().any(|node| node.address.is_ipv6()) { 70 } else { 50 }
+        let needs_ipv6 = self.nodes.iter().enumerate().any(|(n, node)| {
+            self.nodes[..n].iter().any(|other| node.path_to(other).is_some_and(|(from, _)| from.is_ipv6()))
+        });
+        if needs_ipv6 || self.nodes.iter().all(|node| node.addresses().all(|ip| ip.is_ipv6())) { 70 } else { 50 }
+    }
+}
+
+impl Node {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.alternate)
+    }
+
+    /// The addresses, ours and theirs, by which two nodes reach each other.
+    pub fn path_to(&self, other: &Self) -> Option<(IpAddr, IpAddr)> {
+        [false, true].into_iter().find_map(|ipv6| {
+            let of = |node: &Self| node.addresses().find(|ip| ip.is_ipv6() == ipv6);
+            of(self).zip(of(other))
+        })
     }
 }

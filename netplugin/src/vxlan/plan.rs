@@ -4,20 +4,24 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
 
 use super::{Mode, Node, Vpc, VpcError};
 use crate::mac::{Mac, digest_hex};
 
 /// A VXLAN link of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Link {
     /// Its name, at most 15 bytes.
     pub name: String,
     /// The VXLAN network identifier.
     pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
     /// The node's own underlay address.
     pub local: IpAddr,
-    /// Where frames to unknown and group addresses go.
+    /// Where frames to unknown and group addresses go, and who may send.
     pub flood_to: Vec<IpAddr>,
     /// Ethernet addresses known to be behind a peer.
     pub stations: Vec<(Mac, IpAddr)>,
@@ -25,16 +29,8 @@ pub struct Link {
     pub peer_address: Option<IpNet>,
 }
 
-/// What a node must have.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodePlan {
-    /// The UDP port of every link.
-    pub port: u16,
-    /// The links, each a port of the network's bridge, and each isolated from the others.
-    pub links: Vec<Link>,
-    /// Who may send to that port.
-    pub sources: Vec<IpAddr>,
-}
+/// A peer, and the addresses (ours, theirs) by which we reach it.
+type Path<'a> = (&'a Node, (IpAddr, IpAddr));
 
 /// The number of the pair of two ids: depends on nothing else, is unique, and is below that of every pair with a
 /// higher id.
@@ -54,58 +50,63 @@ pub(super) fn highest_pair(vpc: &Vpc) -> u32 {
 }
 
 impl Vpc {
-    /// What `local` must have. `network` is the network's name: links are named after it.
-    pub fn plan(&self, network: &str, local: &Node) -> Result<NodePlan, VpcError> {
-        let peers: Vec<&Node> = self.nodes.iter().filter(|node| node.name != local.name).collect();
-        let links = match self.mode {
-            Mode::Flood => self.flood(network, local, &peers)?,
-            Mode::Mesh => self.mesh(network, local, &peers)?,
-        };
-        Ok(NodePlan { port: self.port, links, sources: peers.iter().map(|peer| peer.address).collect() })
+    /// The links `local` must have: each a port of the network's bridge, and no frame goes from one to another.
+    /// `network` is the network's name: links are named after it.
+    pub fn plan(&self, network: &str, local: &Node) -> Result<Vec<Link>, VpcError> {
+        let peers = self.nodes.iter().filter(|node| node.name != local.name);
+        let paths = peers
+            .map(|peer| {
+                local.path_to(peer).map(|path| (peer, path)).ok_or_else(|| VpcError::Field {
+                    field: "nodes".to_owned(),
+                    why: format!("`{}` and `{}` have no address family in common", local.name, peer.name),
+                })
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        match self.mode {
+            Mode::Flood => Ok(self.flood(network, &paths)),
+            Mode::Mesh => self.mesh(network, local, &paths),
+        }
     }
 
-    fn stations_behind(&self, peers: &[&Node]) -> Vec<(Mac, IpAddr)> {
+    fn stations_behind(&self, peers: &[Path<'_>]) -> Vec<(Mac, IpAddr)> {
         self.stations
             .iter()
             .filter_map(|station| {
-                let peer = peers.iter().find(|peer| peer.name == station.node)?;
-                Some((station.mac, peer.address))
+                let (_, (_, remote)) = peers.iter().find(|(peer, _)| peer.name == station.node)?;
+                Some((station.mac, *remote))
             })
             .collect()
     }
 
-    fn flood(&self, network: &str, local: &Node, peers: &[&Node]) -> Result<Vec<Link>, VpcError> {
-        // A node has one underlay address, so its peers must be of the same family, unless it has both: a link's
-        // socket speaks one family only.
-        let mut families: BTreeMap<bool, Vec<&Node>> = BTreeMap::new();
-        for peer in peers {
-            families.entry(peer.address.is_ipv6()).or_default().push(peer);
+    fn flood(&self, network: &str, paths: &[Path<'_>]) -> Vec<Link> {
+        // A link's socket speaks one family only.
+        let mut families: BTreeMap<bool, Vec<Path<'_>>> = BTreeMap::new();
+        for path in paths {
+            families.entry(path.1.0.is_ipv6()).or_default().push(*path);
         }
         families
             .into_iter()
-            .map(|(ipv6, peers)| {
-                same_family(local, peers[0])?;
-                Ok(Link {
-                    name: link_name(network, if ipv6 { "6" } else { "4" }),
-                    vni: self.vni,
-                    local: local.address,
-                    flood_to: peers.iter().map(|peer| peer.address).collect(),
-                    stations: self.stations_behind(&peers),
-                    peer_address: None,
-                })
+            .map(|(ipv6, paths)| Link {
+                name: link_name(network, if ipv6 { "6" } else { "4" }),
+                vni: self.vni,
+                port: self.port,
+                local: paths[0].1.0,
+                flood_to: paths.iter().map(|(_, (_, remote))| *remote).collect(),
+                stations: self.stations_behind(&paths),
+                peer_address: None,
             })
             .collect()
     }
 
-    fn mesh(&self, network: &str, local: &Node, peers: &[&Node]) -> Result<Vec<Link>, VpcError> {
+    fn mesh(&self, network: &str, local: &Node, paths: &[Path<'_>]) -> Result<Vec<Link>, VpcError> {
         let id = |node: &Node| {
             node.id.ok_or_else(|| VpcError::Field { field: "nodes".to_owned(), why: format!("`{}` has no id", node.name) })
         };
         let own = id(local)?;
-        peers
+        paths
             .iter()
-            .map(|peer| {
-                same_family(local, peer)?;
+            .map(|path| {
+                let (peer, (from, to)) = *path;
                 let number = pair(own, id(peer)?);
                 let vni = self.vni.checked_add(number).filter(|vni| *vni <= super::MAX_VNI).ok_or_else(|| {
                     VpcError::Field { field: "vni".to_owned(), why: format!("pair number {number} is past 24 bits") }
@@ -113,9 +114,10 @@ impl Vpc {
                 Ok(Link {
                     name: link_name(network, &peer.name),
                     vni,
-                    local: local.address,
-                    flood_to: vec![peer.address],
-                    stations: self.stations_behind(&[peer]),
+                    port: self.port,
+                    local: from,
+                    flood_to: vec![to],
+                    stations: self.stations_behind(&[*path]),
                     peer_address: self.peer_address(number, own < id(peer)?),
                 })
             })
@@ -127,19 +129,6 @@ impl Vpc {
         let host = u32::from(net.network()).checked_add(number.checked_mul(4)?)?.checked_add(if lower { 1 } else { 2 })?;
         Ipv4Net::new(Ipv4Addr::from(host), 30).ok().map(IpNet::V4)
     }
-}
-
-fn same_family(local: &Node, peer: &Node) -> Result<(), VpcError> {
-    if local.address.is_ipv6() == peer.address.is_ipv6() {
-        return Ok(());
-    }
-    Err(VpcError::Field {
-        field: "nodes".to_owned(),
-        why: format!(
-            "`{}` ({}) and `{}` ({}) cannot reach each other: different address families",
-            local.name, local.address, peer.name, peer.address
-        ),
-    })
 }
 
 fn link_name(network: &str, what: &str) -> String {
@@ -162,6 +151,7 @@ mod tests {
                 .map(|id| Node {
                     name: format!("n{id}"),
                     address: Ipv4Addr::from(0xc000_0200 + u32::from(*id)).into(),
+                    alternate: None,
                     id: Some(*id),
                 })
                 .collect(),
@@ -176,10 +166,25 @@ mod tests {
         let vpc = vpc(Mode::Flood, &[1, 2, 3]);
         vpc.validate().unwrap();
         let plan = vpc.plan("a", &vpc.nodes[1]).unwrap();
-        assert_eq!(plan.links.len(), 1);
-        assert_eq!(plan.links[0].flood_to, plan.sources);
-        assert_eq!(plan.sources.len(), 2);
-        assert!(plan.links[0].name.len() <= 15);
+        assert_eq!(plan.len(), 1);
+        assert_eq!(plan[0].flood_to, [vpc.nodes[0].address, vpc.nodes[2].address]);
+        assert!(plan[0].name.len() <= 15);
+    }
+
+    #[test]
+    fn families_may_be_mixed_where_each_two_have_one_in_common() {
+        let mut vpc = vpc(Mode::Flood, &[1, 2, 3]);
+        assert_eq!(vpc.overhead(), 50);
+        vpc.nodes[0].alternate = Some("2001:db8::1".parse().unwrap());
+        vpc.nodes[1].alternate = Some("2001:db8::2".parse().unwrap());
+        vpc.nodes[2].address = "2001:db8::3".parse().unwrap();
+        vpc.validate().unwrap();
+        assert_eq!(vpc.overhead(), 70);
+        let links = vpc.plan("a", &vpc.nodes[0]).unwrap();
+        assert_eq!(links.len(), 2);
+        assert_eq!((links[0].local, links[1].local), (vpc.nodes[0].address, "2001:db8::1".parse::<IpAddr>().unwrap()));
+        vpc.nodes[1].alternate = None;
+        assert!(vpc.validate().unwrap_err().to_string().contains("`n3` has no address of a family that `n2` has"));
     }
 
     #[test]
@@ -190,7 +195,7 @@ mod tests {
         let mut nets = BTreeSet::new();
         let mut vnis = BTreeSet::new();
         for node in &vpc.nodes {
-            for link in vpc.plan("a", node).unwrap().links {
+            for link in vpc.plan("a", node).unwrap() {
                 nets.insert(link.peer_address.unwrap().trunc());
                 vnis.insert(link.vni);
             }
@@ -227,12 +232,12 @@ mod tests {
             let mut after = vpc(Mode::Mesh, &ids);
             after.peer_network = None;
             for node in &before.nodes {
-                let old = before.plan("a", node).unwrap().links;
-                let now = after.plan("a", node).unwrap().links;
+                let old = before.plan("a", node).unwrap();
+                let now = after.plan("a", node).unwrap();
                 prop_assert!(old.iter().all(|link| now.contains(link)));
                 for link in &old {
                     let peer = before.nodes.iter().find(|peer| peer.address == link.flood_to[0]).unwrap();
-                    let back = before.plan("a", peer).unwrap().links;
+                    let back = before.plan("a", peer).unwrap();
                     prop_assert!(back.iter().any(|other| other.vni == link.vni && other.flood_to == [node.address]));
                 }
             }

@@ -51,6 +51,8 @@ impl Ns {
         .unwrap();
         let ns = Self { file };
         ns.ip("link set lo up");
+        // Link-local addresses of wires become usable at once, not while a test counts what there is.
+        ns.set_sysctl("ipv6/conf/default/accept_dad", "0");
         ns
     }
 

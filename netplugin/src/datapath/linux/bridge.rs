@@ -36,17 +36,13 @@ pub(super) fn prepare(route: &mut Route, network: &mut Network) -> Result<(), Da
             network.mtu
         )));
     }
-    network.links = vxlan::link_names(route, network)?;
+    network.links = vxlan::plan(route, network)?;
     Ok(())
 }
 
 fn underlay_mtu(route: &mut Route, network: &Network) -> Result<u32, DatapathError> {
     if let Some(vpc) = &network.vpc {
-        let (node, link) = vxlan::local_node(route, vpc)?;
-        let overhead = vpc.overhead();
-        return link.mtu.checked_sub(overhead).filter(|mtu| *mtu >= 576).ok_or_else(|| {
-            DatapathError::Conflict(format!("the interface with {} has an MTU of {}, too small for VXLAN", node.address, link.mtu))
-        });
+        return vxlan::inner_mtu(route, vpc);
     }
     if let Some(nic) = &network.nic {
         return Ok(route.need_link(nic)?.mtu);
@@ -95,8 +91,8 @@ pub(super) fn validate(route: &mut Route, network: &Network, attachment: &Attach
     Ok(())
 }
 
-/// Makes the bridge and what belongs to it, where it is missing.
-pub(super) fn ensure(route: &mut Route, network: &Network) -> Result<(), DatapathError> {
+/// Makes the bridge and what belongs to it, where it is missing. `changed`: an earlier declaration may have left more.
+pub(super) fn ensure(route: &mut Route, network: &Network, changed: bool) -> Result<(), DatapathError> {
     let name = &network.bridge;
     if network.owns_bridge {
         route.create_bridge(name, network.mac, network.mtu)?;
@@ -127,6 +123,9 @@ pub(super) fn ensure(route: &mut Route, network: &Network) -> Result<(), Datapat
             route.set_master(nic_link.index, link.index, nic)?;
             route.raise_plain(nic_link.index, nic)?;
         }
+    }
+    if !changed && network.links.is_empty() {
+        return Ok(());
     }
     vxlan::ensure(route, network, &link)
 }

@@ -255,13 +255,6 @@ impl Route {
             .map_err(|error| kernel(format!("change the bridge of {name}"), error))
     }
 
-    /// Sets a link's MTU.
-    pub(super) fn set_mtu(&mut self, index: u32, mtu: u32, name: &str) -> Result<(), DatapathError> {
-        let mut message = by_index(index);
-        message.attributes.push(LinkAttribute::Mtu(mtu));
-        self.change(Message::SetLink(message), 0).map_err(|error| kernel(format!("set the MTU of {name}"), error))
-    }
-
     /// Gives an address to a link, unless it has it.
     pub(super) fn add_address(&mut self, index: u32, address: IpNet, name: &str) -> Result<(), DatapathError> {
         let message = address_message(index, address);
@@ -366,8 +359,11 @@ impl Route {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Bridge;
         message.header.ifindex = port;
-        message.header.state = NeighbourState::Noarp;
-        message.header.flags = if remote.is_some() { NeighbourFlags::Own } else { NeighbourFlags::Controller };
+        // What a bridge calls static and a VXLAN link permanent.
+        (message.header.state, message.header.flags) = match remote {
+            Some(_) => (NeighbourState::Permanent, NeighbourFlags::Own),
+            None => (NeighbourState::Noarp, NeighbourFlags::Controller),
+        };
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         let mut how = NLM_F_CREATE | NLM_F_REPLACE;
         if let Some(remote) = remote {
@@ -405,7 +401,7 @@ fn neighbour_message(index: u32, ip: IpAddr) -> NeighbourMessage {
     message
 }
 
-fn neighbour(ip: IpAddr) -> NeighbourAddress {
+pub(super) fn neighbour(ip: IpAddr) -> NeighbourAddress {
     match ip {
         IpAddr::V4(ip) => NeighbourAddress::Inet(ip),
         IpAddr::V6(ip) => NeighbourAddress::Inet6(ip),

@@ -134,7 +134,7 @@ impl Datapath for Host {
                 cut::network(&self.nft, earlier, network, &state()?)?;
             }
         }
-        bridge::ensure(&mut self.route(), network)
+        bridge::ensure(&mut self.route(), network, earlier != Some(network))
     }
 
     fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {

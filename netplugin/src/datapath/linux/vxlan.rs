@@ -1,42 +1,155 @@
 //! The links of a stretched network.
 
-use super::link::Link;
-use super::netlink::Route;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use super::link::{Link, neighbour};
+use super::netlink::{Route, allow, kernel};
 use crate::datapath::DatapathError;
 use crate::network::Network;
-use crate::vxlan::{Node, Vpc, VpcError};
+use crate::vxlan::{self, Node, Vpc, VpcError};
 
-/// Which node this host is, and the link its underlay address is on.
-pub(super) fn local_node<'a>(route: &mut Route, vpc: &'a Vpc) -> Result<(&'a Node, Link), DatapathError> {
+/// The address whose entries in a link's table are the list of those that get what has no other entry.
+const NOBODY: [u8; 6] = [0; 6];
+
+/// Every link of ours is called so, and then twelve digits.
+const PREFIX: &str = "skx";
+
+/// Which node this host is, and the smallest MTU of the links its underlay addresses are on.
+fn local_node<'a>(route: &mut Route, vpc: &'a Vpc) -> Result<(&'a Node, u32), DatapathError> {
     let addresses = route.addresses()?;
     let ips: Vec<_> = addresses.iter().map(|(_, net)| net.addr()).collect();
     let node = vpc.local(&ips)?;
-    let (index, _) = addresses
+    let indices: BTreeSet<u32> = addresses
         .iter()
-        .find(|(_, net)| net.addr() == node.address)
-        .ok_or(VpcError::NotANode)?;
-    let link = route.links()?.into_iter().find(|(_, link)| link.index == *index);
-    let (_, link) = link.ok_or(VpcError::NotANode)?;
-    Ok((node, link))
+        .filter(|(_, net)| node.addresses().any(|ip| ip == net.addr()))
+        .map(|(index, _)| *index)
+        .collect();
+    let mtu = route.links()?.into_iter().filter(|(_, link)| indices.contains(&link.index)).map(|(_, link)| link.mtu).min();
+    Ok((node, mtu.ok_or(VpcError::NotANode)?))
 }
 
-/// The names of the links this node must have.
-pub(super) fn link_names(route: &mut Route, network: &Network) -> Result<Vec<String>, DatapathError> {
+/// The MTU that the underlay leaves to the network.
+pub(super) fn inner_mtu(route: &mut Route, vpc: &Vpc) -> Result<u32, DatapathError> {
+    let (node, mtu) = local_node(route, vpc)?;
+    mtu.checked_sub(vpc.overhead()).filter(|mtu| *mtu >= 576).ok_or_else(|| {
+        DatapathError::Conflict(format!("the interface with {} has an MTU of {mtu}, too small for VXLAN", node.address))
+    })
+}
+
+/// The links this node must have.
+pub(super) fn plan(route: &mut Route, network: &Network) -> Result<Vec<vxlan::Link>, DatapathError> {
     let Some(vpc) = &network.vpc else { return Ok(Vec::new()) };
     let (node, _) = local_node(route, vpc)?;
-    let plan = vpc.plan(&network.name, node)?;
-    Ok(plan.links.into_iter().map(|link| link.name).collect())
+    Ok(vpc.plan(&network.name, node)?)
 }
 
-/// Makes the links, where they are missing.
-pub(super) fn ensure(_: &mut Route, network: &Network, _: &Link) -> Result<(), DatapathError> {
-    if network.vpc.is_none() {
-        return Ok(());
+/// Makes the links and their entries as the record says; removes those of an earlier declaration.
+pub(super) fn ensure(route: &mut Route, network: &Network, bridge: &Link) -> Result<(), DatapathError> {
+    for (name, link) in route.links()? {
+        let ours = name.starts_with(PREFIX) && link.kind == "vxlan" && link.master == Some(bridge.index);
+        if ours && !network.links.iter().any(|wanted| wanted.name == name) {
+            route.delete_link(&name)?;
+        }
     }
-    Err(DatapathError::Unsupported { what: "vxlan".to_owned(), why: "is not implemented yet".to_owned() })
+    for wanted in &network.links {
+        if route.link(&wanted.name)?.is_none() {
+            create(route, network, wanted)?;
+        }
+        let link = route.need_link(&wanted.name)?;
+        if link.master != Some(bridge.index) {
+            route.set_master(link.index, bridge.index, &wanted.name)?;
+        }
+        let entering = |error| kernel(format!("write down the peers of {}", wanted.name), error);
+        let present = flood_list(route, link.index).map_err(entering)?;
+        for peer in wanted.flood_to.iter().filter(|peer| !present.contains(peer)) {
+            route.add_station(link.index, NOBODY, Some(*peer)).map_err(entering)?;
+        }
+        for gone in present.iter().filter(|peer| !wanted.flood_to.contains(peer)) {
+            remove_peer(route, link.index, *gone).map_err(entering)?;
+        }
+        for (mac, peer) in &wanted.stations {
+            route.add_station(link.index, mac.0, Some(*peer)).map_err(entering)?;
+        }
+        if !link.up {
+            route.raise_uplink(link.index, &wanted.name, true)?;
+        }
+    }
+    for station in network.vpc.iter().flat_map(|vpc| &vpc.stations) {
+        if let Some(ip) = station.ip {
+            route.add_neighbour(bridge.index, ip, station.mac)?;
+        }
+    }
+    Ok(())
+}
+
+fn create(route: &mut Route, network: &Network, wanted: &vxlan::Link) -> Result<(), DatapathError> {
+    let what = format!("create VXLAN link {} (VNI {}, port {})", wanted.name, wanted.vni, wanted.port);
+    let underlay = route.addresses()?.into_iter().find(|(_, net)| net.addr() == wanted.local).map(|(index, _)| index);
+    let mut data = vec![
+        InfoVxlan::Id(wanted.vni),
+        InfoVxlan::Port(wanted.port),
+        InfoVxlan::Learning(true),
+        match wanted.local {
+            IpAddr::V4(ip) => InfoVxlan::Local(ip),
+            IpAddr::V6(ip) => InfoVxlan::Local6(ip),
+        },
+    ];
+    data.extend(underlay.map(InfoVxlan::Link));
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(wanted.name.clone()));
+    message.attributes.push(LinkAttribute::Mtu(network.mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vxlan),
+        LinkInfo::Data(InfoData::Vxlan(data)),
+    ]));
+    route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|error| kernel(what, error))
+}
+
+/// Who gets what has no entry of its own.
+fn flood_list(route: &mut Route, index: u32) -> std::io::Result<BTreeSet<IpAddr>> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    let mut found = BTreeSet::new();
+    for answer in route.dump(Message::GetNeighbour(message))? {
+        let Message::NewNeighbour(entry) = answer else { continue };
+        if entry.header.ifindex != index || !entry.attributes.contains(&NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec())) {
+            continue;
+        }
+        for attribute in entry.attributes {
+            match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => drop(found.insert(ip.into())),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => drop(found.insert(ip.into())),
+                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                    let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+                    found.extend(v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn remove_peer(route: &mut Route, index: u32, peer: IpAddr) -> std::io::Result<()> {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(neighbour(peer)));
+    allow(route.change(Message::DelNeighbour(message), 0), libc::ENOENT)
 }
 
 /// Removes the links. Goes on after an error.
 pub(super) fn remove(route: &mut Route, network: &Network) -> Vec<DatapathError> {
-    network.links.iter().filter_map(|link| route.delete_link(link).err()).collect()
+    network.links.iter().filter_map(|link| route.delete_link(&link.name).err()).collect()
 }

@@ -21,6 +21,8 @@ pub(crate) enum Field {
     Proto,
     /// A port.
     Port,
+    /// A VXLAN network identifier.
+    Vni,
 }
 
 impl Field {
@@ -31,6 +33,7 @@ impl Field {
             Self::Ether => 6,
             Self::Proto => 1,
             Self::Port => 2,
+            Self::Vni => 3,
         }
     }
 
@@ -48,6 +51,8 @@ impl Field {
             Self::Proto => 12,
             Self::Port => 13,
             Self::Ifname => 41,
+            // A plain number.
+            Self::Vni => 4,
         }
     }
 }
@@ -208,6 +213,11 @@ impl Key {
     /// A port.
     pub(crate) fn port(self, port: u16) -> Self {
         self.part(&port.to_be_bytes())
+    }
+
+    /// A VXLAN network identifier.
+    pub(crate) fn vni(self, vni: u32) -> Self {
+        self.part(&vni.to_be_bytes()[1..])
     }
 
     /// As the kernel wants it.

@@ -113,6 +113,11 @@ fn icmp_type(rule: Rule, value: u8) -> Rule {
     rule.payload(Base::Transport, 0, 1, 0).equal(0, &[value])
 }
 
+/// Loads the UDP destination port and, behind it, the VXLAN network identifier (RFC 7348).
+fn tunnel(rule: Rule, reg: u32) -> Rule {
+    rule.payload(Base::Transport, 2, 2, reg).payload(Base::Transport, 12, 3, reg + 1)
+}
+
 fn neighbour_discovery(batch: &mut Batch) {
     let to_spoof = |kind| icmp_type(Rule::new(), kind).goto("spoof");
     append(batch, "icmpv6", &[
@@ -197,6 +202,11 @@ fn delivery(batch: &mut Batch) {
         Rule::new().ether_type(IPV4).payload(Base::Network, 16, 1, 0).equal(0, &[127]).drop(),
         // Another node's gateway is not ours.
         Rule::new().ether_type(ARP).iifname().and_payload(Base::Network, 14, 4).in_set("gateway4").drop(),
+        icmp_type(Rule::new().ether_type(IPV6).l4proto(ICMPV6), NEIGHBOUR_ADVERTISEMENT)
+            .iifname()
+            .and_payload(Base::Transport, 8, 16)
+            .in_set("gateway6")
+            .drop(),
     ]);
     append(batch, "depart", &[
         // Each node answers for the gateway itself.
@@ -213,14 +223,23 @@ fn flows(batch: &mut Batch) {
     batch.base_chain("forward", ChainType::Filter, Hook::Forward, PRIORITY_FILTER);
     batch.base_chain("input", ChainType::Filter, Hook::Input, PRIORITY_FILTER);
     batch.base_chain("output", ChainType::Filter, Hook::Output, PRIORITY_FILTER);
-    for chain in ["through", "outbound", "inbound", "to_host", "from_host", "refuse_out", "refuse_in"] {
+    for chain in ["through", "outbound", "inbound", "to_host", "from_host", "refuse_out", "refuse_in", "from_peers"] {
         batch.chain(chain);
     }
     append(batch, "forward", &[
         Rule::new().iifname().in_set("bridges").goto("through"),
         Rule::new().oifname().in_set("bridges").goto("through"),
     ]);
-    append(batch, "input", &[Rule::new().iifname().in_set("bridges").goto("to_host")]);
+    append(batch, "input", &[
+        Rule::new().iifname().in_set("bridges").goto("to_host"),
+        // Only identifiers that are ours: others on the same port are somebody else's.
+        tunnel(Rule::new().l4proto(UDP), 0).in_set("vxlan").goto("from_peers"),
+    ]);
+    append(batch, "from_peers", &[
+        tunnel(Rule::new().family(false).payload(Base::Network, 12, 4, 0), 1).in_set("peers4").accept(),
+        tunnel(Rule::new().family(true).payload(Base::Network, 8, 16, 0), 4).in_set("peers6").accept(),
+        Rule::new().drop(),
+    ]);
     append(batch, "output", &[Rule::new().oifname().in_set("bridges").goto("from_host")]);
 
     let same_bridge = |rule: Rule| rule.iifname().meta(Meta::Oifname, 4).in_set("same");

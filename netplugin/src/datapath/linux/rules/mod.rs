@@ -54,8 +54,8 @@ pub(super) const BRIDGE_SETS: [SetSpec; 11] = [
 /// a bridge with itself, and besides with its peer networks. `out*`, `in*`: from a sandbox's address to its chain.
 /// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
-/// address. `published*`: from a port of the host to an address and port of a sandbox.
-pub(super) const INET_SETS: [SetSpec; 20] = [
+/// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
+pub(super) const INET_SETS: [SetSpec; 23] = [
     set("bridges", &[Field::Ifname], PLAIN),
     set("same", &[Field::Ifname, Field::Ifname], PLAIN),
     set("linked", &[Field::Ifname, Field::Ifname], PLAIN),
@@ -72,6 +72,9 @@ pub(super) const INET_SETS: [SetSpec; 20] = [
     set("host_ok", &[Field::Ifname], PLAIN),
     set("host_services", &[Field::Ifname, Field::Proto, Field::Port], PLAIN),
     set("masq", &[Field::Ifname], PLAIN),
+    set("vxlan", &[Field::Port, Field::Vni], PLAIN),
+    set("peers4", &[Field::Ipv4, Field::Port, Field::Vni], COUNTING),
+    set("peers6", &[Field::Ipv6, Field::Port, Field::Vni], COUNTING),
     SetSpec { name: "published4", key: &[Field::Proto, Field::Port], value: &[Field::Ipv4, Field::Port], flags: PLAIN },
     SetSpec {
         name: "published4_at",

@@ -35,8 +35,27 @@ pub(crate) fn group_sets<'a>(batch: &mut Batch, network: &Network, groups: impl 
     }
 }
 
+/// The elements that a network has in sets of the bridge table.
+fn frame_elements(network: &Network) -> Vec<(&'static str, Element)> {
+    let mut list = Vec::new();
+    for uplink in network.uplinks() {
+        let key = || Key::new().ifname(&uplink);
+        list.push(("uplinks", Element::key(key())));
+        if network.vpc.is_none() {
+            // On a wire of the network outside the gateway may be anybody.
+            continue;
+        }
+        list.push(("own_mac", Element::key(key().ether(network.mac))));
+        for gateway in &network.gateways {
+            let set = if gateway.addr().is_ipv4() { "gateway4" } else { "gateway6" };
+            list.push((set, Element::key(key().ip(gateway.addr()))));
+        }
+    }
+    list
+}
+
 /// The elements that a network has in sets of the inet table.
-fn elements(network: &Network) -> Vec<(&'static str, Element)> {
+fn flow_elements(network: &Network) -> Vec<(&'static str, Element)> {
     let bridge = |key: Key| key.ifname(&network.bridge);
     let mut list = vec![
         ("bridges", Element::key(bridge(Key::new()))),
@@ -53,25 +72,40 @@ fn elements(network: &Network) -> Vec<(&'static str, Element)> {
         let key = bridge(Key::new()).proto(service.protocol.number()).port(service.port);
         list.push(("host_services", Element::key(key)));
     }
+    for link in &network.links {
+        let tunnel = |key: Key| key.port(link.port).vni(link.vni);
+        list.push(("vxlan", Element::key(tunnel(Key::new()))));
+        for peer in &link.flood_to {
+            let set = if peer.is_ipv4() { "peers4" } else { "peers6" };
+            list.push((set, Element::key(tunnel(Key::new().ip(*peer)))));
+        }
+    }
     for peer in &network.peer_bridges {
         list.push(("linked", Element::key(bridge(Key::new()).ifname(peer))));
     }
     list
 }
 
+/// Which elements a network has, by table.
+type Elements = fn(&Network) -> Vec<(&'static str, Element)>;
+const ELEMENTS: [(Family, Elements); 2] = [(Family::Bridge, frame_elements), (Family::Inet, flow_elements)];
+
 /// Makes a network's rules, in place of `earlier`'s if there were any. Live sandboxes keep theirs.
 pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<&Network>) {
     let id = network.id();
-    batch.family(Family::Inet);
-    let new = elements(network);
-    for (set, element) in earlier.map(elements).unwrap_or_default() {
-        if !new.contains(&(set, element.clone())) {
-            batch.remove(set, &[element]);
+    for (family, elements) in ELEMENTS {
+        batch.family(family);
+        let new = elements(network);
+        for (set, element) in earlier.map(elements).unwrap_or_default() {
+            if !new.contains(&(set, element.clone())) {
+                batch.remove(set, &[element]);
+            }
+        }
+        for (set, element) in new {
+            batch.add(set, &[element]);
         }
     }
-    for (set, element) in new {
-        batch.add(set, &[element]);
-    }
+    batch.family(Family::Inet);
     group_sets(batch, network, network.groups.iter());
     for direction in [Direction::Egress, Direction::Ingress] {
         let lists = network.policy.lists(direction);
@@ -95,10 +129,13 @@ pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<
 /// Removes a network's rules. No sandbox may be left on it.
 pub(crate) fn remove_network(batch: &mut Batch, network: &Network) {
     let id = network.id();
-    batch.family(Family::Inet);
-    for (set, element) in elements(network) {
-        batch.remove(set, &[element]);
+    for (family, elements) in ELEMENTS {
+        batch.family(family);
+        for (set, element) in elements(network) {
+            batch.remove(set, &[element]);
+        }
     }
+    batch.family(Family::Inet);
     for direction in [Direction::Egress, Direction::Ingress] {
         for allow in [false, true] {
             let name = chain(&id, allow, direction);

@@ -1,0 +1,336 @@
+//! Networks stretched over several hosts.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use skep_cni::cni::NetConf;
+use skep_cni::network::Store;
+use skep_cni::plugin;
+use support::frames::{BROADCAST, Tap, arp, contains, ethernet, ipv4, udp};
+use support::{Container, Host, Ns, PATIENCE, SILENCE, echoes, open_policy};
+
+const ARP: u16 = 0x0806;
+const IPV4: u16 = 0x0800;
+
+/// Hosts on one wire.
+struct Cluster {
+    switch: Ns,
+    hosts: Vec<Host>,
+    mode: &'static str,
+    ipv6: bool,
+}
+
+impl Cluster {
+    fn new(count: usize, mode: &'static str, ipv6: bool, mtu: u32) -> Self {
+        let switch = Ns::new();
+        switch.ip("link add sw type bridge mcast_snooping 0");
+        switch.ip("link set sw up");
+        let hosts = (0..count).map(|_| Host::new()).collect();
+        let cluster = Self { switch, hosts, mode, ipv6 };
+        for (n, host) in cluster.hosts.iter().enumerate() {
+            cluster.plug(&host.ns, n, mtu);
+        }
+        cluster
+    }
+
+    fn plug(&self, ns: &Ns, n: usize, mtu: u32) {
+        ns.wire("u0", &self.switch, &format!("p{n}"));
+        ns.ip(&format!("link set u0 mtu {mtu}"));
+        self.switch.ip(&format!("link set p{n} mtu {mtu} master sw"));
+        ns.ip(&format!("addr add {}/24 dev u0", Self::v4(n)));
+        ns.ip(&format!("addr add {}/64 dev u0 nodad", Self::v6(n)));
+    }
+
+    fn v4(n: usize) -> String {
+        format!("198.51.100.{}", n + 1)
+    }
+
+    fn v6(n: usize) -> String {
+        format!("2001:db8:1::{:x}", n + 1)
+    }
+
+    fn address(&self, n: usize) -> String {
+        if self.ipv6 { Self::v6(n) } else { Self::v4(n) }
+    }
+
+    /// The configuration of a host when these nodes are declared. Each host gives out addresses of its own range.
+    fn conf(&self, n: usize, nodes: &[usize]) -> Value {
+        let nodes: Vec<Value> = nodes
+            .iter()
+            .map(|n| json!({"name": format!("n{n}"), "address": self.address(*n), "id": n + 1}))
+            .collect();
+        let mut vxlan = json!({"vni": 100, "mode": self.mode, "nodes": nodes});
+        if self.mode == "mesh" {
+            vxlan["peerNetwork"] = json!("172.16.0.0/20");
+        }
+        let ranges = json!([[{"subnet": "10.1.0.0/16", "rangeStart": format!("10.1.{}.10", n + 1), "rangeEnd": format!("10.1.{}.250", n + 1)}]]);
+        let mut conf = json!({
+            "cniVersion": "1.1.0", "name": "vpc", "type": "skep-cni", "dataDir": self.hosts.get(n).map(Host::data_dir),
+            "ipam": {"type": "skep", "ranges": ranges}, "vxlan": vxlan,
+        });
+        support::merge(&mut conf, open_policy());
+        conf
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.hosts.len()).collect()
+    }
+
+    fn populate(&self) -> Vec<Container> {
+        self.all().into_iter().map(|n| self.hosts[n].add(&format!("c{n}"), &self.conf(n, &self.all()))).collect()
+    }
+
+    fn teardown(&self, containers: &[Container]) {
+        for (n, container) in containers.iter().enumerate() {
+            self.hosts[n].del(container, &self.conf(n, &self.all()));
+        }
+    }
+
+    /// Brings a host into line with a declaration.
+    fn up(&self, n: usize, nodes: &[usize]) {
+        let conf = NetConf::parse(self.conf(n, nodes).to_string().as_bytes()).unwrap();
+        let store = Store::new(self.hosts[n].data_dir());
+        self.hosts[n].ns.run(|| {
+            plugin::up(&skep_cni::datapath::Host::new().unwrap(), &store, &conf).unwrap();
+        });
+    }
+}
+
+fn everybody_reaches_everybody(containers: &[Container]) {
+    for container in containers {
+        container.ns.serve_tcp("0.0.0.0:80");
+    }
+    for from in containers {
+        for to in containers {
+            assert!(from.ns.reaches(&format!("{}:80", to.ip())), "{} to {}", from.id, to.id);
+        }
+    }
+}
+
+fn mtu_of(container: &Container) -> u64 {
+    container.result["interfaces"][2]["mtu"].as_u64().unwrap()
+}
+
+#[test]
+fn three_nodes_flood_over_ipv4() {
+    needs_root!();
+    let cluster = Cluster::new(3, "flood", false, 1500);
+    let before: Vec<_> = cluster.hosts.iter().map(|host| host.ns.census()).collect();
+    let containers = cluster.populate();
+    assert_eq!(mtu_of(&containers[0]), 1450);
+    everybody_reaches_everybody(&containers);
+    cluster.teardown(&containers);
+    for (host, before) in cluster.hosts.iter().zip(before) {
+        assert_eq!(host.ns.census(), before);
+        assert_eq!(host.files(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn ten_nodes_mesh_over_ipv6_with_loss() {
+    needs_root!();
+    let cluster = Cluster::new(10, "mesh", true, 1500);
+    let before: Vec<_> = cluster.hosts.iter().map(|host| host.ns.census()).collect();
+    let containers = cluster.populate();
+    assert_eq!(mtu_of(&containers[0]), 1430);
+    // One frame in fifty is lost on the wire.
+    cluster.switch.nft("table bridge loss {\n chain forward { type filter hook forward priority 0; numgen random mod 50 == 0 counter drop; }\n}");
+    everybody_reaches_everybody(&containers);
+    cluster.switch.nft("delete table bridge loss");
+    cluster.teardown(&containers);
+    for (host, before) in cluster.hosts.iter().zip(before) {
+        assert_eq!(host.ns.census(), before);
+    }
+}
+
+#[test]
+fn nodes_of_both_families_meet() {
+    needs_root!();
+    let cluster = Cluster::new(3, "flood", false, 1500);
+    let mut containers = Vec::new();
+    let nodes = json!([
+        {"name": "n0", "address": Cluster::v4(0), "alternate": Cluster::v6(0)},
+        {"name": "n1", "address": Cluster::v4(1), "alternate": Cluster::v6(1)},
+        {"name": "n2", "address": Cluster::v6(2)},
+    ]);
+    for n in 0..3 {
+        let mut conf = cluster.conf(n, &cluster.all());
+        conf["vxlan"]["nodes"] = nodes.clone();
+        containers.push(cluster.hosts[n].add(&format!("c{n}"), &conf));
+    }
+    assert_eq!(mtu_of(&containers[0]), 1430);
+    everybody_reaches_everybody(&containers);
+}
+
+#[test]
+fn full_packets_pass_and_nothing_is_fragmented() {
+    needs_root!();
+    for (ipv6, mtu, inner) in [(false, 1500, 1450), (true, 1500, 1430), (false, 9000, 8950)] {
+        let cluster = Cluster::new(2, "flood", ipv6, mtu);
+        let containers = cluster.populate();
+        assert_eq!(mtu_of(&containers[0]), inner);
+        let wire = Tap::open(&cluster.hosts[1].ns, "u0");
+        let target = containers[1].ns.run(|| UdpSocket::bind("0.0.0.0:5000").unwrap());
+        target.set_read_timeout(Some(PATIENCE)).unwrap();
+        let source = containers[0].ns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        let payload = vec![b'm'; usize::try_from(inner).unwrap() - 28];
+        source.send_to(&payload, format!("{}:5000", containers[1].ip())).unwrap();
+        let mut buffer = vec![0; 9000];
+        assert_eq!(target.recv(&mut buffer).unwrap(), payload.len());
+        let mut seen = 0;
+        while let Some(frame) = wire.receive(Duration::from_millis(50)) {
+            if contains(&frame, b"mmmmmmmm") {
+                seen += 1;
+                let fragment = match u16::from_be_bytes([frame[12], frame[13]]) {
+                    IPV4 => u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0,
+                    _ => frame[20] == 44,
+                };
+                assert!(!fragment);
+            }
+        }
+        assert_eq!(seen, 1, "one packet, one frame");
+    }
+}
+
+#[test]
+fn a_node_cut_off_disturbs_only_itself() {
+    needs_root!();
+    let cluster = Cluster::new(3, "mesh", false, 1500);
+    let containers = cluster.populate();
+    everybody_reaches_everybody(&containers);
+    let target = |n: usize| format!("{}:80", containers[n].ip());
+    let mut live = containers[0].ns.connect(&target(1), PATIENCE).unwrap();
+    cluster.hosts[2].ns.ip("link set u0 down");
+    assert!(containers[0].ns.blocked(&target(2)));
+    assert!(containers[0].ns.reaches(&target(1)));
+    assert!(echoes(&mut live));
+    cluster.hosts[2].ns.ip("link set u0 up");
+    assert!(containers[0].ns.reaches(&target(2)));
+}
+
+#[test]
+fn nodes_come_and_go_without_disturbing_the_others() {
+    needs_root!();
+    for mode in ["flood", "mesh"] {
+        let cluster = Cluster::new(3, mode, false, 1500);
+        let two = [0, 1];
+        let a = cluster.hosts[0].add("a", &cluster.conf(0, &two));
+        let b = cluster.hosts[1].add("b", &cluster.conf(1, &two));
+        b.ns.serve_tcp("0.0.0.0:80");
+        let mut live = a.ns.connect(&format!("{}:80", b.ip()), PATIENCE).unwrap();
+        assert!(echoes(&mut live));
+        // The new one knows the others before they know it: they do not listen to it.
+        let c = cluster.hosts[2].add("c", &cluster.conf(2, &[0, 1, 2]));
+        assert!(c.ns.blocked(&format!("{}:80", b.ip())));
+        for n in [0, 1] {
+            cluster.up(n, &[0, 1, 2]);
+        }
+        assert!(c.ns.reaches(&format!("{}:80", b.ip())), "{mode}");
+        assert!(echoes(&mut live));
+        // And one leaves.
+        cluster.up(1, &[0, 1]);
+        assert!(c.ns.blocked(&format!("{}:80", b.ip())));
+        assert!(echoes(&mut live));
+        assert!(a.ns.reaches(&format!("{}:80", b.ip())));
+    }
+}
+
+#[test]
+fn strangers_are_not_listened_to() {
+    needs_root!();
+    let cluster = Cluster::new(2, "flood", false, 1500);
+    let containers = cluster.populate();
+    let stranger = Ns::new();
+    cluster.plug(&stranger, 7, 1500);
+    let at = Tap::open(&containers[0].ns, "eth0");
+    let question = arp(1, ([2, 6, 6, 6, 6, 6], Ipv4Addr::new(10, 1, 7, 7)), ([0; 6], containers[0].ip().parse().unwrap()));
+    let frame = ethernet(BROADCAST, [2, 6, 6, 6, 6, 6], ARP, &question);
+    let send = |ns: &Ns, from: &str, vni: u32| {
+        let socket = ns.run(|| UdpSocket::bind(format!("{from}:0")).unwrap());
+        let header = [&[8, 0, 0, 0][..], &(vni << 8).to_be_bytes(), &frame].concat();
+        socket.send_to(&header, format!("{}:4789", Cluster::v4(0))).unwrap();
+    };
+    send(&stranger, &Cluster::v4(7), 100);
+    assert!(!at.sees(&question, SILENCE), "a stranger on the wire");
+    // The same from a peer arrives, so the frame itself is good.
+    send(&cluster.hosts[1].ns, &Cluster::v4(1), 100);
+    assert!(at.sees(&question, PATIENCE), "a peer");
+    send(&cluster.hosts[1].ns, &Cluster::v4(1), 101);
+    assert!(!at.sees(&question, SILENCE), "another network's identifier");
+}
+
+#[test]
+fn a_broadcast_is_sent_once_to_each_peer_and_never_comes_back() {
+    needs_root!();
+    for mode in ["flood", "mesh"] {
+        let cluster = Cluster::new(4, mode, false, 1500);
+        let containers = cluster.populate();
+        let wires: Vec<Tap> = cluster.hosts.iter().map(|host| Tap::open(&host.ns, "u0")).collect();
+        let from = Tap::open(&containers[0].ns, "eth0");
+        let question = arp(1, (containers[0].mac(), containers[0].ip().parse().unwrap()), ([0; 6], Ipv4Addr::new(10, 1, 99, 99)));
+        from.send(&ethernet(BROADCAST, containers[0].mac(), ARP, &question));
+        let counts: Vec<usize> = wires
+            .iter()
+            .map(|wire| {
+                std::iter::from_fn(|| wire.receive(Duration::from_millis(200))).filter(|frame| contains(frame, &question)).count()
+            })
+            .collect();
+        assert_eq!(counts, [0, 1, 1, 1], "{mode}");
+        // Nobody but the one asked for gets a question, wherever he is.
+        let at = Tap::open(&containers[1].ns, "eth0");
+        from.send(&ethernet(BROADCAST, containers[0].mac(), ARP, &question));
+        assert!(!at.sees(&question, SILENCE));
+    }
+}
+
+#[test]
+fn the_gateway_is_on_every_node_and_its_name_stays_there() {
+    needs_root!();
+    let cluster = Cluster::new(2, "flood", false, 1500);
+    let mut containers = Vec::new();
+    for n in 0..2 {
+        let mut conf = cluster.conf(n, &cluster.all());
+        conf["policy"]["hostServices"] = json!([{"protocol": "tcp", "port": 7000}]);
+        containers.push(cluster.hosts[n].add(&format!("c{n}"), &conf));
+        cluster.hosts[n].ns.serve_tcp("10.1.0.1:7000");
+    }
+    let wire = Tap::open(&cluster.hosts[1].ns, "u0");
+    let source: Ipv4Addr = containers[0].ip().parse().unwrap();
+    let question = arp(1, (containers[0].mac(), source), ([0; 6], Ipv4Addr::new(10, 1, 0, 1)));
+    let from = Tap::open(&containers[0].ns, "eth0");
+    from.send(&ethernet(BROADCAST, containers[0].mac(), ARP, &question));
+    assert!(!wire.sees(&question, SILENCE));
+    for container in &containers {
+        assert!(container.ns.reaches("10.1.0.1:7000"));
+    }
+    // A node gone bad claims the gateway, and a sandbox's Ethernet address of another node.
+    let link = cluster.hosts[1].ns.ip("-br link show type vxlan");
+    let bad = Tap::open(&cluster.hosts[1].ns, link.split(['@', ' ']).next().unwrap());
+    let at = Tap::open(&containers[0].ns, "eth0");
+    let claim = arp(2, ([2, 6, 6, 6, 6, 6], Ipv4Addr::new(10, 1, 0, 1)), (containers[0].mac(), source));
+    bad.send(&ethernet(containers[0].mac(), [2, 6, 6, 6, 6, 6], ARP, &claim));
+    assert!(!at.sees(&claim, SILENCE));
+    let steal = ipv4(Ipv4Addr::new(10, 1, 9, 9), source, 17, &udp(1, 2, b"<<steal>>"));
+    bad.send(&ethernet(containers[0].mac(), containers[0].mac(), IPV4, &steal));
+    assert!(!at.sees(b"<<steal>>", SILENCE));
+    containers[0].ns.serve_tcp("0.0.0.0:80");
+    assert!(containers[1].ns.reaches(&format!("{}:80", containers[0].ip())));
+}
+
+#[test]
+fn the_receivers_policy_holds_across_nodes() {
+    needs_root!();
+    let cluster = Cluster::new(2, "flood", false, 1500);
+    let a = cluster.hosts[0].add("a", &cluster.conf(0, &[0, 1]));
+    let mut strict = cluster.conf(1, &[0, 1]);
+    strict["policy"]["ingress"] = json!({"allow": [{"cidr": "10.1.0.0/16", "protocol": "tcp", "ports": [80]}]});
+    let b = cluster.hosts[1].add("b", &strict);
+    b.ns.serve_tcp("0.0.0.0:80");
+    b.ns.serve_tcp("0.0.0.0:81");
+    assert!(a.ns.reaches(&format!("{}:80", b.ip())));
+    assert!(a.ns.blocked(&format!("{}:81", b.ip())));
+}
