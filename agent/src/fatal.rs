@@ -6,6 +6,7 @@
 //! (`panic=-1`).
 
 use std::io::Write as _;
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::reboot::{RebootMode, reboot};
@@ -22,13 +23,19 @@ static IN_CHILD: AtomicBool = AtomicBool::new(false);
 pub(crate) fn install() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let text = info.payload_as_str().unwrap_or("panic");
+        let text = payload(info);
         if IN_CHILD.load(Ordering::Relaxed) {
             say(&record('3', &format!("skep-agent: helper panicked at {place}: {text}")));
         } else {
             die(&format!("panicked at {place}: {text}"));
         }
     }));
+}
+
+fn payload<'a>(info: &'a PanicHookInfo<'_>) -> &'a str {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }
 
 /// Marks this process as a child of PID 1: its panics are its own.

@@ -20,12 +20,13 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
 use crate::error::{Code, Refusal};
 use crate::fdio::FdStream;
+use crate::log;
 use crate::reaper::{Births, ExitWatch, Reaper, exit_of};
 
 /// The first descriptor handed to a helper; the others follow.
 const FIRST_FD: RawFd = 3;
 /// Above every descriptor a helper is given, out of the way while they are put in order.
-const PARKING: RawFd = 512;
+const PARKING: RawFd = log::FD + 1;
 /// An answer is one line of JSON.
 const ANSWER_MAX: u64 = 64 * 1024;
 
@@ -40,8 +41,8 @@ pub(crate) struct Helper {
 
 /// Forks a helper that does `job` and answers with what it returns.
 ///
-/// The helper has the descriptors of `pass` as 3, 4, … (the job gets their numbers), 0 to 2 on /dev/null and
-/// nothing else of PID 1. They close on exec.
+/// The helper has the descriptors of `pass` as 3, 4, … (the job gets their numbers), 0 to 2 on /dev/null, the
+/// log and nothing else of PID 1. They close on exec.
 pub(crate) fn start<T: Serialize>(
     reaper: &Arc<Reaper>,
     pass: &[BorrowedFd<'_>],
@@ -130,6 +131,7 @@ fn take_over(moved: &[RawFd]) -> nix::Result<Vec<RawFd>> {
     // Rust ignores SIGPIPE, and what is ignored stays so across exec: containers expect otherwise.
     // SAFETY: the default action runs no code of this program.
     unsafe { sigaction(Signal::SIGPIPE, &default) }?;
+    crate::boot::descriptors(crate::boot::DESCRIPTORS);
     let mut parked = Vec::with_capacity(moved.len());
     for fd in moved {
         parked.push(raw(|| {
@@ -142,10 +144,16 @@ fn take_over(moved: &[RawFd]) -> nix::Result<Vec<RawFd>> {
         // SAFETY: as above; whatever had the number is a copy that this process does not need.
         placed.push(raw(|| unsafe { libc::dup3(*fd, target, libc::O_CLOEXEC) })?);
     }
-    let unneeded = FIRST_FD.cast_unsigned() + u32::try_from(placed.len()).unwrap_or(u32::MAX);
-    // SAFETY: closes copies of PID 1's descriptors, whose owners never run in this process.
-    raw(|| unsafe { libc::syscall(libc::SYS_close_range, unneeded, libc::c_uint::MAX, 0) as i32 })?;
+    let first = placed.last().map_or(FIRST_FD, |last| last + 1).cast_unsigned();
+    close_range(first, (log::FD - 1).cast_unsigned())?;
+    close_range(PARKING.cast_unsigned(), u32::MAX)?;
     Ok(placed)
+}
+
+fn close_range(first: u32, last: u32) -> nix::Result<()> {
+    // SAFETY: closes copies of PID 1's descriptors, whose owners never run in this process.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    nix::errno::Errno::result(result).map(drop)
 }
 
 fn raw(call: impl FnOnce() -> i32) -> nix::Result<RawFd> {

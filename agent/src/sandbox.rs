@@ -23,7 +23,7 @@ nix::ioctl_write_ptr_bad!(add_entropy, nix::request_code_write!(b'R', 0x03, 8), 
 /// The sandbox that this guest is, once it is one.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// CLOCK_BOOTTIME, nanoseconds.
+    /// `CLOCK_BOOTTIME`, nanoseconds.
     started_ns: i64,
     ready_ns: i64,
     state: Mutex<State>,
@@ -80,7 +80,7 @@ impl Sandbox {
         let kernel = nix::sys::utsname::uname()
             .map_err(|e| Refusal::internal(format!("cannot read the kernel's name: {e}")))?;
         let mut response = CreateSandboxResponse::new();
-        response.agent_version = env!("CARGO_PKG_VERSION").to_owned();
+        response.agent_version = env!("CARGO_PKG_VERSION").into();
         response.kernel_release = kernel.release().to_string_lossy().into_owned();
         response.agent_started_ns = self.started_ns;
         response.agent_ready_ns = self.ready_ns;

@@ -66,7 +66,7 @@ async fn serve(options: Options, started_ns: i64) -> Result<Infallible, ServeErr
     });
     tokio::select! {
         served = host => served,
-        reaped = reaping => Err(ServeError::Children(reaped.unwrap_or_else(std::io::Error::other))),
+        error = reaping => Err(ServeError::Children(error.unwrap_or_else(std::io::Error::other))),
     }
 }
 

@@ -182,16 +182,16 @@ async fn drain(mut from: impl AsyncRead + Unpin, mut to: Option<StdioStream>) {
                 return;
             }
         };
-        if let Some(stream) = &mut to {
-            if let Err(error) = stream.write_all(&buffer[..count]).await {
-                tracing::info!("output broke: {error}");
-                to = None;
-            }
+        if let Some(stream) = &mut to
+            && let Err(error) = stream.write_all(&buffer[..count]).await
+        {
+            tracing::info!("output broke: {error}");
+            to = None;
         }
     }
-    if let Some(mut stream) = to {
-        if let Err(error) = stream.shutdown().await {
-            tracing::info!("output broke at its end: {error}");
-        }
+    if let Some(mut stream) = to
+        && let Err(error) = stream.shutdown().await
+    {
+        tracing::info!("output broke at its end: {error}");
     }
 }

@@ -32,6 +32,12 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("clean", |vm| Box::pin(clean(vm))),
 ];
 
+/// What the kernel is told, and what a guest that then ends itself says before.
+pub(crate) const FATAL: &[(&str, &str)] = &[
+    ("skep.nonsense=1", "skep-agent: fatal: kernel command line: unknown parameter \"skep.nonsense\""),
+    ("rdinit=/nothing", "Kernel panic"),
+];
+
 const CAPS: [&str; 14] = [
     "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
     "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
@@ -208,7 +214,7 @@ async fn faults(vm: &Vm) -> anyhow::Result<()> {
     is(fault(spec(&[])).await?, "process.args")?;
     let mut wrong = sh("true");
     wrong["process"]["cwd"] = json!("/etc/plain");
-    is(fault(wrong).await?, "process.cwd \"/etc/plain\"")?;
+    is(fault(wrong).await?, "process.cwd /etc/plain: ")?;
     let mut wrong = sh("true");
     wrong["mounts"].as_array_mut().context("mounts")?.push(
         json!({"destination": "/data", "type": "bind", "source": "/no/such", "options": ["rbind"]}),
@@ -297,8 +303,9 @@ async fn stdio(vm: &Vm) -> anyhow::Result<()> {
         stdin.shutdown().await
     };
     let mut got = Vec::new();
-    let (fed, read) = tokio::join!(feed, stdout.read_to_end(&mut got));
-    (fed?, read?);
+    let (sending, receiving) = tokio::join!(feed, stdout.read_to_end(&mut got));
+    sending?;
+    receiving?;
     ensure!(got == sent, "{} bytes came back of {}", got.len(), sent.len());
     println!("        8 MB through cat: {:.2} s", from.elapsed().as_secs_f64());
     ensure!(vm.agent().wait_process(&process("c", "")).await?.exit_status == 0);

@@ -56,6 +56,14 @@ async fn main() -> anyhow::Result<ExitCode> {
             }
         }
     }
+    if wanted.is_empty() || wanted.iter().any(|w| w == "fatal") {
+        for (append, wanted) in cases::FATAL {
+            let console = vm::Machine::start(&image, append)?.ended().await?;
+            let told = console.contains(wanted);
+            failed += usize::from(!told);
+            println!("{} fatal {append}{}", if told { "ok     " } else { "FAILED " }, if told { "" } else { &console });
+        }
+    }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -68,7 +76,7 @@ async fn measure(image: &vm::Image, times: usize) -> anyhow::Result<()> {
         let vm = vm::Vm::boot(image, "").await?;
         let row = cases::timed(&vm).await?;
         vm.end().await?;
-        println!("{}", row.iter().map(|v| format!("{v:8.1}")).collect::<String>());
+        println!("{row:8.1?}");
         rows.push(row);
     }
     for (at, phase) in PHASES.iter().enumerate() {

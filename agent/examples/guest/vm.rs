@@ -22,13 +22,18 @@ pub(crate) struct Image {
     pub(crate) busybox: PathBuf,
 }
 
-/// A running guest with an open session.
-pub(crate) struct Vm {
+/// A QEMU that was started.
+pub(crate) struct Machine {
     dir: tempfile::TempDir,
     qemu: Child,
+    started: Instant,
+}
+
+/// A running guest with an open session.
+pub(crate) struct Vm {
+    machine: Machine,
     pub(crate) session: Session,
-    /// When QEMU was started, and what came after.
-    pub(crate) started: Instant,
+    /// From QEMU's start to the session.
     pub(crate) connected: Duration,
 }
 
@@ -40,8 +45,8 @@ pub(crate) struct Outcome {
     pub(crate) stderr: String,
 }
 
-impl Vm {
-    pub(crate) async fn boot(image: &Image, append: &str) -> anyhow::Result<Self> {
+impl Machine {
+    pub(crate) fn start(image: &Image, append: &str) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let at = |name: &str| dir.path().join(name);
         initramfs(&image.agent, &at("initramfs.cpio"))?;
@@ -79,15 +84,33 @@ impl Vm {
             .kill_on_drop(true)
             .spawn()
             .context("qemu-system-x86_64")?;
-        let endpoint = Endpoint::Console(at("agent.sock"));
-        let session = match Session::connect(&endpoint, Duration::from_secs(30)).await {
-            Ok(session) => session,
-            Err(error) => {
-                let console = fs::read_to_string(at("console.log")).unwrap_or_default();
-                anyhow::bail!("{error}\n--- console\n{console}---");
-            }
-        };
-        Ok(Self { dir, qemu, session, started, connected: started.elapsed() })
+        Ok(Self { dir, qemu, started })
+    }
+
+    pub(crate) fn console(&self) -> String {
+        fs::read(self.dir.path().join("console.log"))
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Waits until QEMU has ended by itself; returns the console.
+    pub(crate) async fn ended(&mut self) -> anyhow::Result<String> {
+        if tokio::time::timeout(Duration::from_secs(20), self.qemu.wait()).await.is_err() {
+            self.qemu.kill().await?;
+            anyhow::bail!("the guest does not end\n--- console\n{}---", self.console());
+        }
+        Ok(self.console())
+    }
+}
+
+impl Vm {
+    pub(crate) async fn boot(image: &Image, append: &str) -> anyhow::Result<Self> {
+        let machine = Machine::start(image, append)?;
+        let endpoint = Endpoint::Console(machine.dir.path().join("agent.sock"));
+        match Session::connect(&endpoint, Duration::from_secs(30)).await {
+            Ok(session) => Ok(Self { connected: machine.started.elapsed(), session, machine }),
+            Err(error) => anyhow::bail!("{error}\n--- console\n{}---", machine.console()),
+        }
     }
 
     pub(crate) fn agent(&self) -> AgentCalls {
@@ -96,11 +119,7 @@ impl Vm {
 
     /// A path of the host that the guest shares.
     pub(crate) fn share(&self, path: &str) -> PathBuf {
-        self.dir.path().join("share").join(path)
-    }
-
-    pub(crate) fn console(&self) -> String {
-        fs::read_to_string(self.dir.path().join("console.log")).unwrap_or_default()
+        self.machine.dir.path().join("share").join(path)
     }
 
     pub(crate) async fn sandbox(&self) -> anyhow::Result<CreateSandboxResponse> {
@@ -152,7 +171,8 @@ impl Vm {
         }
         let (mut out, mut err) = (String::new(), String::new());
         let (a, b) = tokio::join!(stdout.read_to_string(&mut out), stderr.read_to_string(&mut err));
-        (a?, b?);
+        a?;
+        b?;
         let exit = self.agent().wait_process(&init).await?;
         let deleted = self.agent().delete_process(&init).await?;
         ensure!(deleted.exit_status == exit.exit_status, "delete tells another status");
@@ -163,19 +183,7 @@ impl Vm {
     pub(crate) async fn end(mut self) -> anyhow::Result<String> {
         // The answer may be lost with the guest.
         let _ = self.agent().with_timeout(Duration::from_secs(5)).shutdown(&Empty::new()).await;
-        let gone = tokio::time::timeout(Duration::from_secs(10), self.qemu.wait()).await;
-        let console = self.console();
-        if gone.is_err() {
-            self.qemu.kill().await?;
-            anyhow::bail!("the guest did not power off\n--- console\n{console}---");
-        }
-        Ok(console)
-    }
-
-    /// Waits until QEMU has ended by itself; returns the console.
-    pub(crate) async fn ended(&mut self) -> anyhow::Result<String> {
-        tokio::time::timeout(Duration::from_secs(20), self.qemu.wait()).await.context("the guest lives on")??;
-        Ok(self.console())
+        self.machine.ended().await
     }
 }
 

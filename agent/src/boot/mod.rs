@@ -39,11 +39,26 @@ pub(crate) fn prepare() -> Result<Options, BootError> {
     cgroups::prepare()?;
     // Hurting the agent ends the sandbox: whatever a container allocates, it is not the one to be killed.
     write(Path::new("/proc/self/oom_score_adj"), "-1000")?;
+    descriptors(DESCRIPTORS_MAX);
     if let Err(error) = loopback::up() {
         // A kernel without a network still runs containers.
         tracing::warn!("cannot bring lo up: {error}");
     }
     Ok(options)
+}
+
+/// The kernel's default for how many descriptors a process may have, which is what containers get.
+pub(crate) const DESCRIPTORS: u64 = 1024;
+/// What the agent needs for all its containers' pipes; the kernel's default for the hard limit.
+const DESCRIPTORS_MAX: u64 = 4096;
+
+/// Sets how many descriptors this process may have, within the hard limit.
+pub(crate) fn descriptors(soft: u64) {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: DESCRIPTORS_MAX };
+    // SAFETY: the limit is a live rlimit.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } == -1 {
+        tracing::warn!("cannot limit descriptors to {soft}: {}", nix::Error::last());
+    }
 }
 
 /// The kernel gives PID 1 its console or nothing as descriptors 0 to 2; neither may reach a container.

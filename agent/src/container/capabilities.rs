@@ -2,7 +2,7 @@
 
 use caps::errors::CapsError;
 use caps::{CapSet, Capability, CapsHashSet};
-use libcontainer::capabilities::CapabilityExt as _;
+use libcontainer::capabilities::CapabilityExt;
 use libcontainer::oci_spec::runtime::{Capabilities as SpecSet, LinuxCapabilities};
 
 /// The five sets, and what is kept a little longer.
@@ -13,7 +13,7 @@ pub(crate) struct Capabilities {
     permitted: CapsHashSet,
     inheritable: CapsHashSet,
     ambient: CapsHashSet,
-    /// Loading a seccomp filter without no_new_privs takes CAP_SYS_ADMIN until just before exec.
+    /// Loading a seccomp filter without `no_new_privs` takes `CAP_SYS_ADMIN` until just before exec.
     loader: bool,
 }
 
@@ -21,7 +21,7 @@ impl Capabilities {
     /// What the spec gives; a set it does not name is empty.
     pub(crate) fn new(spec: Option<&LinuxCapabilities>, loader: bool) -> Self {
         let set = |of: fn(&LinuxCapabilities) -> &Option<SpecSet>| -> CapsHashSet {
-            spec.and_then(|spec| of(spec).as_ref()).into_iter().flatten().map(|cap| cap.to_cap()).collect()
+            spec.and_then(|spec| of(spec).as_ref()).into_iter().flatten().map(CapabilityExt::to_cap).collect()
         };
         Self {
             bounding: set(LinuxCapabilities::bounding),

@@ -197,7 +197,7 @@ fn program(rules: &[Rule]) -> Vec<Instruction> {
     program
 }
 
-/// The part of `union bpf_attr` that BPF_PROG_LOAD reads here.
+/// The part of `union bpf_attr` that `BPF_PROG_LOAD` reads here.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttr {
@@ -212,7 +212,7 @@ struct LoadAttr {
     flags: u32,
 }
 
-/// The part of `union bpf_attr` that BPF_PROG_ATTACH reads here.
+/// The part of `union bpf_attr` that `BPF_PROG_ATTACH` reads here.
 #[repr(C)]
 struct AttachAttr {
     target: u32,

@@ -1,4 +1,6 @@
 //! The pipe on which a process tells why it did not become the user's program. Exec closes it.
+//!
+//! It carries lines: the fault itself as JSON, and what libcontainer logged as plain text.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -10,8 +12,8 @@ use tokio::io::AsyncReadExt as _;
 use crate::error::{Code, Refusal};
 use crate::fdio::FdStream;
 
-/// A fault is one short JSON object.
-const MAX: u64 = 16 * 1024;
+/// As many lines as are told, and more.
+const MAX: u64 = 64 * 1024;
 
 /// Both ends, until the process has its own.
 #[derive(Debug)]
@@ -54,35 +56,52 @@ impl Faults {
                 format!("the process did not run its program within {} s", limit.as_secs()),
             )),
             Ok(Err(e)) => Err(Refusal::internal(format!("cannot wait for a process: {e}"))),
-            Ok(Ok(_)) => read(&text).map_or(Ok(()), Err),
+            Ok(Ok(_)) => fault(&text).map_or(Ok(()), Err),
         }
     }
 
-    /// The fault of a process that could not be made, if it told one.
-    pub(crate) async fn told(self) -> Option<Refusal> {
-        // The process told before its maker failed, so there is nothing to wait for.
-        self.started(Duration::from_millis(100)).await.err().filter(|e| e.code != Code::DeadlineExceeded)
+    /// Why a process could not be made, better than its maker knows it.
+    pub(crate) async fn explain(self, refusal: Refusal) -> Refusal {
+        let mut text = Vec::new();
+        // Whatever the process told, it told before its maker failed: what is not there by now will not come,
+        // though somebody may still hold the other end.
+        let mut pipe = self.0.take(MAX);
+        let _ = tokio::time::timeout(Duration::from_millis(50), pipe.read_to_end(&mut text)).await;
+        explain(refusal, &text)
     }
 }
 
-fn read(text: &[u8]) -> Option<Refusal> {
-    if text.is_empty() {
-        return None;
+/// The fault in what a process told.
+fn fault(text: &[u8]) -> Option<Refusal> {
+    text.split(|b| *b == b'\n').find_map(|line| serde_json::from_slice(line).ok())
+}
+
+fn explain(refusal: Refusal, text: &[u8]) -> Refusal {
+    if let Some(fault) = fault(text) {
+        return fault;
     }
-    let fault = serde_json::from_slice(text);
-    Some(fault.unwrap_or_else(|_| Refusal::internal("the process failed in a way that it could not tell")))
+    // The first error is the one next to the cause; what follows is its way up.
+    let first = text.split(|b| *b == b'\n').find(|line| !line.is_empty());
+    match first {
+        Some(line) if refusal.code == Code::Internal => {
+            // What was to be done stays, the way up goes.
+            let what = refusal.message.split(':').next().unwrap_or_default();
+            Refusal::internal(format!("{what}: {}", String::from_utf8_lossy(line)))
+        }
+        _ => refusal,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn after(write: impl FnOnce(&OwnedFd)) -> Result<(), Refusal> {
+    fn after(write: impl FnOnce(BorrowedFd<'_>)) -> Result<(), Refusal> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
             let pipe = FaultPipe::new().expect("pipe");
-            write(&pipe.write);
+            write(pipe.write());
             pipe.into_faults().expect("faults").started(Duration::from_secs(10)).await
         })
     }
@@ -96,12 +115,21 @@ mod tests {
     fn a_fault_is_passed_on_as_it_was_told() {
         let fault = Refusal::invalid("exec \"x\": no such file");
         let text = serde_json::to_vec(&fault).expect("json");
-        assert_eq!(after(|write| drop(nix::unistd::write(write, &text))), Err(fault));
+        assert_eq!(after(|write| assert!(nix::unistd::write(write, &text).is_ok())), Err(fault));
     }
 
     #[test]
-    fn what_is_no_fault_is_still_a_failure() {
-        let result = after(|write| drop(nix::unistd::write(write, b"{")));
-        assert_eq!(result.expect_err("failure").code, crate::error::Code::Internal);
+    fn logged_errors_explain_only_what_failed() {
+        assert_eq!(after(|write| assert!(nix::unistd::write(write, b"odd, but fine\n").is_ok())), Ok(()));
+        let internal = Refusal::internal("cannot make the container: failed: failed");
+        assert_eq!(
+            explain(internal.clone(), b"no such mount\nfailed to prepare rootfs\n").message,
+            "cannot make the container: no such mount"
+        );
+        assert_eq!(explain(internal.clone(), b""), internal);
+        let fault = Refusal::invalid("exec \"x\": no such file");
+        let mut told = b"logged\n".to_vec();
+        told.extend(serde_json::to_vec(&fault).expect("json"));
+        assert_eq!(explain(internal, &told), fault);
     }
 }

@@ -178,9 +178,13 @@ mod tests {
         assert_eq!(text("no-such"), "exec \"no-such\": not found in the image's $PATH (/nowhere:/bin)");
         assert_eq!(text("/no/such"), "exec \"/no/such\": no such file in the image");
         assert_eq!(text("/bin"), "exec \"/bin\": is a directory");
+        let plain = std::env::temp_dir().join(format!("skep-agent-plain-{}", std::process::id()));
+        std::fs::write(&plain, "").expect("write");
+        let plain_text = text(&plain.to_string_lossy());
+        std::fs::remove_file(&plain).expect("clean");
         assert_eq!(
-            text("/etc/hostname"),
-            "exec \"/etc/hostname\": permission denied (not executable for uid 7)"
+            plain_text,
+            format!("exec \"{}\": permission denied (not executable for uid 7)", plain.display())
         );
     }
 

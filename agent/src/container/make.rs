@@ -122,6 +122,7 @@ fn builder(
     stdio: Option<[OwnedFd; 3]>,
     terminal: Option<&Path>,
 ) -> Result<ContainerBuilder, Refusal> {
+    crate::log::tell_faults(payload.faults());
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
         .with_root_path(paths::STATE)
         .map_err(|e| failed("find the state directory", &e))?

@@ -1,11 +1,11 @@
 //! The containers of the sandbox: what PID 1 knows of them and does with them.
 
 mod capabilities;
-mod container;
 mod devices;
 mod faults;
 mod group;
 mod id;
+mod lifecycle;
 mod lookup;
 mod make;
 mod paths;

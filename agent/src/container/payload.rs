@@ -2,7 +2,7 @@
 //! with every capability, to the user's program.
 //!
 //! The order is that of the other OCI runtimes: the working directory, then the user and its capabilities,
-//! all of it before the process waits to be started; then no_new_privs, seccomp and exec. Faults go to the
+//! all of it before the process waits to be started; then `no_new_privs`, seccomp and exec. Faults go to the
 //! agent over a pipe that exec closes, so that "no such command" is an answer to the host and not a status.
 
 use std::collections::HashMap;
@@ -68,6 +68,11 @@ impl Payload {
         }
     }
 
+    /// Where faults are told.
+    pub(crate) fn faults(&self) -> RawFd {
+        self.faults
+    }
+
     /// Becomes the user, in its directory, and finds the program.
     fn prepare(&self) -> Result<PathBuf, Refusal> {
         let internal = |what: &str, e: &dyn std::error::Error| {
@@ -92,7 +97,7 @@ impl Payload {
         // A directory outside the container has no path in it.
         let inside = std::env::current_dir().is_ok_and(|dir| dir.is_absolute());
         if !inside {
-            return Err(Refusal::invalid(format!("process.cwd {:?}: not within the container", self.cwd)));
+            return Err(Refusal::invalid(format!("process.cwd {}: not within the container", self.cwd.display())));
         }
         let command = self.args.first().map(String::as_str).unwrap_or_default();
         Ok(lookup::find(command, &self.env, self.uid)?)
@@ -157,7 +162,8 @@ impl Payload {
         // SAFETY: the descriptor belongs to this process for as long as it has not exec'd, and is not closed
         // here.
         let mut faults = ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(self.faults) });
-        if let Ok(text) = serde_json::to_vec(refusal) {
+        if let Ok(mut text) = serde_json::to_vec(refusal) {
+            text.push(b'\n');
             // Without a reader there is nobody to tell.
             let _ = faults.write_all(&text);
         }
@@ -192,7 +198,7 @@ impl Executor for Payload {
 }
 
 fn cwd_fault(cwd: &Path, error: &io::Error) -> Refusal {
-    Refusal::invalid(format!("process.cwd {cwd:?}: {error}"))
+    Refusal::invalid(format!("process.cwd {}: {error}", cwd.display()))
 }
 
 fn is_null(metadata: &std::fs::Metadata) -> bool {

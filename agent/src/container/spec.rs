@@ -113,7 +113,7 @@ pub(crate) fn check_process(process: &Process) -> Result<(), SpecError> {
         return Err(SpecError::Wrong { field: "process.env", reason: "contains a NUL byte".to_owned() });
     }
     if !process.cwd().is_absolute() {
-        let reason = format!("{:?} is not an absolute path", process.cwd());
+        let reason = format!("{} is not an absolute path", process.cwd().display());
         return Err(SpecError::Wrong { field: "process.cwd", reason });
     }
     if process.apparmor_profile().as_ref().is_some_and(|profile| !profile.is_empty()) {
@@ -233,7 +233,7 @@ mod tests {
         let mut types: Vec<String> =
             linux.namespaces().iter().flatten().map(|ns| ns.typ().to_string()).collect();
         types.sort();
-        assert_eq!(types, ["cgroup", "mount", "pid"]);
+        assert_eq!(types, ["cgroup", "mnt", "pid"]);
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) async fn bear(
     let (pid, births) = match helper.finish::<i32>(HELPER_LIMIT).await {
         Ok(made) => made,
         // The process itself knows best why it could not be.
-        Err(refusal) => return Err(faults.told().await.unwrap_or(refusal)),
+        Err(refusal) => return Err(faults.explain(refusal).await),
     };
     let exit = reaper.watch(pid);
     drop(births);
@@ -87,10 +87,10 @@ pub(crate) async fn bear(
     let mut terminal = None;
     if let Some(socket) = socket {
         let master = socket.receive().map_err(internal)?;
-        if let Some(Size { height, width }) = head.console_size {
-            if let Err(error) = master.resize(height, width) {
-                tracing::warn!("cannot size a terminal: {error}");
-            }
+        if let Some(Size { height, width }) = head.console_size
+            && let Err(error) = master.resize(height, width)
+        {
+            tracing::warn!("cannot size a terminal: {error}");
         }
         streams.pump_terminal(&master);
         terminal = Some(master);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skep_protocol::StdioRegistry;
 use skep_protocol::api::{CreateContainerRequest, ExecProcessRequest, RootfsMode};
 
-use super::container::{Container, Exec};
+use super::lifecycle::{Container, Exec};
 use super::make::{self, Create};
 use super::start::{ProcessHead, SpecHead, bear};
 use super::{Paths, id};
@@ -79,7 +79,7 @@ impl Containers {
                 Ok((Container::new(id, born), pid))
             }
             Err(refusal) => {
-                if let Err(error) = super::container::scrub(&Paths::new(id)).await {
+                if let Err(error) = super::lifecycle::scrub(&Paths::new(id)).await {
                     tracing::warn!("container {id}: left behind after a failed creation: {error}");
                 }
                 Err(refusal)

@@ -87,8 +87,12 @@ impl Container {
         let notified = UnixStream::connect(self.paths.notify()).and_then(|mut socket| socket.write_all(b"start"));
         notified.map_err(|e| Refusal::internal(format!("cannot start {}: {e}", self.init.name())))?;
         let faults = lock(&self.faults).take();
-        if let Some(faults) = faults {
-            faults.started(START_LIMIT).await?;
+        if let Some(faults) = faults
+            && let Err(refusal) = faults.started(START_LIMIT).await
+        {
+            // A process that told its fault is ending. Once it has, the container can be deleted.
+            let _ = tokio::time::timeout(SETTLE_LIMIT, self.init.wait()).await;
+            return Err(refusal);
         }
         self.init.set_started();
         self.init.pid().ok_or_else(|| Refusal::internal(format!("{}: has no pid", self.init.name())))
