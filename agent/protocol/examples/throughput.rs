@@ -107,7 +107,8 @@ async fn measure(
         let call = agent.create_container(&request);
         if to_guest {
             let (answer, written) = tokio::join!(call, produce(&mut stream));
-            (answer?, written?);
+            answer?;
+            written?;
         } else {
             call.await?;
             consume(&mut stream).await?;
@@ -134,12 +135,10 @@ async fn run(name: &str, console: Option<Limits>, threads: bool) -> Result<(), B
         let guest = Counted(UnixStream::from_std(guest)?, guest_count);
         let stdio = StdioRegistry::new();
         let mill = Arc::new(Mill(stdio.clone()));
-        match console {
-            Some(limits) => serve_console(guest, limits, mill, stdio).await,
-            None => {
-                let kind = skep_protocol::ChannelKind::Stream;
-                skep_protocol::serve_channel(guest, kind, mill, stdio).await
-            }
+        if let Some(limits) = console {
+            serve_console(guest, limits, mill, stdio).await
+        } else {
+            skep_protocol::serve_channel(guest, skep_protocol::ChannelKind::Stream, mill, stdio).await
         }
     };
     if threads {

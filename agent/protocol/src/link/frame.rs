@@ -148,11 +148,15 @@ pub(crate) fn mask(head: Head, payload: &mut [u8]) {
     let mut key = (u64::from(head.session) << 32 | u64::from(head.seq)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     key = (key ^ (key >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     key = (key ^ (key >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let key = (key ^ (key >> 31)).to_le_bytes();
-    for chunk in payload.chunks_mut(key.len()) {
-        for (byte, key) in chunk.iter_mut().zip(key) {
-            *byte ^= key;
+    key ^= key >> 31;
+    let mut words = payload.chunks_exact_mut(8);
+    for word in &mut words {
+        if let Ok(word) = <&mut [u8; 8]>::try_from(word) {
+            *word = (u64::from_le_bytes(*word) ^ key).to_le_bytes();
         }
+    }
+    for (byte, key) in words.into_remainder().iter_mut().zip(key.to_le_bytes()) {
+        *byte ^= key;
     }
 }
 
