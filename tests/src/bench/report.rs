@@ -135,20 +135,54 @@ fn cell(name: &str, series: &Series) -> String {
     match series.0.len() {
         0 => String::new(),
         1 => show(name, series.median()),
-        _ => format!("{} ({} to {})", show(name, series.median()), show(name, least), show(name, greatest)),
+        _ => {
+            let unit = Unit::of(name);
+            format!("{} ({} to {})", show(name, series.median()), unit.number(least), unit.number(greatest))
+        }
     }
 }
 
-/// A value in its unit, which the name tells.
 fn show(name: &str, value: f64) -> String {
-    if name.ends_with("on disk") || name.ends_with("resident") {
-        format!("{:.2} MiB", value / MIB)
-    } else if name.starts_with("round trips") {
-        format!("{value}")
-    } else if name.starts_with("boot by") {
-        format!("{value:.2}")
-    } else {
-        format!("{value:.0} ms")
+    let unit = Unit::of(name);
+    format!("{}{}", unit.number(value), unit.suffix())
+}
+
+/// What a figure's name tells of its values.
+#[derive(Clone, Copy)]
+enum Unit {
+    Milliseconds,
+    Bytes,
+    Ratio,
+    Count,
+}
+
+impl Unit {
+    fn of(name: &str) -> Self {
+        if name.ends_with("on disk") || name.ends_with("resident") {
+            Self::Bytes
+        } else if name.starts_with("round trips") {
+            Self::Count
+        } else if name.starts_with("boot by") {
+            Self::Ratio
+        } else {
+            Self::Milliseconds
+        }
+    }
+
+    fn number(self, value: f64) -> String {
+        match self {
+            Self::Bytes => format!("{:.2}", value / MIB),
+            Self::Ratio => format!("{value:.2}"),
+            Self::Milliseconds | Self::Count => format!("{value:.0}"),
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Milliseconds => " ms",
+            Self::Bytes => " MiB",
+            Self::Ratio | Self::Count => "",
+        }
     }
 }
 

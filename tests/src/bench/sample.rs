@@ -1,6 +1,5 @@
 //! One container from `ctr run` to its removal, with the time of each step.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -14,8 +13,8 @@ use crate::events::Recorder;
 use crate::process::{LIMIT, wait_for};
 use crate::suite::Lease;
 
-/// Name and value of each figure of one run. Times are in milliseconds, sizes in bytes.
-pub(super) type Sample = BTreeMap<String, f64>;
+/// Name and value of each figure of one run, in the order of the report. Times are in milliseconds, sizes in bytes.
+pub(super) type Sample = Vec<(String, f64)>;
 
 /// Runs one container that says something, and ends it by SIGKILL when it has been looked at.
 pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
@@ -57,7 +56,7 @@ pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
         ("kill to end of ctr run", killed, end),
     ];
     for (name, from, to) in steps {
-        sample.insert(name.to_owned(), between(from, to));
+        sample.push((name.to_owned(), between(from, to)));
     }
     Ok(sample)
 }
@@ -72,23 +71,18 @@ fn guest(subject: &Subject<'_>, begin: SystemTime, first: SystemTime, sample: &m
         let timings: TimingsFile = serde_json::from_slice(&read(&file)?)?;
         Ok(timings.marks.iter().any(|mark| mark.name == "container-started").then_some(timings))
     })?;
-    let mut before = 0;
-    for mark in &timings.marks {
-        sample.insert(format!("phase {}", mark.name), thousandth(mark.at_us - before));
-        before = mark.at_us;
-    }
     let mark = |name: &str| {
         let mark = timings.marks.iter().find(|mark| mark.name == name);
         mark.map(|mark| mark.at_us).with_context(|| format!("timings.json has no mark {name}"))
     };
     let booting = mark("agent-answered")? - mark("directory")?;
-    sample.insert("boot to agent-ready".to_owned(), thousandth(booting));
+    sample.push(("boot to agent-ready".to_owned(), thousandth(booting)));
     // When the sandbox was asked for is not written down as a time of day; but its record is written just before the
     // mark "directory".
     let recorded = directory.join("sandbox.json").metadata()?.modified()?;
     let ready = recorded + Duration::from_micros(booting);
-    sample.insert("agent-ready to first output".to_owned(), between(ready, first));
-    sample.insert("ctr run to sandbox".to_owned(), between(begin, recorded));
+    sample.push(("agent-ready to first output".to_owned(), between(ready, first)));
+    sample.push(("ctr run to sandbox".to_owned(), between(begin, recorded)));
     sample.insert(
         "round trips from Create to Start".to_owned(),
         f64::from(u32::try_from(timings.round_trips)?),
@@ -99,11 +93,12 @@ fn guest(subject: &Subject<'_>, begin: SystemTime, first: SystemTime, sample: &m
 /// The agent's resident size in bytes, which it tells on the console where it is asked to tell much. That takes time,
 /// so it is asked in a sandbox of its own.
 pub(super) fn agent(lease: &Lease) -> Result<f64> {
+    const SOON: Duration = Duration::from_secs(10);
     lease.configure(|configuration| "[agent]\nlog = \"debug\"\n".clone_into(&mut configuration.more))?;
     let subject = lease.with(Runtime::Skep);
     subject.run("bench").flags(["--null-io"]).sh("sleep 1000").detached()?;
     let console = subject.sandbox("bench")?.join("console.log");
-    let size = wait_for("the agent to tell its size", LIMIT, || {
+    let size = wait_for("the agent to tell its size", SOON, || {
         let text = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
         Ok(agent_resident(&String::from_utf8_lossy(&text)))
     });
@@ -121,7 +116,7 @@ fn resident(lease: &Lease, sample: &mut Sample) -> Result<()> {
         };
         let status = procfs::process::Process::new(member.pid)?.status()?;
         let kib = status.vmrss.with_context(|| format!("process {} has no VmRSS", member.pid))?;
-        sample.insert(name.to_owned(), f64::from(u32::try_from(kib)?) * 1024.0);
+        sample.push((name.to_owned(), f64::from(u32::try_from(kib)?) * 1024.0));
     }
     Ok(())
 }

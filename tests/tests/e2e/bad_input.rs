@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use skep_tests::ctr::Run;
+use skep_tests::ctr::{Run, Runtime};
 use skep_tests::image::Image;
 use skep_tests::init::{self, Ending};
 use skep_tests::suite::Lease;
@@ -65,8 +65,11 @@ fn command_not_executable(lease: &mut Lease) -> Result<()> {
 fn wrong_architecture(lease: &mut Lease) -> Result<()> {
     let reference = "skep.test/foreign:latest";
     lease.import(&Image::busybox(reference)?.foreign_program("bin/foreign"))?;
-    // runc says it on the container's standard error and ends with 1: its error comes after Start.
-    fails(lease.subject().run("foreign").image(reference).args(["/bin/foreign"]), &["xec format error"])
+    let words: &[&str] = match lease.runtime {
+        Runtime::Runc => &["exec format error"],
+        Runtime::Skep => &["/bin/foreign", "aarch64", "x86_64"],
+    };
+    fails(lease.subject().run("foreign").image(reference).args(["/bin/foreign"]), words)
 }
 
 fn directory_is_a_file(lease: &mut Lease) -> Result<()> {
