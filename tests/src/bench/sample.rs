@@ -83,10 +83,10 @@ fn guest(subject: &Subject<'_>, begin: SystemTime, first: SystemTime, sample: &m
     let ready = recorded + Duration::from_micros(booting);
     sample.push(("agent-ready to first output".to_owned(), between(ready, first)));
     sample.push(("ctr run to sandbox".to_owned(), between(begin, recorded)));
-    sample.insert(
+    sample.push((
         "round trips from Create to Start".to_owned(),
         f64::from(u32::try_from(timings.round_trips)?),
-    );
+    ));
     Ok(())
 }
 

@@ -176,7 +176,7 @@ fn devices(lease: &mut Lease) -> Result<()> {
     let script = "for name in null zero full random urandom tty; do echo $name=$(stat -c '%F %t:%T' /dev/$name); done
         echo zeroes=$(head -c 4 /dev/zero | od -An -tx1); echo write_full=$(echo 2>&1 >/dev/full | tail -c 24)
         echo own=$(stat -c '%F %t:%T %a %u' /dev/own); echo read=$(head -c 3 /dev/own | od -An -tx1)
-        echo denied=$(mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem 2>&1 >/dev/null | grep -c 'Operation not permitted')";
+        echo denied=$(mknod /dev/mem c 1 1 && head -c 1 /dev/mem 2>&1 >/dev/null | grep -c 'Operation not permitted')";
     let output = with_spec(lease, "devices", script, |spec| {
         spec["linux"]["devices"] = json!([
             { "path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 33, "gid": 44 }
