@@ -12,6 +12,8 @@ use crate::hypervisor::{SpecError, VmSpec};
 pub(super) struct Wiring<'a> {
     /// How instructions are run.
     pub(super) accel: Accel,
+    /// Whether system calls can be taken away from QEMU.
+    pub(super) seccomp: bool,
     /// Descriptor of the listening socket of the monitor.
     pub(super) qmp: RawFd,
     /// Descriptors of the listening sockets of the console ports, in their order.
@@ -34,7 +36,9 @@ pub(super) fn arguments(spec: &VmSpec, wiring: &Wiring<'_>) -> Result<Vec<OsStri
         args.flag(flag);
     }
     args.option("-display", "none");
-    args.option("-sandbox", SANDBOX);
+    if wiring.seccomp {
+        args.option("-sandbox", SANDBOX);
+    }
     // Nothing that the guest has no driver for.
     let memory_backend = if spec.vsock.is_some() { ",memory-backend=memory" } else { "" };
     args.option("-machine", &format!("q35,usb=off,vmport=off,smbus=off,sata=off,i8042=off{memory_backend}"));
@@ -132,7 +136,7 @@ mod tests {
 
     fn line(spec: &VmSpec, accel: Accel) -> String {
         let vhost_vsock = spec.vsock.map(|_| Path::new("/run/v.sock"));
-        let wiring = Wiring { accel, qmp: 7, ports: &[8, 9], vhost_vsock };
+        let wiring = Wiring { accel, seccomp: true, qmp: 7, ports: &[8, 9], vhost_vsock };
         let args = arguments(spec, &wiring).unwrap();
         args.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ")
     }
@@ -142,6 +146,7 @@ mod tests {
         let line = line(&example(), Accel::Tcg);
         for part in [
             "-nodefaults -no-user-config -no-reboot",
+            "-sandbox on,",
             "-accel tcg,thread=multi -cpu max -m 256M -smp 2",
             "-kernel /guest/vmlinux -initrd /guest/initramfs.cpio -append console=ttyS0 quiet ",
             "fd=7,server=on,wait=off -mon chardev=qmp,mode=control",
@@ -191,7 +196,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt as _;
 
         let spec = VmSpec { kernel: std::ffi::OsStr::from_bytes(b"/\xff").into(), ..example() };
-        let wiring = Wiring { accel: Accel::Tcg, qmp: 7, ports: &[8], vhost_vsock: None };
+        let wiring = Wiring { accel: Accel::Tcg, seccomp: false, qmp: 7, ports: &[8], vhost_vsock: None };
         assert!(matches!(arguments(&spec, &wiring), Err(SpecError::Path { field: "kernel", .. })));
     }
 }

@@ -58,12 +58,15 @@ pub(super) async fn start(
     // The sockets listen before QEMU runs, so that whoever connects need not wait for it.
     let qmp_path = place.dir.join("qmp.sock");
     let mut inherited = vec![listen(&qmp_path)?];
+    // A QEMU that ends at once has to be heard of by its status, not by a refused connection.
+    let monitor = connect(&qmp_path)?;
     for port in &spec.console_ports {
         inherited.push(listen(&place.dir.join(&port.socket))?);
     }
     let numbers: Vec<RawFd> = inherited.iter().map(OwnedFd::as_raw_fd).collect();
     let wiring = Wiring {
         accel: accel.accel,
+        seccomp: cfg!(target_os = "linux"),
         qmp: numbers[0],
         ports: &numbers[1..],
         vhost_vsock: vsock.as_ref().map(|vsock| vsock.socket.as_path()),
@@ -89,10 +92,9 @@ pub(super) async fn start(
             log(child.stdout.take(), place.dir.join("console.log"), &console)?,
             log(child.stderr.take(), place.dir.join("vmm.log"), &messages)?,
         ];
-        let monitor = connect(&qmp_path)?;
-        Ok::<_, HypervisorError>((console, messages, logs, monitor, process.watch()?))
+        Ok::<_, HypervisorError>((console, messages, logs, process.watch()?))
     })();
-    let (console, messages, logs, monitor, watch) = match started {
+    let (console, messages, logs, watch) = match started {
         Ok(started) => started,
         Err(e) => {
             // Nobody would reap it.
