@@ -4,8 +4,9 @@ use std::{env, fs, io, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: [&str; 9] = [
+const INPUTS: [&str; 10] = [
     "bootstrap",
+    "details",
     "envelope",
     "events",
     "introspection",

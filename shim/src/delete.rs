@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How long a shim that was asked to end may take; containerd gives the whole of `delete` 5 s.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(2);
 /// How long a killed one may take to go.
 const KILL: Duration = Duration::from_secs(1);
 

@@ -34,6 +34,9 @@ const EXECS: Duration = Duration::from_secs(5);
 /// How long a deletion waits for the exit's event to be on its way.
 const REPORT: Duration = Duration::from_secs(10);
 
+/// Longest host name that is made up: what DNS allows in a label.
+const MAX_HOSTNAME: usize = 63;
+
 /// What containerd named as standard streams, for `State`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GivenStdio {
@@ -268,8 +271,14 @@ impl Pod {
     }
 
     async fn boot(&self, hostname: Option<String>, options: PodOptions) -> Result<Arc<Sandbox>, Failure> {
-        let request =
-            SandboxRequest { namespace: self.namespace.clone(), id: self.group.clone(), hostname, options };
+        // Under runc a container without a name of its own has the host's; a guest is not the host.
+        let hostname = hostname.unwrap_or_else(|| self.group.chars().take(MAX_HOSTNAME).collect());
+        let request = SandboxRequest {
+            namespace: self.namespace.clone(),
+            id: self.group.clone(),
+            hostname: Some(hostname),
+            options,
+        };
         let sandbox =
             Sandbox::create(&self.config, request).await.map_err(|error| sandbox_failure(&error))?;
         let sandbox = Arc::new(sandbox);

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use protobuf::well_known_types::empty::Empty;
+use protobuf::well_known_types::{any::Any, empty::Empty};
 use skep::container::{ErrorKind, Process, ProcessState, stdio::StdioRequest};
 use skep_containerd_api::{
     Task as TaskApi,
+    details::ProcessDetails,
     process::{ProcessInfo, Status},
     task::{
         CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
@@ -21,7 +22,7 @@ use tokio::sync::Notify;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::{
-    convert::{Failure, optional_timestamp},
+    convert::{Failure, any, optional_timestamp},
     pod::{GivenStdio, Pod, Task},
 };
 
@@ -150,6 +151,10 @@ impl Service {
     }
 }
 
+fn details(exec_id: String) -> Option<Any> {
+    any(&ProcessDetails { exec_id, ..ProcessDetails::default() }).ok()
+}
+
 /// Does the work in a task of its own: ttrpc drops a handler when its client leaves, and a creation must not stop
 /// half done because containerd is restarted.
 async fn detached<T: Send + 'static>(
@@ -195,11 +200,21 @@ impl TaskApi for Service {
         detached(async move { service.delete_process(&request).await }).await
     }
 
-    /// Process ids are this host's, and here the whole sandbox is one process: the one that runs its VM.
+    /// Process ids are this host's, and here the whole sandbox is one process, the one that runs its VM: every
+    /// process of the container has its id.
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        let task = self.pod.task(&request.id)?;
-        let info = ProcessInfo { pid: task.pid(), ..ProcessInfo::default() };
-        Ok(PidsResponse { processes: vec![info], ..PidsResponse::default() })
+        let service = self.clone();
+        detached(async move {
+            let task = service.pod.task(&request.id)?;
+            let pid = task.pid();
+            let infos = task.container.processes().await?.into_iter().map(|exec| ProcessInfo {
+                pid,
+                info: exec.filter(|exec| !exec.is_empty()).and_then(details).into(),
+                ..ProcessInfo::default()
+            });
+            Ok(PidsResponse { processes: infos.collect(), ..PidsResponse::default() })
+        })
+        .await
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {

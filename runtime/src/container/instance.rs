@@ -33,6 +33,9 @@ const MAX_SIGNAL: u32 = 64;
 /// Most processes that may be added to one container at a time.
 const MAX_EXECS: usize = 256;
 
+/// Most processes of a guest that are listed.
+const MAX_LISTED: usize = 4096;
+
 const SIGKILL: u32 = 9;
 
 /// What a container is made of.
@@ -184,7 +187,7 @@ impl Container {
             return Err(state_error("start", process));
         }
         match self.agent().start_process(&process.request()).await {
-            Ok(_) => process.started(),
+            Ok(answer) => process.started(answer.pid),
             Err(error) => return Err(explain(&self.sandbox, "starting the process", error).await),
         }
         if process.exec_id().is_empty() {
@@ -249,6 +252,26 @@ impl Container {
         let process = Arc::new(Process::new(&self.id, exec, streams, pumps));
         self.lock_execs().insert(exec.to_owned(), Arc::clone(&process));
         Ok(process)
+    }
+
+    /// The container's processes: for each the id under which it was added, if it was; init's is empty.
+    pub async fn processes(&self) -> Result<Vec<Option<String>>, ContainerError> {
+        if self.init.state() == ProcessState::Stopped {
+            return Ok(Vec::new());
+        }
+        let request =
+            api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
+        let answer = match self.agent().list_processes(&request).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(explain(&self.sandbox, "listing processes", error).await),
+        };
+        let known: HashMap<u32, String> = self
+            .execs()
+            .iter()
+            .chain([&self.init])
+            .filter_map(|process| Some((process.guest_pid()?, process.exec_id().to_owned())))
+            .collect();
+        Ok(answer.pids.iter().take(MAX_LISTED).map(|pid| known.get(pid).cloned()).collect())
     }
 
     /// Sends a signal to a process, or with `all` to every process of the container.

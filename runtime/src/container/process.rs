@@ -3,7 +3,7 @@
 use std::{
     sync::{
         PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -68,6 +68,8 @@ pub struct Process {
     stdio: StdioRequest,
     pumps: RwLock<Option<std::sync::Arc<Pumps>>>,
     started: AtomicBool,
+    /// As the guest sees it; 0 before the start.
+    guest_pid: AtomicU32,
     exit: watch::Sender<Option<Exit>>,
     /// Held while the process is started or deleted.
     changing: Mutex<()>,
@@ -81,6 +83,7 @@ impl Process {
             stdio,
             pumps: RwLock::new(Some(std::sync::Arc::new(pumps))),
             started: AtomicBool::new(false),
+            guest_pid: AtomicU32::new(0),
             exit: watch::Sender::new(None),
             changing: Mutex::new(()),
         }
@@ -139,8 +142,14 @@ impl Process {
         }
     }
 
-    pub(super) fn started(&self) {
+    pub(super) fn started(&self, guest_pid: u32) {
+        self.guest_pid.store(guest_pid, Ordering::Release);
         self.started.store(true, Ordering::Release);
+    }
+
+    /// Its process id in the guest, once it was started.
+    pub(super) fn guest_pid(&self) -> Option<u32> {
+        Some(self.guest_pid.load(Ordering::Acquire)).filter(|pid| *pid != 0)
     }
 
     /// Only the first exit counts.

@@ -27,6 +27,8 @@ macro_rules! generated {
 generated! {
     /// What containerd writes to the standard input of a starting shim from version 2.3 on.
     bootstrap,
+    /// What is known of one process of a task.
+    details,
     /// The envelope of an event.
     envelope,
     /// Messages of the service that takes events.
