@@ -22,8 +22,8 @@ use crate::mux::{self, MuxStream};
 use crate::registry::StdioRegistry;
 use crate::stdio::StdioStream;
 
-/// How long a stream's header may take.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a host's greeting and a stream's header may take.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the agent's channel is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,8 @@ pub async fn serve_channel(
     match kind {
         ChannelKind::Stream => {
             let mut io = tokio::io::BufStream::new(io);
-            let host = read_greeting(&mut io).await.map_err(io::Error::other)?;
+            let greeting_read = tokio::time::timeout(HEADER_TIMEOUT, read_greeting(&mut io)).await;
+            let host = greeting_read.map_err(|_| io::ErrorKind::TimedOut)?.map_err(io::Error::other)?;
             // Answered in any case: the host then knows both versions.
             io.write_all(greeting().as_bytes()).await?;
             io.flush().await?;

@@ -1,11 +1,13 @@
 //! The host's session with one guest.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::watch;
 
 use crate::PROTOCOL_VERSION;
@@ -13,7 +15,7 @@ use crate::calls::AgentCalls;
 use crate::channel::{ByteChannel, Channel, LinkHandle};
 use crate::connect::{ConnectError, Endpoint};
 use crate::header::Header;
-use crate::mux::{self, OpenRefused, Opener};
+use crate::mux::{self, MuxStream, OpenRefused, Opener};
 use crate::stdio::StdioStream;
 
 /// A session with the agent of one guest. Cheap to clone; it ends when the last clone is dropped.
@@ -32,7 +34,8 @@ struct Inner {
     calls: AgentCalls,
     completed: Arc<AtomicU64>,
     next_token: AtomicU64,
-    close: watch::Sender<bool>,
+    /// Why the session is to end.
+    close: watch::Sender<Option<&'static str>>,
     closed: watch::Receiver<Option<Closed>>,
     link: Option<LinkHandle>,
 }
@@ -75,17 +78,19 @@ impl Session {
 
     /// Begins a session over an established channel.
     pub(crate) async fn over(channel: Channel) -> Result<Self, Closed> {
-        let (close, mut close_asked) = watch::channel(false);
+        let (close, mut asked) = watch::channel(None);
         let (ended, closed) = watch::channel(None);
-        let (opener, driver) = mux::host::<ByteChannel>(channel.bytes, async move {
+        let until = async move {
             // An error means that the session was dropped, which the driver sees by itself.
-            if close_asked.wait_for(|asked| *asked).await.is_err() {
+            if asked.wait_for(Option::is_some).await.is_err() {
                 std::future::pending::<()>().await;
             }
-        });
+        };
+        let (opener, driver) = mux::host::<ByteChannel>(channel.bytes, until);
+        let why = close.subscribe();
         tokio::spawn(async move {
             let reason = match driver.await {
-                Ok(()) => "closed by this host".to_owned(),
+                Ok(()) => why.borrow().unwrap_or("dropped by this host").to_owned(),
                 Err(error) => error.to_string(),
             };
             ended.send_replace(Some(Closed { reason }));
@@ -97,6 +102,7 @@ impl Session {
         permit.forget();
         let header = Header::Ttrpc { version: PROTOCOL_VERSION }.to_line();
         calls_stream.write_all(header.as_bytes()).await.map_err(|_| gone())?;
+        let calls_stream = CallsStream { stream: calls_stream, close: close.clone() };
         let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(calls_stream));
 
         let completed = Arc::new(AtomicU64::new(0));
@@ -159,12 +165,58 @@ impl Session {
     /// Ends the session for all its clones, at once: streams break, calls fail, and the guest, when it hears of
     /// it, waits for the next session.
     pub async fn close(&self) {
-        self.0.close.send_replace(true);
+        ask(&self.0.close, "closed by this host");
         self.closed().await;
     }
 
     fn reason(&self) -> Closed {
         let known = self.0.closed.borrow().clone();
         known.unwrap_or_else(|| Closed { reason: "its task is gone".to_owned() })
+    }
+}
+
+/// Asks for the end of a session; the first reason counts.
+fn ask(close: &watch::Sender<Option<&'static str>>, why: &'static str) {
+    close.send_if_modified(|reason| {
+        let first = reason.is_none();
+        reason.get_or_insert(why);
+        first
+    });
+}
+
+/// The stream of the calls. ttrpc drops it when it fails, be it that the guest sent what is no answer or that a
+/// request was given up half written; a session without calls is none.
+struct CallsStream {
+    stream: MuxStream,
+    close: watch::Sender<Option<&'static str>>,
+}
+
+impl Drop for CallsStream {
+    fn drop(&mut self) {
+        ask(&self.close, "its calls broke off");
+    }
+}
+
+impl AsyncRead for CallsStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for CallsStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -402,13 +402,21 @@ fn a_guest_that_forgot_its_session_ends_it() {
 
 #[test]
 fn another_version_is_told_to_the_host() {
-    // Before the guest runs, and with the guest already waiting.
+    // To a guest that still announces itself, and to one that is in a session or was.
     let mut world = World::new(7, Wire::new(NONE, 1), Wire::new(NONE, 1), Vec::new(), Vec::new());
     let other = Config { version: 77, ..Config::GUEST };
     world.guest.link = Link::guest(other, Duration::ZERO);
-    world.run(|world| !world.host.events.is_empty());
-    assert_eq!(world.host.events, [Event::Version { peer: 77 }]);
-    assert_eq!(world.guest.events, []);
+    for (round, close) in [(0, false), (1, true), (2, false)] {
+        world.host = Side::new(Link::host(Config::HOST, 10 + round, world.now), Vec::new());
+        world.run(|world| !world.host.events.is_empty());
+        assert_eq!(world.host.events, [Event::Version { peer: 77 }]);
+        world.host =
+            Side::new(Link::host(Config { version: 77, ..Config::HOST }, 20 + round, world.now), Vec::new());
+        world.run(|world| world.host.events.len() == 1 && world.guest.link.session() == Some(20 + round));
+        if close {
+            world.guest.link.close(20 + round);
+        }
+    }
 }
 
 #[test]

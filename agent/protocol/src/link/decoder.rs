@@ -20,6 +20,8 @@ pub struct Decoder {
     max_payload: usize,
     vain: usize,
     garbage: bool,
+    /// No frame begins in the payload of the partial frame before here.
+    searched: usize,
 }
 
 impl Decoder {
@@ -33,6 +35,7 @@ impl Decoder {
             max_payload: max_frame.saturating_sub(HEADER),
             vain: VAIN_MAX,
             garbage: false,
+            searched: 0,
         }
     }
 
@@ -41,6 +44,7 @@ impl Decoder {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             self.end -= self.start;
+            self.searched = self.searched.saturating_sub(self.start);
             self.start = 0;
         }
         &mut self.buffer[self.end..]
@@ -67,7 +71,12 @@ impl Decoder {
             let header = bytes.first_chunk::<HEADER>()?;
             match decode(header) {
                 Some(checked) if checked.length <= self.max_payload => {
-                    let payload = bytes.get(HEADER..HEADER + checked.length)?;
+                    let Some(payload) = bytes.get(HEADER..HEADER + checked.length) else {
+                        // A payload is masked: it contains no header, unless it was cut off before.
+                        let at = self.header_within()?;
+                        self.skip(at - self.start);
+                        continue;
+                    };
                     if checked.fits(payload) {
                         let at = self.start + HEADER;
                         self.start = at + checked.length;
@@ -84,6 +93,16 @@ impl Decoder {
                 _ => self.skip(1),
             }
         }
+    }
+
+    /// Where a header begins behind that of the frame that is not complete. Looks at each byte once.
+    fn header_within(&mut self) -> Option<usize> {
+        let from = self.searched.max(self.start + 1);
+        let found = self.buffer[from..self.end]
+            .windows(HEADER)
+            .position(|window| window.first_chunk().is_some_and(|header| decode(header).is_some()));
+        self.searched = (self.end + 1).saturating_sub(HEADER).max(from);
+        found.map(|at| from + at)
     }
 
     fn skip(&mut self, count: usize) {
@@ -212,19 +231,33 @@ mod tests {
         assert_eq!(found, [MAX - HEADER]);
     }
 
+    /// As a host leaves it that was killed within a frame, and the next one's hello behind it.
+    #[test]
+    fn a_frame_behind_a_cut_one_is_found_at_once() {
+        let hello = Head { kind: Kind::Hello, session: 2, seq: 0, ack: 0 };
+        for kept in [1, HEADER - 1, HEADER, HEADER + 1, 300, 1027] {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, Head { kind: Kind::Data, session: 1, seq: 0, ack: 0 }, [&[1; 1000], &[]]);
+            bytes.truncate(kept);
+            encode(&mut bytes, hello, [&[0; 16], &[]]);
+            for piece in [1, 7, 999] {
+                let mut found = Vec::new();
+                feed(&mut Decoder::new(MAX), &bytes, piece, |head, _| found.push(head));
+                assert_eq!(found, [hello], "{kept} bytes, in pieces of {piece}");
+            }
+        }
+    }
+
     #[test]
     fn a_frame_that_never_gets_complete_can_be_given_up() {
         let mut bytes = Vec::new();
         encode(&mut bytes, Head { kind: Kind::Data, session: 1, seq: 0, ack: 0 }, [&[1; 1000], &[]]);
         bytes.truncate(300);
-        let next = Head { kind: Kind::Ack, session: 1, seq: 0, ack: 5 };
-        encode(&mut bytes, next, [&[], &[]]);
         let mut decoder = Decoder::new(MAX);
         feed(&mut decoder, &bytes, 999, |_, _| panic!("nothing is complete"));
         assert!(decoder.is_partial());
         decoder.give_up();
-        assert_eq!(decoder.next_frame().map(|(head, _)| head), Some(next));
-        assert!(decoder.next_frame().is_none() && !decoder.is_partial());
+        assert!(decoder.next_frame().is_none() && !decoder.is_partial() && decoder.take_garbage());
     }
 
     #[test]

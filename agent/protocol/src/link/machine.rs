@@ -82,7 +82,7 @@ pub enum Event {
         /// Why.
         end: End,
     },
-    /// The peer speaks another version; no session begins. A host's link is over.
+    /// The guest speaks another version; a host's link is over.
     Version {
         /// The peer's.
         peer: u32,
@@ -135,6 +135,8 @@ struct Core {
     events: VecDeque<Event>,
     /// Sessions whose end the peer is to be told of: the last one only.
     close: Option<u32>,
+    /// A session of a host that speaks another version.
+    refuse: Option<u32>,
     paused: bool,
     last_received: Duration,
 }
@@ -157,6 +159,7 @@ impl Link {
             state,
             events: VecDeque::new(),
             close: None,
+            refuse: None,
             paused: false,
             last_received: now,
         };
@@ -308,10 +311,8 @@ impl Core {
                 }
                 self.begin(session, limits);
             }
-            // The host learns our version from the announcement that this hurries.
-            State::Announcing(repeat) => repeat.hurry(self.last_received),
-            State::Open(_) => {}
-            _ => self.state = State::Announcing(Repeat::announcing(self.last_received)),
+            // The answer has our version, with which the host gives up.
+            _ => self.refuse = Some(session),
         }
     }
 
@@ -372,6 +373,9 @@ impl Core {
             encode(wire, Head { kind: Kind::Close, session, seq: 0, ack: 0 }, [&[], &[]]);
         }
         let hello = self.config.limits.encode(self.config.version);
+        if let Some(session) = self.refuse.take() {
+            encode(wire, Head { kind: Kind::Welcome, session, seq: 0, ack: 0 }, [&hello, &[]]);
+        }
         match &mut self.state {
             State::Announcing(repeat) => {
                 if repeat.is_due(now) {
