@@ -12,3 +12,4 @@ pub mod image;
 pub mod init;
 pub mod process;
 pub mod suite;
+pub mod vsock;

@@ -56,7 +56,7 @@ pub struct Configuration {
     pub boot: u32,
     /// QEMU's program.
     pub qemu: String,
-    /// More of the file, each with its table's header.
+    /// More of the file: keys of the table `qemu`, and then other tables with their headers.
     pub more: String,
 }
 

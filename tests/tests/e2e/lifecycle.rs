@@ -6,10 +6,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use skep_tests::census::{self, Member};
 use skep_tests::ctr::Runtime;
 use skep_tests::events::Recorder;
 use skep_tests::process::wait_for;
 use skep_tests::suite::Lease;
+use skep_tests::vsock;
 
 use crate::Case;
 
@@ -29,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("containerd_restart", containerd_restart).everywhere(),
     Case::both("containerd_killed", containerd_killed),
     Case::skep("round_trips", round_trips),
+    Case::skep("vsock_channel", vsock_channel),
 ];
 
 /// Ends with 7 when it is asked to.
@@ -275,6 +278,33 @@ fn round_trips(lease: &mut Lease) -> Result<()> {
     ensure!((1..=3).contains(&trips), "{trips} round trips: {text}");
     ensure!(lease.runtime == Runtime::Skep);
     subject.remove("counted")
+}
+
+/// The same over the other channel to the guest.
+fn vsock_channel(lease: &mut Lease) -> Result<()> {
+    let backend = vsock::backend()?;
+    lease.configure(|configuration| {
+        configuration.more =
+            format!("vhost_device_vsock = {:?}\n[agent]\nchannel = \"vsock\"\n", backend.to_string_lossy());
+    })?;
+    let subject = lease.subject();
+    subject.run("vsock").flags(["--null-io"]).sh(PATIENT).detached()?;
+    let program = |member: &Member| member.program() == "vhost-device-vsock";
+    ensure!(census::processes(&lease.containerd.scope())?.iter().any(program), "the backend does not run");
+    let output = subject.exec("vsock", "e1").sh(&format!("{UNTIL_READY}; seq 1 300000; exit 3")).output()?;
+    ensure!(
+        output.code() == 3 && output.stdout.len() == 1_988_895,
+        "{} {}",
+        output.code(),
+        output.stdout.len()
+    );
+    let output =
+        subject.exec("vsock", "e2").sh("echo ready >&2; wc -c").stdin(vec![b'x'; 1_000_000]).output()?;
+    ensure!(output.text()? == "1000000", "{}", output.describe());
+    subject.kill("vsock", "SIGTERM")?.succeeded()?;
+    subject.wait_status("vsock", "STOPPED")?;
+    ensure!(subject.delete_task("vsock")? == 7);
+    subject.remove("vsock")
 }
 
 /// Waits until a container's first process has a child, which tells that it has come as far.
