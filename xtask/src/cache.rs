@@ -129,7 +129,7 @@ fn lock(path: &Path, kind: &str) -> Result<Flock<File>> {
                 return Ok(lock);
             }
             Err((_, Errno::EWOULDBLOCK)) => {
-                step.note("");
+                step.beat();
                 std::thread::sleep(std::time::Duration::from_millis(200));
             }
             Err((_, error)) => return Err(error).with_context(|| format!("cannot lock {}", path.display())),

@@ -40,6 +40,8 @@ pub(crate) fn bench(arguments: &[String], cache: &Cache) -> Result<()> {
         "--locked",
         "--package",
         "skep-tests",
+        "--features",
+        "bench",
         "--bin",
         "bench",
         "--",

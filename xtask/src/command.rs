@@ -111,7 +111,7 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path, step: &mut Step) -> 
     let status = loop {
         match newest.recv_timeout(TICK) {
             Ok(line) => step.note(newest.try_iter().last().as_deref().unwrap_or(&line)),
-            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => step.beat(),
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TICK),
         }
         if let Some(status) = group.try_wait()? {

@@ -12,6 +12,10 @@ use crate::{apt, command, elf, kconfig, workspace};
 
 /// Raised when the steps below change, so that kernels made by the old ones are not taken for new.
 const RECIPE: u32 = 1;
+/// gcc's -Os, which the configuration chooses, fills and copies memory by byte-wise string instructions in line: slow
+/// everywhere, and most of all under software emulation. Calling the kernel's own routines instead takes a quarter off
+/// the time to PID 1 and is no bigger.
+const FLAGS: &str = "-mstringop-strategy=libcall";
 /// The name of the kernel's image in the cache and in the artefact.
 pub(crate) const IMAGE: &str = "vmlinux";
 /// Parts of the source tree that no build of ours reads; left out they save a third of the unpacking.
@@ -48,7 +52,7 @@ pub(crate) fn build(arch: &str, cache: &Cache) -> Result<Kernel> {
     let source = apt::installed_version(apt::KERNEL_SOURCE_PACKAGE)?;
     let compiler = command::output(Command::new("gcc").arg("-dumpfullversion"), Duration::from_secs(30))?;
     let inputs = format!(
-        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {}\n{wanted}",
+        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {} {FLAGS}\n{wanted}",
         apt::KERNEL_SOURCE_PACKAGE,
         compiler.trim()
     );
@@ -121,8 +125,9 @@ fn make(arch: &str, tree: &Path) -> Command {
     make.env("KBUILD_BUILD_TIMESTAMP", "1970-01-01T00:00:00Z");
     make.env("KBUILD_BUILD_USER", "skep").env("KBUILD_BUILD_HOST", "skep").env("LC_ALL", "C");
     // Ours would be taken for options of the kernel's build.
-    for name in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "KCFLAGS", "LOCALVERSION", "CROSS_COMPILE"] {
+    for name in ["MAKEFLAGS", "MFLAGS", "CFLAGS", "LOCALVERSION", "CROSS_COMPILE"] {
         make.env_remove(name);
     }
+    make.env("KCFLAGS", FLAGS);
     make
 }

@@ -13,6 +13,7 @@ pub(crate) struct Step {
     bar: Option<ProgressBar>,
     started: Instant,
     last_beat: Instant,
+    last_note: String,
 }
 
 impl Step {
@@ -34,18 +35,24 @@ impl Step {
             Some(bar)
         };
         let now = Instant::now();
-        Self { what, bar, started: now, last_beat: now }
+        Self { what, bar, started: now, last_beat: now, last_note: String::new() }
     }
 
     /// Shows what the step is at.
     pub(crate) fn note(&mut self, note: &str) {
-        match &self.bar {
-            Some(bar) => bar.set_message(note.to_owned()),
-            None if self.last_beat.elapsed() >= HEARTBEAT => {
-                self.last_beat = Instant::now();
-                println!("      ... {} ({}): {note}", self.what, seconds(self.started.elapsed()));
-            }
-            None => {}
+        if let Some(bar) = &self.bar {
+            bar.set_message(note.to_owned());
+        } else {
+            note.clone_into(&mut self.last_note);
+            self.beat();
+        }
+    }
+
+    /// To be called often while nothing new is to be said: now and then it says that the step still goes on.
+    pub(crate) fn beat(&mut self) {
+        if self.bar.is_none() && self.last_beat.elapsed() >= HEARTBEAT {
+            self.last_beat = Instant::now();
+            println!("      ... {} ({}): {}", self.what, seconds(self.started.elapsed()), self.last_note);
         }
     }
 
