@@ -132,8 +132,19 @@ impl Containerd {
 
     /// Ends the daemon with `signal` and starts it again; shims go on running.
     pub fn restart(&mut self, signal: Signal) -> Result<()> {
+        self.stop(signal)?;
+        self.resume()
+    }
+
+    /// Ends the daemon with `signal`; shims go on running.
+    pub fn stop(&mut self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.child.id())?), signal).context("signalling containerd")?;
         ensure!(self.child.wait_timeout(STOP)?.is_some(), "containerd outlived {signal}");
+        Ok(())
+    }
+
+    /// Starts the daemon that was stopped.
+    pub fn resume(&mut self) -> Result<()> {
         self.child = spawn(&self.installation, self.directory.path(), &self.search_path)?;
         self.wait_ready()
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -12,6 +13,7 @@ use crate::containerd::Containerd;
 use crate::containerd_versions::{self, Line};
 use crate::ctr::{BUSYBOX, Runtime, Subject};
 use crate::image::Image;
+use crate::process::{Output, run};
 
 /// Names the directory with the programs `containerd-shim-skep-v2` and `skep`.
 pub const BIN_VARIABLE: &str = "SKEP_BIN_DIR";
@@ -167,6 +169,13 @@ impl Lease {
         let mut configuration = Configuration::new(&self.containerd, &self.build()?.guest);
         change(&mut configuration);
         configuration.write(&self.containerd)
+    }
+
+    /// The program `skep` with `arguments`, to its end.
+    pub fn skep(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(self.build()?.bin.join("skep"));
+        command.args(arguments).env("SKEP_CONFIG", self.containerd.skep_config());
+        run(command)
     }
 
     /// Makes an image known to containerd.

@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::skep("vmm_killed", vmm_killed),
     Case::skep("vmm_killed_while_attached", vmm_killed_while_attached),
     Case::both("ctr_killed", ctr_killed),
+    Case::skep("all_killed", all_killed),
 ];
 
 const FOREVER: &str = "while :; do sleep 1; done";
@@ -27,15 +28,18 @@ fn member(lease: &Lease, what: &str, is: impl Fn(&Member) -> bool) -> Result<Pid
     Ok(Pid::from_raw(found.pid))
 }
 
+fn is_shim_of(id: &str) -> impl Fn(&Member) -> bool {
+    move |member| {
+        member.program().starts_with("containerd-shim") && member.arguments.iter().any(|word| word == id)
+    }
+}
+
 /// containerd learns of the shim's death, calls its `delete`, and tells of the exit.
 fn shim_killed(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("orphan").flags(["--null-io"]).sh(FOREVER).detached()?;
-    let shim = member(lease, "the shim", |member| {
-        member.program().starts_with("containerd-shim")
-            && member.arguments.iter().any(|word| word == "orphan")
-    })?;
+    let shim = member(lease, "the shim", is_shim_of("orphan"))?;
     kill(shim, Signal::SIGKILL).context("killing the shim")?;
     let exit = recorder.wait("orphan", "exit")?;
     ensure!(exit.number("exit_status") == 137, "{exit:?}");
@@ -68,9 +72,8 @@ fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
     let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
     subject.wait_status("cut", "RUNNING")?;
     let exec = subject.exec("cut", "e1").sh(&format!("echo begun; {FOREVER}")).start()?;
-    wait_for("the exec to run", Duration::from_secs(30), || {
-        let table = subject.ctr(["task", "ps", "cut"])?.text()?;
-        Ok((table.lines().skip(1).count() >= 3).then_some(()))
+    wait_for("both to say something", Duration::from_secs(30), || {
+        Ok(running.first_output().and(exec.first_output()))
     })?;
     kill(member(lease, "the VMM", is_vmm)?, Signal::SIGKILL).context("killing the VMM")?;
     for attached in [running, exec] {
@@ -89,4 +92,37 @@ fn ctr_killed(lease: &mut Lease) -> Result<()> {
     let output = subject.exec("left", "e1").args(["echo", "alive"]).output()?;
     ensure!(output.text()? == "alive", "{}", output.describe());
     subject.remove("left")
+}
+
+/// Nobody is left who knows of the sandbox but its journal.
+fn all_killed(lease: &mut Lease) -> Result<()> {
+    lease.subject().run("ruin").flags(["--null-io"]).sh(FOREVER).detached()?;
+    let listed = lease.skep(&["list"])?;
+    ensure!(
+        listed.text()?.lines().any(|line| line.contains("used") && line.ends_with("ruin")),
+        "{}",
+        listed.describe()
+    );
+    // What is in use is not touched.
+    let collected = lease.skep(&["gc"])?;
+    ensure!(collected.text()?.contains("0 removed, 1 in use"), "{}", collected.describe());
+    ensure!(lease.subject().exec("ruin", "e1").args(["true"]).output()?.code() == 0);
+
+    lease.containerd.stop(Signal::SIGKILL)?;
+    kill(member(lease, "the shim", is_shim_of("ruin"))?, Signal::SIGKILL).context("killing the shim")?;
+    let collected = wait_for("the sandbox to be nobody's", Duration::from_secs(30), || {
+        let collected = lease.skep(&["gc"])?;
+        Ok((!collected.out().contains("1 in use")).then_some(collected))
+    })?;
+    ensure!(collected.text()?.contains("1 removed"), "{}", collected.describe());
+    ensure!(!census::processes(&lease.containerd.scope())?.iter().any(is_vmm), "the VMM runs on");
+    let listed = lease.skep(&["list"])?;
+    ensure!(listed.text()?.lines().count() == 1, "{}", listed.describe());
+
+    lease.containerd.resume()?;
+    let subject = lease.subject();
+    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
+        Ok(subject.task("ruin")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
+    })?;
+    subject.remove("ruin")
 }
