@@ -10,14 +10,14 @@ mod pipes;
 mod vm;
 pub mod vmmapi;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use super::{Capabilities, Hypervisor, HypervisorError, Place, SpecError, Vm, VmSpec};
 use loader::LoaderError;
-use vmmapi::VmmApiError;
+use vmmapi::{VmName, VmmApi, VmmApiError};
 
 /// A VM cannot be made or run under bhyve.
 #[derive(Debug, thiserror::Error)]
@@ -95,10 +95,28 @@ impl Hypervisor for Bhyve {
 /// Destroys the VM of that name, whoever left it, and says whether there was one. Blocks. For undoing a journal: its
 /// bhyve has to be gone already.
 pub fn destroy(name: &str) -> Result<bool, BhyveError> {
-    let name = vmmapi::VmName::new(name)?;
-    // Without the library loaded or the vmm there is no VM either.
+    let name = VmName::new(name)?;
+    // Without the library there is no VM either.
     if !name.exists() {
+        remove_checkpoint_socket(&name);
         return Ok(false);
     }
-    Ok(vmmapi::VmmApi::load()?.destroy(&name)?)
+    destroy_with(&VmmApi::load()?, &name)
+}
+
+fn destroy_with(api: &VmmApi, name: &VmName) -> Result<bool, BhyveError> {
+    let existed = api.destroy(name)?;
+    remove_checkpoint_socket(name);
+    Ok(existed)
+}
+
+/// A bhyve that can make checkpoints leaves its socket behind (`usr.sbin/bhyve/snapshot.c`, `BHYVE_RUN_DIR`).
+fn remove_checkpoint_socket(name: &VmName) {
+    let path = Path::new("/var/run/bhyve").join(name.as_str());
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), "cannot remove the checkpoint socket: {e}");
+        }
+        _ => {}
+    }
 }

@@ -30,6 +30,9 @@ const KILL: Duration = Duration::from_secs(10);
 const LOAD: Duration = Duration::from_secs(60);
 /// How long bhyve may take until its sockets are there.
 const START: Duration = Duration::from_secs(20);
+/// What Linux has to be told here, as it knows by itself under KVM: on a busy host its check of the timer interrupt
+/// gives up too early and panics, and a pause of the VM is no lockup.
+const PARAMETERS: &str = "no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -103,10 +106,10 @@ impl Machine {
     /// Destroys the VM and strikes it off. What cannot be destroyed stays in the journal.
     async fn destroy(&self) {
         let (api, name) = (self.api.clone(), self.name.clone());
-        let result = self.bounded("destroying", KILL, move || api.destroy(&name)).await;
+        let result = self.bounded("destroying", KILL, move || super::destroy_with(&api, &name)).await;
         let result = match result {
             Ok(Ok(_)) => self.journal.strike(self.device).map_err(HypervisorError::from),
-            Ok(Err(e)) => Err(BhyveError::from(e).into()),
+            Ok(Err(e)) => Err(e.into()),
             Err(e) => Err(e),
         };
         if let Err(e) = result {
@@ -135,10 +138,11 @@ fn load(api: &VmmApi, name: &VmName, spec: &VmSpec) -> Result<(), HypervisorErro
     let began = std::time::Instant::now();
     let kernel = read(&spec.kernel)?;
     let initramfs = read(&spec.initramfs)?;
+    let command_line = format!("{} {PARAMETERS}", spec.cmdline);
     let image = BootImage {
         kernel: &kernel,
         initramfs: Some(&initramfs),
-        command_line: &spec.cmdline,
+        command_line: command_line.trim_end(),
         memory: spec.memory.bytes(),
     };
     let plan =

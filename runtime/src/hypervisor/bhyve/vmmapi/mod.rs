@@ -18,8 +18,10 @@ use std::sync::{Arc, Mutex};
 
 use raw::Functions;
 
-/// Where the kernel shows its VMs.
+/// Where the kernel shows its VMs. The directory is there only while it has some.
 const DEVICES: &str = "/dev/vmm";
+/// Where the kernel makes VMs, from FreeBSD 15 on (`sys/dev/vmm/vmm_dev.c`).
+const CONTROL: &str = "/dev/vmmctl";
 /// `VM_MAX_NAMELEN` (`sys/dev/vmm/vmm_param.h`).
 const MAX_NAME: usize = 229;
 
@@ -192,8 +194,9 @@ impl VmmApi {
             return Ok(VmContext::new(self.clone(), ctx, name.clone()));
         }
         let source = io::Error::last_os_error();
-        // Without the device directory it is the vmm that is missing, not the VM.
-        if source.kind() == io::ErrorKind::NotFound && Path::new(DEVICES).exists() {
+        // Without the control device it is the vmm that is missing, not the VM.
+        let vmm = [DEVICES, CONTROL].iter().any(|path| Path::new(path).exists());
+        if source.kind() == io::ErrorKind::NotFound && vmm {
             return Err(VmmApiError::Missing { name: name.0.clone() });
         }
         Err(system(name, "open it", source))
@@ -201,6 +204,10 @@ impl VmmApi {
 
     /// Destroys the VM if it exists, and says whether it did. Blocks until nobody runs it any more.
     pub fn destroy(&self, name: &VmName) -> Result<bool, VmmApiError> {
+        // Without the vmm there is no VM either.
+        if !name.exists() {
+            return Ok(false);
+        }
         match self.open(name) {
             Ok(vm) => vm.destroy().map(|()| true),
             Err(VmmApiError::Missing { .. }) => Ok(false),
