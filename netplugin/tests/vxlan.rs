@@ -43,6 +43,7 @@ impl Cluster {
         self.switch.ip(&format!("link set p{n} mtu {mtu} master sw"));
         ns.ip(&format!("addr add {}/24 dev u0", Self::v4(n)));
         ns.ip(&format!("addr add {}/64 dev u0 nodad", Self::v6(n)));
+        ns.settle(&Self::v6(n));
     }
 
     fn v4(n: usize) -> String {

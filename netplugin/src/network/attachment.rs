@@ -19,16 +19,6 @@ pub enum Kind {
     Chained,
 }
 
-/// How far an attachment got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// Written down before anything was made.
-    Creating,
-    /// Everything is there.
-    Ready,
-}
-
 /// An address of the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,8 +45,6 @@ pub struct Attachment {
     pub network: String,
     /// The container's network namespace.
     pub netns: String,
-    /// How far it got.
-    pub phase: Phase,
     /// What the host's end is.
     pub kind: Kind,
     /// The host's end.

@@ -3,7 +3,7 @@
 mod attachment;
 mod store;
 
-pub use attachment::{Address, Attachment, Kind, Phase};
+pub use attachment::{Address, Attachment, Kind};
 pub use store::{HostState, StateError, Store};
 
 use std::collections::BTreeSet;

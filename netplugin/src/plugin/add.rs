@@ -9,7 +9,7 @@ use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, NetConf,
 use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
 use crate::mac::Mac;
-use crate::network::{Address, Attachment, Kind, Network, Phase, Store};
+use crate::network::{Address, Attachment, Kind, Network, Store};
 use crate::policy::from_annotations;
 
 impl<D: Datapath> Plugin<'_, D> {
@@ -57,7 +57,6 @@ impl<D: Datapath> Plugin<'_, D> {
             ifname: attach.ifname.clone(),
             network: conf.name.clone(),
             netns: attach.netns.clone().unwrap_or_default(),
-            phase: Phase::Creating,
             kind: Kind::Veth,
             bridge: conf.bridge.clone(),
             mac: mac.unwrap_or_else(|| Mac::derive(&[&conf.name, &attach.container_id, &attach.ifname])),
@@ -123,7 +122,9 @@ impl<D: Datapath> Plugin<'_, D> {
             }
             let leased = self.lease(network, attachment)?;
             self.datapath.validate(network, attachment)?;
-            self.store.save_network(network)?;
+            if earlier.as_ref() != Some(&*network) {
+                self.store.save_network(network)?;
+            }
             if let Some(used) = leased {
                 self.store.save_used(&network.name, &used)?;
             }
@@ -136,11 +137,7 @@ impl<D: Datapath> Plugin<'_, D> {
                 return Err(self.fail(attachment, error.into()));
             }
         }
-        if let Err(error) = self.datapath.attach(network, attachment) {
-            return Err(self.fail(attachment, error.into()));
-        }
-        attachment.phase = Phase::Ready;
-        self.store.save_attachment(attachment).map_err(|error| self.fail(attachment, error.into()))
+        self.datapath.attach(network, attachment).map_err(|error| self.fail(attachment, error.into()))
     }
 
     /// Undoes everything; the error of the step that failed comes first.

@@ -4,7 +4,7 @@ use super::{Plugin, undo};
 use crate::cni::{Attach, CniError};
 use crate::datapath::Datapath;
 use crate::mac::Mac;
-use crate::network::{Attachment, Kind, Phase};
+use crate::network::{Attachment, Kind};
 
 impl<D: Datapath> Plugin<'_, D> {
     /// DEL: detaches a container. Whatever is missing counts as done.
@@ -40,7 +40,6 @@ fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attac
         ifname: attach.ifname.clone(),
         network,
         netns: attach.netns.clone().unwrap_or_default(),
-        phase: Phase::Creating,
         kind: Kind::Veth,
         bridge: bridge.to_owned(),
         mtu: 0,

@@ -131,6 +131,17 @@ impl Ns {
         other.ip(&format!("link set {other_name} up"));
     }
 
+    /// Waits until an IPv6 address is in use: the kernel gets round to it after the link is up.
+    pub fn settle(&self, address: &str) {
+        for _ in 0..500 {
+            if self.ip("-6 route show table local").contains(&format!("local {address} ")) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{address} never came into use");
+    }
+
     /// Everything there is that a teardown could forget.
     pub fn census(&self) -> String {
         let links = self.ip("-br link");
@@ -248,7 +259,9 @@ impl Container {
 
 impl Host {
     pub fn new() -> Self {
-        Self { ns: Ns::new(), dir: tempfile::tempdir().unwrap() }
+        // In memory where there is such a place, as the default directory is.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        Self { ns: Ns::new(), dir }
     }
 
     /// A configuration with our allocator and these parts besides.
@@ -331,6 +344,7 @@ impl Host {
         for (ns, link, n) in [(&self.ns, "out0", 1), (&outside, "out1", 2)] {
             ns.ip(&format!("addr add 192.0.2.{n}/24 dev {link}"));
             ns.ip(&format!("addr add 2001:db8::{n}/64 dev {link} nodad"));
+            ns.settle(&format!("2001:db8::{n}"));
         }
         outside
     }

@@ -61,6 +61,7 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
             .add_station(port.index, attachment.mac.0, None)
             .map_err(|error| kernel(format!("write down that {} is behind {}", attachment.mac, attachment.host_ifname), error))?;
         netns.run(|| configure(attachment))?;
+        route.await_carrier(&attachment.host_ifname)?;
     }
     for ip in rules::addresses(attachment) {
         route.add_neighbour(bridge.index, ip, attachment.mac)?;

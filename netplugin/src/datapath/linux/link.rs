@@ -3,13 +3,14 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -38,11 +39,16 @@ pub(super) struct Link {
     pub(super) master: Option<u32>,
     /// Whether it is up.
     pub(super) up: bool,
+    /// Whether it carries frames: it and what it is connected to are up.
+    pub(super) operational: bool,
     /// Whether frames on this bridge pass the IPv4 and IPv6 rules.
     pub(super) filters_bridged: bool,
     /// Packets and bytes received, then sent.
     pub(super) carried: [u64; 4],
 }
+
+/// A moment on an idle host; seconds on one that starts many sandboxes at once.
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn by_name(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
@@ -68,6 +74,7 @@ fn parse_link(message: LinkMessage) -> (String, Link) {
             LinkAttribute::IfName(text) => name = text,
             LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.operational = state == State::Up,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::Stats64(stats) => {
                 link.carried = [stats.rx_packets, stats.rx_bytes, stats.tx_packets, stats.tx_bytes];
@@ -236,6 +243,23 @@ impl Route {
                 self.change(Message::NewLink(message), 0)
             }
             result => result,
+        }
+    }
+
+    /// Waits until a link carries frames: the kernel tells its bridge of a new carrier a moment after the fact, and
+    /// a frame sent before that is lost.
+    pub(super) fn await_carrier(&mut self, name: &str) -> Result<(), DatapathError> {
+        let deadline = Instant::now() + CARRIER_TIMEOUT;
+        loop {
+            let link = self.need_link(name)?;
+            if link.operational {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let error = io::Error::new(io::ErrorKind::TimedOut, format!("no carrier after {CARRIER_TIMEOUT:?}"));
+                return Err(kernel(format!("wait for {name}"), error));
+            }
+            std::thread::sleep(Duration::from_micros(200));
         }
     }
 

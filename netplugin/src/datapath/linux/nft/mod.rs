@@ -14,4 +14,4 @@ pub(crate) use batch::{Batch, ChainType, Family, Hook};
 pub(crate) use expr::{Base, Meta, Rule, Verdict};
 pub(crate) use set::{Data, Element, Field, Key, SetFlags, SetSpec};
 pub(crate) use socket::{Nft, NftError};
-pub(super) use wire::{Attrs, attributes, find_attribute};
+pub(super) use wire::{Attrs, find_attribute};

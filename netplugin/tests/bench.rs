@@ -1,0 +1,253 @@
+//! Figures beside those of the reference plugins, on the same machine in the same minute. Nothing is asserted: run
+//! with `cargo test --release -p skep-cni --test bench -- --ignored --nocapture`.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use skep_cni::network::Store;
+use skep_cni::plugin;
+use support::{Container, Host, Ns, PATIENCE, open_policy};
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// ADD or DEL through the chain that gives what ours gives: bridge, portmap, firewall.
+fn chain(host: &Host, verb: &str, id: &str, ns: &str, confs: &[Value]) {
+    let mut previous = Value::Null;
+    let order: Vec<&Value> = if verb == "ADD" { confs.iter().collect() } else { confs.iter().rev().collect() };
+    for conf in order {
+        let mut conf = conf.clone();
+        if !previous.is_null() {
+            conf["prevResult"] = previous.clone();
+        }
+        let binary = format!("/usr/lib/cni/{}", conf["type"].as_str().unwrap());
+        let result = host.call_with(&binary, verb, id, "eth0", ns, &conf).unwrap_or_else(|error| panic!("{binary} {verb}: {error}"));
+        if !result.is_null() {
+            previous = result;
+        }
+    }
+}
+
+fn reference(host: &Host, port: u16) -> Vec<Value> {
+    let leases = host.dir.path().join("leases");
+    let ports = json!({"portMappings": [{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]});
+    vec![
+        json!({"cniVersion": "1.0.0", "name": "ref", "type": "bridge", "bridge": "ref0", "isGateway": true, "ipMasq": true,
+            "isDefaultGateway": true, "ipam": {"type": "host-local", "dataDir": leases, "subnet": "10.50.0.0/16"}}),
+        json!({"cniVersion": "1.0.0", "name": "ref", "type": "portmap", "snat": true, "capabilities": {"portMappings": true}, "runtimeConfig": ports}),
+        json!({"cniVersion": "1.0.0", "name": "ref", "type": "firewall", "backend": "iptables"}),
+    ]
+}
+
+fn ours(host: &Host, port: u16) -> Value {
+    let mut conf = host.conf("pods", "10.60.0.0/16", json!({"cniVersion": "1.0.0", "ipMasq": true,
+        "runtimeConfig": {"portMappings": [{"hostPort": port, "containerPort": 80}]}}));
+    support::merge(&mut conf, open_policy());
+    conf
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn add_and_del() {
+    needs_root!();
+    const ROUNDS: u16 = 15;
+    let host = Host::new();
+    // One of each stays, so that neither pays for making and removing its bridge.
+    let stay = Ns::new();
+    chain(&host, "ADD", "stay", &stay.path(), &reference(&host, 1));
+    let _ours = host.add("stay", &ours(&host, 2));
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for n in 0..ROUNDS {
+        let ns = Ns::new();
+        let id = format!("r{n}");
+        let mut timed = |slot: usize, work: &dyn Fn()| {
+            let start = Instant::now();
+            work();
+            times[slot].push(start.elapsed());
+        };
+        timed(0, &|| chain(&host, "ADD", &id, &ns.path(), &reference(&host, 1000 + n)));
+        timed(1, &|| chain(&host, "DEL", &id, &ns.path(), &reference(&host, 1000 + n)));
+        let conf = ours(&host, 3000 + n);
+        timed(2, &|| drop(host.call("ADD", &id, "eth0", &ns.path(), &conf).unwrap()));
+        timed(3, &|| drop(host.call("DEL", &id, "eth0", &ns.path(), &conf).unwrap()));
+    }
+    let [ref_add, ref_del, our_add, our_del] = times.map(median);
+    println!("ADD alone: bridge+portmap+firewall {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}", ref_add.as_secs_f64() / our_add.as_secs_f64());
+    println!("DEL alone: bridge+portmap+firewall {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}", ref_del.as_secs_f64() / our_del.as_secs_f64());
+    const CROWD: u16 = 50;
+    let namespaces: Vec<Ns> = (0..CROWD).map(|_| Ns::new()).collect();
+    let crowd = |work: &(dyn Fn(u16, &Ns) + Sync)| {
+        let start = Instant::now();
+        thread::scope(|scope| {
+            for (n, ns) in (0..CROWD).zip(&namespaces) {
+                scope.spawn(move || work(n, ns));
+            }
+        });
+        start.elapsed()
+    };
+    let ref_add = crowd(&|n, ns| chain(&host, "ADD", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
+    let ref_del = crowd(&|n, ns| chain(&host, "DEL", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
+    let our_add = crowd(&|n, ns| drop(host.call("ADD", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap()));
+    let our_del = crowd(&|n, ns| drop(host.call("DEL", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap()));
+    println!("50 ADDs at once: reference {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}", ref_add.as_secs_f64() / our_add.as_secs_f64());
+    println!("50 DELs at once: reference {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}", ref_del.as_secs_f64() / our_del.as_secs_f64());
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn replacing_a_table() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/16", open_policy());
+    let _a = host.add("a", &conf);
+    let store = Store::new(host.data_dir());
+    for size in [1_u32, 1000, 10000] {
+        // Every second address, so that no two make one range.
+        let addresses: Vec<String> = (0..size).map(|n| std::net::Ipv4Addr::from(0xcb00_0000 + n * 2).to_string()).collect();
+        let policy: skep_cni::policy::Policy = serde_json::from_value(json!({"egress": {"deny": addresses}})).unwrap();
+        let rounds = 20;
+        let ours = host.ns.run(|| {
+            let datapath = skep_cni::datapath::Host::new().unwrap();
+            let times = (0..rounds).map(|_| {
+                let start = Instant::now();
+                plugin::set_policy(&datapath, &store, "pods", "a", "eth0", policy.clone()).unwrap();
+                start.elapsed()
+            });
+            median(times.collect())
+        });
+        // Warm: the way an administrator's script would do it.
+        let list = addresses.join(",");
+        host.ns.nft("table inet bench {\n set s { type ipv4_addr; flags interval; }\n}");
+        let script = format!("flush set inet bench s\nadd element inet bench s {{ {list} }}\n");
+        let forked = median((0..7).map(|_| {
+            let start = Instant::now();
+            host.ns.nft(&script);
+            start.elapsed()
+        }).collect());
+        println!("replace {size} addresses: skep-cni {ours:?} ({:.0} addresses/s), nft exec {forked:?}, ratio {:.1}",
+            f64::from(size) / ours.as_secs_f64(), forked.as_secs_f64() / ours.as_secs_f64());
+    }
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn a_new_flow_among_many_sandboxes() {
+    needs_root!();
+    let host = Host::new();
+    let mut conf = host.conf("pods", "10.1.0.0/16", open_policy());
+    // A thousand ports are more than a bridge has by default room for (1024): a few remain.
+    let mut containers: Vec<Container> = Vec::new();
+    for count in [2, 10, 100, 1000] {
+        while containers.len() < count {
+            let from = containers.len();
+            let batch = (count - from).min(20);
+            thread::scope(|scope| {
+                let (host, conf) = (&host, &conf);
+                let adds: Vec<_> = (from..from + batch).map(|n| scope.spawn(move || host.add(&format!("c{n}"), conf))).collect();
+                containers.extend(adds.into_iter().map(|add| add.join().unwrap()));
+            });
+        }
+        if count == 2 {
+            containers[1].ns.serve_udp("0.0.0.0:53");
+        }
+        let target = format!("{}:53", containers[1].ip());
+        let rounds = 3000;
+        let mut times = containers[0].ns.run(|| {
+            (0..rounds).map(|_| {
+                // A new socket is a new port, a new flow.
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                let start = Instant::now();
+                socket.send_to(b"?", &target).unwrap();
+                socket.recv(&mut [0; 64]).unwrap();
+                start.elapsed()
+            }).collect::<Vec<_>>()
+        });
+        times.sort();
+        let start = Instant::now();
+        conf["name"] = json!("pods");
+        let extra = host.add("extra", &conf);
+        let add = start.elapsed();
+        host.del(&extra, &conf);
+        println!("{count} sandboxes: first packet and answer of a new flow, median {:?}, 10th percentile {:?}; one more ADD {add:?}",
+            times[rounds / 2], times[rounds / 10]);
+    }
+}
+
+fn transfer(from: &Ns, to: &Ns, at: &str) -> (f64, Duration) {
+    to.serve_tcp(&format!("{at}:90"));
+    let mut stream = from.connect(&format!("{at}:90"), PATIENCE).unwrap_or_else(|| panic!("no connection to {at}"));
+    stream.set_nodelay(true).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..3000 {
+        let start = Instant::now();
+        stream.write_all(b"ping").unwrap();
+        stream.read_exact(&mut [0; 4]).unwrap();
+        times.push(start.elapsed());
+    }
+    let listener = to.run(|| std::net::TcpListener::bind(format!("{at}:91")).unwrap());
+    let sink = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut total, mut buffer) = (0_usize, vec![0; 1 << 17]);
+        while let Ok(n @ 1..) = stream.read(&mut buffer) {
+            total += n;
+        }
+        total
+    });
+    let mut stream = from.connect(&format!("{at}:91"), PATIENCE).unwrap();
+    let (start, chunk) = (Instant::now(), vec![0; 1 << 17]);
+    while start.elapsed() < Duration::from_secs(2) {
+        stream.write_all(&chunk).unwrap();
+    }
+    drop(stream);
+    let total = sink.join().unwrap();
+    (total as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9, median(times))
+}
+
+#[test]
+#[ignore = "a benchmark"]
+fn throughput_and_round_trip() {
+    needs_root!();
+    // Plain: two namespaces on a bridge without a filter.
+    let plain = Ns::new();
+    plain.ip("link add b0 type bridge");
+    plain.ip("link set b0 up");
+    plain.set_sysctl("bridge/bridge-nf-call-iptables", "0");
+    let ends: Vec<Ns> = (0..2).map(|n| {
+        let end = Ns::new();
+        plain.wire(&format!("p{n}"), &end, "eth0");
+        plain.ip(&format!("link set p{n} master b0"));
+        end.ip(&format!("addr add 10.9.0.{}/24 dev eth0", n + 1));
+        end
+    }).collect();
+    let (rate, rtt) = transfer(&ends[0], &ends[1], "10.9.0.2");
+    println!("plain bridge: {rate:.2} Gbit/s, round trip {rtt:?}");
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/16", open_policy());
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    let (rate, rtt) = transfer(&a.ns, &b.ns, &b.ip());
+    println!("one bridge, filtered: {rate:.2} Gbit/s, round trip {rtt:?}");
+    // Two hosts and a wire: plain, then the sandboxes across VXLAN on it.
+    let hosts = [Host::new(), Host::new()];
+    hosts[0].ns.wire("u0", &hosts[1].ns, "u0");
+    for (n, host) in hosts.iter().enumerate() {
+        host.ns.ip(&format!("addr add 198.51.100.{}/24 dev u0", n + 1));
+    }
+    let (rate, rtt) = transfer(&hosts[0].ns, &hosts[1].ns, "198.51.100.2");
+    println!("the wire between two hosts: {rate:.2} Gbit/s, round trip {rtt:?}");
+    let nodes = json!([{"name": "a", "address": "198.51.100.1"}, {"name": "b", "address": "198.51.100.2"}]);
+    let ends: Vec<Container> = hosts.iter().enumerate().map(|(n, host)| {
+        let mut conf = host.conf("vpc", "10.1.0.0/16", json!({"vxlan": {"vni": 5, "nodes": nodes}, "runtimeConfig": {"ips": [format!("10.1.0.{}", n + 5)]}}));
+        support::merge(&mut conf, open_policy());
+        host.add(&format!("c{n}"), &conf)
+    }).collect();
+    let (rate, rtt) = transfer(&ends[0].ns, &ends[1].ns, &ends[1].ip());
+    println!("across VXLAN, filtered: {rate:.2} Gbit/s, round trip {rtt:?}");
+}
