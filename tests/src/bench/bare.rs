@@ -4,29 +4,29 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use skep::config::Config;
 use skep::guest::Guest;
 use skep::hypervisor::{ConsolePort, Place, Share, VmSpec, driver};
 use skep::journal::Journal;
 
-use super::sample::milliseconds;
+use super::sample::{Sample, milliseconds, processor_time};
 use crate::init::{Ending, initramfs};
 use crate::suite::Build;
 
 const SAID: &str = "the first process runs";
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Boots the kernel of `build` with a first process that says so and powers off; gives the milliseconds from QEMU's
-/// start to its saying so.
-pub(super) fn boot(build: &Build) -> Result<f64> {
+/// Boots the kernel of `build` with a first process that says so; gives the milliseconds from QEMU's
+/// start to its saying so, and the processor time that QEMU took.
+pub(super) fn boot(build: &Build) -> Result<Sample> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let directory = tempfile::Builder::new().prefix("skep-b-").tempdir_in("/tmp")?;
         let share = directory.path().join("share");
         fs::create_dir(&share)?;
         let archive = directory.path().join("initramfs.cpio");
-        fs::write(&archive, initramfs(SAID, Ending::PowerOff)?)?;
+        fs::write(&archive, initramfs(SAID, Ending::Hang)?)?;
         let guest = Guest::load(&build.guest)?;
         let config = Config::default();
         // As a sandbox without containers has it.
@@ -51,18 +51,21 @@ pub(super) fn boot(build: &Build) -> Result<f64> {
         let place = Place { dir: directory.path().to_owned(), journal };
         let begin = Instant::now();
         let vm = driver(&config)?.boot(spec, place).await.context("booting the bare kernel")?;
-        let took = loop {
-            if vm.console_tail().contains(SAID) {
-                break begin.elapsed();
-            }
+        let pid = i32::try_from(vm.process().pid)?;
+        while !vm.console_tail().contains(SAID) {
             if begin.elapsed() > LIMIT {
                 vm.kill().await?;
-                break begin.elapsed();
+                bail!("the bare kernel did not come to its first process: {}", vm.wait().await);
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        let exit = vm.wait().await;
-        ensure!(took < LIMIT, "the bare kernel did not come to its first process: {exit}");
-        Ok(milliseconds(took))
+        }
+        let took = begin.elapsed();
+        let spent = processor_time(pid)?;
+        vm.kill().await?;
+        vm.wait().await;
+        Ok(vec![
+            ("bare kernel to its first process".to_owned(), milliseconds(took)),
+            ("bare kernel to its first process: VMM's processor time".to_owned(), spent),
+        ])
     })
 }

@@ -42,8 +42,8 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> 
             let skep = sample::take(lease, Runtime::Skep)?;
             let runc = sample::take(lease, Runtime::Runc)?;
             if round > 0 {
-                report.add("bare kernel to its first process", Runtime::Skep, bare);
-                for (runtime, sample) in [(Runtime::Skep, skep), (Runtime::Runc, runc)] {
+                for (runtime, sample) in [(Runtime::Skep, bare), (Runtime::Skep, skep), (Runtime::Runc, runc)]
+                {
                     for (name, value) in sample {
                         report.add(&name, runtime, value);
                     }

@@ -36,6 +36,11 @@ pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
     };
     recorder.wait("bench", "start")?;
     if runtime == Runtime::Skep {
+        let vmm = census::processes(&lease.containerd.scope())?
+            .into_iter()
+            .find(|member| member.program().starts_with("qemu-system"))
+            .context("no VMM runs")?;
+        sample.push(("ctr run to first output: VMM's processor time".to_owned(), processor_time(vmm.pid)?));
         guest(&subject, begin, first, &mut sample)?;
     }
     resident(lease, &mut sample)?;
@@ -83,6 +88,11 @@ fn guest(subject: &Subject<'_>, begin: SystemTime, first: SystemTime, sample: &m
     let ready = recorded + Duration::from_micros(booting);
     sample.push(("agent-ready to first output".to_owned(), between(ready, first)));
     sample.push(("ctr run to sandbox".to_owned(), between(begin, recorded)));
+    let mut before = 0;
+    for mark in &timings.marks {
+        sample.push((format!("phase: {}", mark.name), thousandth(mark.at_us - before)));
+        before = mark.at_us;
+    }
     sample.push((
         "round trips from Create to Start".to_owned(),
         f64::from(u32::try_from(timings.round_trips)?),
@@ -126,6 +136,14 @@ fn agent_resident(console: &str) -> Option<f64> {
     let (_, rest) = console.rsplit_once("resident_kib=")?;
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     Some(f64::from(digits.parse::<u32>().ok()?) * 1024.0)
+}
+
+/// The processor time that a process and its threads have taken, in milliseconds. Other load on the machine does not
+/// change it much, as it does times.
+pub(super) fn processor_time(pid: i32) -> Result<f64> {
+    let stat = procfs::process::Process::new(pid)?.stat()?;
+    Ok(milliseconds(Duration::from_secs(stat.utime + stat.stime))
+        / f64::from(u32::try_from(procfs::ticks_per_second())?))
 }
 
 /// A duration in milliseconds.
