@@ -31,6 +31,8 @@ use crate::{
 
 /// How long init's exit waits to be told after those of the processes that ended with it.
 const EXECS: Duration = Duration::from_secs(5);
+/// How long a creation that is given up may take to end.
+const GIVE_UP: Duration = Duration::from_secs(2);
 /// How long a deletion waits for the exit's event to be on its way.
 const REPORT: Duration = Duration::from_secs(10);
 
@@ -63,8 +65,8 @@ pub(crate) struct Task {
 }
 
 enum Slot {
-    /// Taken by a creation that is under way.
-    Creating,
+    /// Taken by a creation that is under way; sending `true` gives it up.
+    Creating(watch::Sender<bool>),
     Ready(Arc<Task>),
 }
 
@@ -94,7 +96,7 @@ struct Reservation<'a> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut tasks = lock(&self.pod.tasks);
-        if matches!(tasks.get(self.id), Some(Slot::Creating)) {
+        if matches!(tasks.get(self.id), Some(Slot::Creating(_))) {
             tasks.remove(self.id);
         }
     }
@@ -156,7 +158,7 @@ impl Pod {
     pub(crate) fn task(&self, id: &str) -> Result<Arc<Task>, Failure> {
         match lock(&self.tasks).get(id) {
             Some(Slot::Ready(task)) => Ok(Arc::clone(task)),
-            Some(Slot::Creating) | None => Err(Failure::not_found(&format!("container {id} not found"))),
+            Some(Slot::Creating(_)) | None => Err(Failure::not_found(&format!("container {id} not found"))),
         }
     }
 
@@ -168,6 +170,7 @@ impl Pod {
     /// Creates a task, with the sandbox if it is the first.
     pub(crate) async fn create(&self, request: &CreateTaskRequest) -> Result<Arc<Task>, Failure> {
         let id = request.id.as_str();
+        let (slot, given_up) = watch::channel(false);
         {
             let mut tasks = lock(&self.tasks);
             if tasks.contains_key(id) {
@@ -176,11 +179,17 @@ impl Pod {
                     &format!("container {id} exists already"),
                 ));
             }
-            tasks.insert(id.to_owned(), Slot::Creating);
+            tasks.insert(id.to_owned(), Slot::Creating(slot));
         }
         let reservation = Reservation { pod: self, id };
-        let made = self.make(request).await;
+        let made = self.make(request, given_up.clone()).await;
         let container = match made {
+            Ok(container) if *given_up.borrow() => {
+                self.discard(&container).await;
+                drop(reservation);
+                self.end_if_empty().await;
+                return Err(given_up_failure());
+            }
             Ok(container) => container,
             Err(failure) => {
                 drop(reservation);
@@ -223,7 +232,31 @@ impl Pod {
         Ok(task)
     }
 
-    async fn make(&self, request: &CreateTaskRequest) -> Result<Arc<Container>, Failure> {
+    /// Gives up a creation that is under way and waits for its end. Its caller may have left without a word: of that
+    /// a shim hears only by what comes next.
+    pub(crate) async fn give_up(&self, id: &str) {
+        let creation = match lock(&self.tasks).get(id) {
+            Some(Slot::Creating(give_up)) => give_up.clone(),
+            _ => return,
+        };
+        creation.send_replace(true);
+        if tokio::time::timeout(GIVE_UP, creation.closed()).await.is_err() {
+            tracing::warn!(container = id, limit = ?GIVE_UP, "its creation has not ended in time");
+        }
+    }
+
+    async fn discard(&self, container: &Container) {
+        let _held = container.init().hold().await;
+        if let Err(error) = container.delete(false).await {
+            tracing::warn!(container = container.id(), %error, "a container nobody waits for any more");
+        }
+    }
+
+    async fn make(
+        &self,
+        request: &CreateTaskRequest,
+        mut given_up: watch::Receiver<bool>,
+    ) -> Result<Arc<Container>, Failure> {
         if !request.checkpoint.is_empty() {
             return Err(Failure::unimplemented("starting from a checkpoint is not supported yet"));
         }
@@ -255,7 +288,11 @@ impl Pod {
         let sandbox = if let Some(sandbox) = &*slot {
             Arc::clone(sandbox)
         } else {
-            let sandbox = self.boot(spec.hostname.clone(), options).await?;
+            let sandbox = tokio::select! {
+                booted = self.boot(spec.hostname.clone(), options) => booted?,
+                // Dropping the boot undoes it.
+                Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
+            };
             slot.insert(sandbox).clone()
         };
         drop(slot);
@@ -347,6 +384,14 @@ impl Pod {
 
     /// Destroys the sandbox, whatever runs in it.
     pub(crate) async fn end(&self) {
+        let creations: Vec<_> = lock(&self.tasks)
+            .iter()
+            .filter(|(_, slot)| matches!(slot, Slot::Creating(_)))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in creations {
+            self.give_up(&id).await;
+        }
         destroy(&mut *self.sandbox.lock().await).await;
     }
 
@@ -365,6 +410,10 @@ async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
     {
         tracing::error!(sandbox = sandbox.id(), "{errors}");
     }
+}
+
+fn given_up_failure() -> Failure {
+    Failure::new(ErrorKind::Unavailable, "the creation was given up")
 }
 
 async fn wait_for_execs(task: &Task) {

@@ -75,6 +75,9 @@ impl Service {
     }
 
     async fn delete_process(&self, request: &DeleteRequest) -> Result<DeleteResponse, Failure> {
+        if request.exec_id.is_empty() {
+            self.pod.give_up(&request.id).await;
+        }
         let (task, process) = self.find(&request.id, &request.exec_id)?;
         let exit = if request.exec_id.is_empty() {
             Some(self.pod.delete(&task).await?)
