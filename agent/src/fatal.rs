@@ -76,10 +76,8 @@ fn say(record: &[u8]) {
                 continue;
             }
         }
-        let written = std::fs::OpenOptions::new()
-            .write(true)
-            .open(path)
-            .and_then(|mut kmsg| kmsg.write_all(record));
+        let written =
+            std::fs::OpenOptions::new().write(true).open(path).and_then(|mut kmsg| kmsg.write_all(record));
         if written.is_ok() {
             return;
         }

@@ -109,7 +109,8 @@ fn tell(text: &str) {
     if pipe == -1 || TOLD.fetch_add(1, Ordering::Relaxed) >= TOLD_MAX {
         return;
     }
-    let line: String = text.trim_start().chars().take(TOLD_LENGTH).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    let line: String =
+        text.trim_start().chars().take(TOLD_LENGTH).map(|c| if c == '\n' { ' ' } else { c }).collect();
     // SAFETY: the pipe belongs to the process being made, which is this one, and is not closed here.
     let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(pipe) });
     // Without a reader there is nobody to tell.

@@ -98,7 +98,9 @@ async fn watch(epoll: AsyncFd<OwnedFd>, wakers: Arc<Mutex<Wakers>>) {
         // Taking the events re-arms them. One descriptor is watched, so there is at most one.
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         // SAFETY: room for one event is passed with its count, and the descriptor is an epoll instance.
-        let _ = unsafe { libc::epoll_wait(std::os::fd::AsRawFd::as_raw_fd(epoll.get_ref()), &raw mut event, 1, 0) };
+        let _ = unsafe {
+            libc::epoll_wait(std::os::fd::AsRawFd::as_raw_fd(epoll.get_ref()), &raw mut event, 1, 0)
+        };
         ready.clear_ready();
         let Wakers { read, write } =
             std::mem::take(&mut *wakers.lock().unwrap_or_else(PoisonError::into_inner));

@@ -71,8 +71,7 @@ impl Agent for Service {
         request: ProcessRequest,
     ) -> ttrpc::Result<StartProcessResponse> {
         let ProcessRequest { container_id, exec_id, .. } = request;
-        let pid =
-            self.whole(async move |containers| containers.start(&container_id, &exec_id).await).await?;
+        let pid = self.whole(async move |containers| containers.start(&container_id, &exec_id).await).await?;
         Ok(StartProcessResponse { pid: pid.cast_unsigned(), ..Default::default() })
     }
 
@@ -111,7 +110,11 @@ impl Agent for Service {
         Ok(ListProcessesResponse { pids, ..Default::default() })
     }
 
-    async fn resize_terminal(&self, _: &TtrpcContext, request: ResizeTerminalRequest) -> ttrpc::Result<Empty> {
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> ttrpc::Result<Empty> {
         let container = self.containers.get(&request.container_id)?;
         container.resize(&request.exec_id, request.rows, request.columns)?;
         Ok(Empty::new())

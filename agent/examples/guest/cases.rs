@@ -30,6 +30,9 @@ pub(crate) const ALL: &[(&str, Case)] = &[
     ("devices", |vm| Box::pin(devices(vm))),
     ("many", |vm| Box::pin(many(vm))),
     ("clean", |vm| Box::pin(clean(vm))),
+    ("hostile", |vm| Box::pin(hostile(vm))),
+    ("reconnect", |vm| Box::pin(reconnect(vm))),
+    ("userns", |vm| Box::pin(userns(vm))),
 ];
 
 /// What the kernel is told, and what a guest that then ends itself says before.
@@ -39,8 +42,19 @@ pub(crate) const FATAL: &[(&str, &str)] = &[
 ];
 
 const CAPS: [&str; 14] = [
-    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-    "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
 
@@ -98,34 +112,59 @@ fn expect(outcome: &Outcome, status: u32, stdout: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Milliseconds since QEMU's start or since the phase before, and the agent's resident size at the end.
+/// What `timed` gives.
+pub(crate) const PHASES: [&str; 15] = [
+    "agent start, guest's clock",
+    "agent ready, guest's clock",
+    "session, ms",
+    "session, cpu ms",
+    "sandbox, ms",
+    "sandbox, cpu ms",
+    "create, ms",
+    "create, cpu ms",
+    "start, ms",
+    "start, cpu ms",
+    "first output, ms",
+    "first output, cpu ms",
+    "wait and delete, ms",
+    "wait and delete, cpu ms",
+    "agent resident, KiB",
+];
+
+/// The phases of one container's life, each from the end of the one before.
 pub(crate) async fn timed(vm: &Vm) -> anyhow::Result<Vec<f64>> {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    let mut row = Vec::new();
-    let mut last = Instant::now();
+    let mut last = vm.times();
+    let mut laps = vec![ms(last.0), ms(last.1)];
     let mut lap = || {
-        let now = Instant::now();
-        ms(now - std::mem::replace(&mut last, now))
+        let now = vm.times();
+        laps.extend([ms(now.0 - last.0), ms(now.1.saturating_sub(last.1))]);
+        last = now;
     };
     let sandbox = vm.sandbox().await?;
-    #[allow(clippy::cast_precision_loss)]
-    row.extend([sandbox.agent_started_ns as f64 / 1e6, sandbox.agent_ready_ns as f64 / 1e6, ms(vm.connected)]);
-    row.push(lap());
+    lap();
     let token = vm.session.draw_token();
     let mut stdout = vm.session.open_stdio(token).await?;
     vm.create("t", &spec(&["/bin/echo", "hello"]), Stdio { stdout: token, ..Stdio::new() }, false).await?;
-    row.push(lap());
+    lap();
     vm.agent().start_process(&process("t", "")).await?;
-    row.push(lap());
+    lap();
     let mut text = [0; 5];
     stdout.read_exact(&mut text).await?;
-    row.push(lap());
+    lap();
     vm.agent().wait_process(&process("t", "")).await?;
     vm.agent().delete_process(&process("t", "")).await?;
+    lap();
     let mut spec = sh("/bin/grep VmRSS /agent/1/status | /bin/tr -dc 0-9");
     let mounts = spec["mounts"].as_array_mut().context("mounts")?;
-    mounts.push(json!({"destination": "/agent", "type": "bind", "source": "/proc", "options": ["rbind", "ro"]}));
-    row.push(vm.run("rss", &spec, false).await?.stdout.parse()?);
+    mounts.push(
+        json!({"destination": "/agent", "type": "bind", "source": "/proc", "options": ["rbind", "ro"]}),
+    );
+    let resident = vm.run("rss", &spec, false).await?.stdout.parse()?;
+    #[allow(clippy::cast_precision_loss)]
+    let mut row = vec![sandbox.agent_started_ns as f64 / 1e6, sandbox.agent_ready_ns as f64 / 1e6];
+    row.extend(laps);
+    row.push(resident);
     Ok(row)
 }
 
@@ -182,9 +221,10 @@ async fn whole_spec(vm: &Vm) -> anyhow::Result<()> {
     masked["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
     expect(&vm.run("masked", &masked, false).await?, 0, "0\n0\nro\n1\n")?;
 
-    let mut readonly = sh("touch /tmp/x 2>/dev/null || echo ro; echo x > /dev/null && echo null");
+    let mut readonly = sh("touch /tmp/x 2>/dev/null || echo ro; echo x > /dev/null && echo null; pwd");
     readonly["root"]["readonly"] = json!(true);
-    expect(&vm.run("readonly", &readonly, false).await?, 0, "ro\nnull\n")?;
+    readonly["process"]["cwd"] = json!("/not/yet/there");
+    expect(&vm.run("readonly", &readonly, false).await?, 0, "ro\nnull\n/not/yet/there\n")?;
     // The OOM killer takes the container's process, not the agent.
     let mut hog = sh("dd if=/dev/zero of=/dev/null bs=64M count=1");
     hog["linux"]["resources"]["memory"] = json!({"limit": 16_777_216});
@@ -216,9 +256,10 @@ async fn faults(vm: &Vm) -> anyhow::Result<()> {
     wrong["process"]["cwd"] = json!("/etc/plain");
     is(fault(wrong).await?, "process.cwd /etc/plain: ")?;
     let mut wrong = sh("true");
-    wrong["mounts"].as_array_mut().context("mounts")?.push(
-        json!({"destination": "/data", "type": "bind", "source": "/no/such", "options": ["rbind"]}),
-    );
+    wrong["mounts"]
+        .as_array_mut()
+        .context("mounts")?
+        .push(json!({"destination": "/data", "type": "bind", "source": "/no/such", "options": ["rbind"]}));
     let error = vm.run("f", &wrong, false).await.err().context("no error")?;
     println!("        a missing bind source: {error:#}");
     // Nothing of all this is left, and the id is free.
@@ -268,7 +309,10 @@ async fn exec(vm: &Vm) -> anyhow::Result<()> {
     let outcome = exec_run(vm, "c", "e1", &user(script)).await?;
     ensure!(outcome.status == 3, "{outcome:?}");
     ensure!(outcome.stdout.starts_with("33\n1\n"), "{outcome:?}");
-    ensure!(outcome.stdout.contains("not supported") && outcome.stdout.ends_with("Seccomp:\t2\n"), "{outcome:?}");
+    ensure!(
+        outcome.stdout.contains("not supported") && outcome.stdout.ends_with("Seccomp:\t2\n"),
+        "{outcome:?}"
+    );
     let error = exec_run(vm, "c", "e2", &sh("")["process"].clone()).await?;
     ensure!(error.status == 0, "{error:?}");
     let mut bad = user("");
@@ -280,12 +324,38 @@ async fn exec(vm: &Vm) -> anyhow::Result<()> {
     ensure!(format!("{error:#}").contains("interpreter"), "{error:#}");
     let group = ContainerRequest { container_id: "c".into(), ..ContainerRequest::new() };
     ensure!(!vm.agent().list_processes(&group).await?.pids.is_empty());
-    vm.agent().signal_process(&SignalProcessRequest { container_id: "c".into(), signal: 9, ..Default::default() }).await?;
+    vm.agent()
+        .signal_process(&SignalProcessRequest { container_id: "c".into(), signal: 9, ..Default::default() })
+        .await?;
     let exit = vm.agent().wait_process(&process("c", "")).await?;
     ensure!(exit.exit_status == 137);
     let error = exec_run(vm, "c", "e5", &user("")).await.err().context("no error")?;
     ensure!(format!("{error:#}").contains("has exited"), "{error:#}");
     vm.agent().delete_process(&process("c", "")).await?;
+    // A container that manages groups of its own, as systemd does, still takes processes.
+    let token = vm.session.draw_token();
+    let mut stdout = vm.session.open_stdio(token).await?;
+    let mut nested = sh("cd /sys/fs/cgroup && busybox mkdir init && echo $$ > init/cgroup.procs && \
+         echo +pids > cgroup.subtree_control && echo moved; sleep 1000");
+    let mounts = nested["mounts"].as_array_mut().context("mounts")?;
+    mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+                       "options": ["nosuid", "noexec", "nodev", "relatime", "rw"]}));
+    vm.create("n", &nested, Stdio { stdout: token, ..Stdio::new() }, false).await?;
+    vm.agent().start_process(&process("n", "")).await?;
+    let mut moved = [0; 6];
+    stdout.read_exact(&mut moved).await?;
+    let outcome = exec_run(vm, "n", "e", &sh("cat /proc/self/cgroup")["process"]).await?;
+    expect(&outcome, 0, "0::/init\n")?;
+    vm.agent()
+        .signal_process(&SignalProcessRequest {
+            container_id: "n".into(),
+            signal: 9,
+            all: true,
+            ..Default::default()
+        })
+        .await?;
+    vm.agent().wait_process(&process("n", "")).await?;
+    vm.agent().delete_process(&process("n", "")).await?;
     Ok(())
 }
 
@@ -335,7 +405,8 @@ async fn terminal(vm: &Vm) -> anyhow::Result<()> {
     let session = &vm.session;
     let (tin, tout) = (session.draw_token(), session.draw_token());
     let (mut stdin, mut stdout) = (session.open_stdio(tin).await?, session.open_stdio(tout).await?);
-    let mut tty = sh("stty size; read line; stty size; echo got $line; test -t 2 && echo tty; echo x > /dev/console");
+    let mut tty =
+        sh("stty size; read line; stty size; echo got $line; test -t 2 && echo tty; echo x > /dev/console");
     tty["process"]["terminal"] = json!(true);
     tty["process"]["consoleSize"] = json!({"height": 24, "width": 80});
     tty["process"]["user"] = json!({"uid": 33, "gid": 33});
@@ -361,7 +432,8 @@ async fn signals(vm: &Vm) -> anyhow::Result<()> {
     vm.sandbox().await?;
     let which = process("c", "");
     let group = || ContainerRequest { container_id: "c".into(), ..ContainerRequest::new() };
-    let signal = |signal, all| SignalProcessRequest { container_id: "c".into(), signal, all, ..Default::default() };
+    let signal =
+        |signal, all| SignalProcessRequest { container_id: "c".into(), signal, all, ..Default::default() };
     let token = vm.session.draw_token();
     let mut stdout = vm.session.open_stdio(token).await?;
     let script = "trap 'echo term; exit 5' TERM; echo ready; while true; do sleep 0.01; done";
@@ -432,7 +504,8 @@ async fn seccomp(vm: &Vm) -> anyhow::Result<()> {
     let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
         {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
     for (nnp, uid) in [(true, 0), (true, 33), (false, 0), (false, 33)] {
-        let mut spec = sh("busybox mkdir /tmp/sub 2>&1; grep -E '^(NoNewPrivs|Seccomp|CapPrm):' /proc/self/status");
+        let mut spec =
+            sh("busybox mkdir /tmp/sub 2>&1; grep -E '^(NoNewPrivs|Seccomp|CapPrm):' /proc/self/status");
         spec["linux"]["seccomp"] = profile.clone();
         spec["process"]["noNewPrivileges"] = json!(nnp);
         spec["process"]["user"] = json!({"uid": uid, "gid": uid});
@@ -458,7 +531,8 @@ async fn devices(vm: &Vm) -> anyhow::Result<()> {
     ensure!(outcome.stdout.contains("Operation not permitted"), "{outcome:?}");
     ensure!(outcome.stdout.ends_with("\n3\n3\n"), "{outcome:?}");
     let mut allowed = sh("head -c 1 /dev/log | wc -c");
-    allowed["linux"]["devices"] = json!([{"path": "/dev/log", "type": "c", "major": 1, "minor": 9, "fileMode": 0o666}]);
+    allowed["linux"]["devices"] =
+        json!([{"path": "/dev/log", "type": "c", "major": 1, "minor": 9, "fileMode": 0o666}]);
     expect(&vm.run("e", &allowed, false).await?, 0, "1\n")
 }
 
@@ -502,7 +576,8 @@ async fn clean(vm: &Vm) -> anyhow::Result<()> {
         for (from, to) in
             [("/proc", "/agent"), ("/run/skep/containers", "/bundles"), ("/sys/fs/cgroup/skep", "/cg")]
         {
-            mounts.push(json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", "ro"]}));
+            mounts
+                .push(json!({"destination": to, "type": "bind", "source": from, "options": ["rbind", "ro"]}));
         }
         Ok(vm.run("look", &look, false).await?.stdout)
     };
@@ -522,4 +597,74 @@ async fn clean(vm: &Vm) -> anyhow::Result<()> {
     let after = census().await?;
     ensure!(before == after, "before:\n{before}after:\n{after}");
     Ok(())
+}
+
+/// What a container with more rights than it should have can do to the agent.
+async fn hostile(vm: &Vm) -> anyhow::Result<()> {
+    vm.sandbox().await?;
+    let mut evil = sh("(echo x > /agent/1/exe) 2>&1; kill -9 1; kill -11 1; kill -6 1; echo alive; \
+         ls -l /agent/self/fd | grep -c -e vport -e console -e kmsg");
+    evil["linux"]["namespaces"] = json!([{"type": "mount"}]);
+    evil["linux"]["readonlyPaths"] = json!([]);
+    for set in ["bounding", "effective", "permitted"] {
+        evil["process"]["capabilities"][set] =
+            json!([CAPS.as_slice(), &["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"]].concat());
+    }
+    evil["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
+    let mounts = evil["mounts"].as_array_mut().context("mounts")?;
+    mounts.push(json!({"destination": "/agent", "type": "bind", "source": "/proc", "options": ["rbind"]}));
+    let outcome = vm.run("evil", &evil, false).await?;
+    ensure!(outcome.stdout.ends_with("busy\nalive\n0\n"), "{outcome:?}");
+    // Eating all memory costs the container its life and nobody else.
+    let hog = sh("dd if=/dev/zero of=/dev/null bs=400M count=1");
+    let outcome = vm.run("hog", &hog, false).await?;
+    ensure!(outcome.status != 0, "{outcome:?}");
+    let bomb = sh("f() { f | f & }; ulimit -u 100; f; sleep 0.3");
+    let mut bomb = bomb;
+    bomb["linux"]["resources"]["pids"] = json!({"limit": 64});
+    vm.run("bomb", &bomb, false).await?;
+    expect(&vm.run("after", &spec(&["echo", "fine"]), false).await?, 0, "fine\n")
+}
+
+/// The host's session ends and another begins: containers live on.
+async fn reconnect(vm: &Vm) -> anyhow::Result<()> {
+    vm.sandbox().await?;
+    let token = vm.session.draw_token();
+    let _stdout = vm.session.open_stdio(token).await?;
+    vm.create(
+        "c",
+        &sh("while true; do echo line; sleep 0.01; done"),
+        Stdio { stdout: token, ..Stdio::new() },
+        false,
+    )
+    .await?;
+    vm.agent().start_process(&process("c", "")).await?;
+    for _ in 0..3 {
+        let from = Instant::now();
+        vm.session.close().await;
+        let next = vm.connect().await?;
+        println!("        a new session: {:.0} ms", from.elapsed().as_secs_f64() * 1e3);
+        let group = ContainerRequest { container_id: "c".into(), ..ContainerRequest::new() };
+        ensure!(!next.agent().list_processes(&group).await?.pids.is_empty());
+        next.close().await;
+    }
+    let last = vm.connect().await?;
+    let kill = SignalProcessRequest { container_id: "c".into(), signal: 9, ..Default::default() };
+    last.agent().signal_process(&kill).await?;
+    ensure!(last.agent().wait_process(&process("c", "")).await?.exit_status == 137);
+    last.agent().delete_process(&process("c", "")).await?;
+    // What follows goes through the last session.
+    last.agent().shutdown(&Default::default()).await.ok();
+    Ok(())
+}
+
+async fn userns(vm: &Vm) -> anyhow::Result<()> {
+    vm.sandbox().await?;
+    let mut spec = sh("id -u; cat /proc/self/uid_map | tr -s ' '; grep CapEff /proc/self/status");
+    spec["linux"]["namespaces"].as_array_mut().context("namespaces")?.push(json!({"type": "user"}));
+    for map in ["uidMappings", "gidMappings"] {
+        spec["linux"][map] = json!([{"containerID": 0, "hostID": 0, "size": 65536}]);
+    }
+    let outcome = vm.run("u", &spec, true).await?;
+    expect(&outcome, 0, "0\n 0 0 65536\nCapEff:\t00000000a80425fb\n")
 }

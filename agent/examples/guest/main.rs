@@ -61,16 +61,18 @@ async fn main() -> anyhow::Result<ExitCode> {
             let console = vm::Machine::start(&image, append)?.ended().await?;
             let told = console.contains(wanted);
             failed += usize::from(!told);
-            println!("{} fatal {append}{}", if told { "ok     " } else { "FAILED " }, if told { "" } else { &console });
+            println!(
+                "{} fatal {append}{}",
+                if told { "ok     " } else { "FAILED " },
+                if told { "" } else { &console }
+            );
         }
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The phases of one run after the other, in milliseconds: each run and the median.
+/// The phases of one run after the other: each run and the medians, on the clock and of the processor.
 async fn measure(image: &vm::Image, times: usize) -> anyhow::Result<()> {
-    const PHASES: [&str; 8] =
-        ["agent start", "agent ready", "session", "sandbox", "create", "start", "first output", "rss KiB"];
     let mut rows = Vec::new();
     for _ in 0..times {
         let vm = vm::Vm::boot(image, "").await?;
@@ -79,10 +81,10 @@ async fn measure(image: &vm::Image, times: usize) -> anyhow::Result<()> {
         println!("{row:8.1?}");
         rows.push(row);
     }
-    for (at, phase) in PHASES.iter().enumerate() {
+    for (at, phase) in cases::PHASES.iter().enumerate() {
         let mut column: Vec<f64> = rows.iter().map(|row| row[at]).collect();
         column.sort_by(f64::total_cmp);
-        println!("{phase:>14} {:8.1}", column[column.len() / 2]);
+        println!("{phase:>28} {:8.1}", column[column.len() / 2]);
     }
     Ok(())
 }

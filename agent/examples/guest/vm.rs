@@ -33,8 +33,6 @@ pub(crate) struct Machine {
 pub(crate) struct Vm {
     machine: Machine,
     pub(crate) session: Session,
-    /// From QEMU's start to the session.
-    pub(crate) connected: Duration,
 }
 
 /// What a process left.
@@ -93,6 +91,17 @@ impl Machine {
             .unwrap_or_default()
     }
 
+    /// Processor time that QEMU has used: what a phase costs however busy the host is.
+    fn used(&self) -> Duration {
+        let stat = self.qemu.id().and_then(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        let ticks = stat.and_then(|stat| {
+            let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+            Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+        });
+        // Ticks are hundredths of a second wherever this runs.
+        Duration::from_millis(ticks.unwrap_or_default() * 10)
+    }
+
     /// Waits until QEMU has ended by itself; returns the console.
     pub(crate) async fn ended(&mut self) -> anyhow::Result<String> {
         if tokio::time::timeout(Duration::from_secs(20), self.qemu.wait()).await.is_err() {
@@ -108,9 +117,20 @@ impl Vm {
         let machine = Machine::start(image, append)?;
         let endpoint = Endpoint::Console(machine.dir.path().join("agent.sock"));
         match Session::connect(&endpoint, Duration::from_secs(30)).await {
-            Ok(session) => Ok(Self { connected: machine.started.elapsed(), session, machine }),
+            Ok(session) => Ok(Self { session, machine }),
             Err(error) => anyhow::bail!("{error}\n--- console\n{}---", machine.console()),
         }
+    }
+
+    /// Opens another session.
+    pub(crate) async fn connect(&self) -> anyhow::Result<Session> {
+        let endpoint = Endpoint::Console(self.machine.dir.path().join("agent.sock"));
+        Ok(Session::connect(&endpoint, Duration::from_secs(10)).await?)
+    }
+
+    /// Since QEMU's start: on the clock, and of the processor.
+    pub(crate) fn times(&self) -> (Duration, Duration) {
+        (self.machine.started.elapsed(), self.machine.used())
     }
 
     pub(crate) fn agent(&self) -> AgentCalls {
@@ -157,7 +177,12 @@ impl Vm {
     }
 
     /// Creates, starts, waits for and deletes a container; what it wrote and how it ended.
-    pub(crate) async fn run(&self, id: &str, spec: &serde_json::Value, overlay: bool) -> anyhow::Result<Outcome> {
+    pub(crate) async fn run(
+        &self,
+        id: &str,
+        spec: &serde_json::Value,
+        overlay: bool,
+    ) -> anyhow::Result<Outcome> {
         let (out, err) = (self.session.draw_token(), self.session.draw_token());
         let mut stdout = self.session.open_stdio(out).await?;
         let mut stderr = self.session.open_stdio(err).await?;
@@ -205,9 +230,10 @@ fn rootfs(busybox: &Path, root: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(root.join(dir))?;
     }
     fs::copy(busybox, root.join("bin/busybox")).with_context(|| busybox.display().to_string())?;
-    for applet in ["sh", "cat", "echo", "ls", "sleep", "id", "uname", "env", "stty", "head", "dd", "mount", "ps",
-        "touch", "kill", "grep", "mknod", "hostname", "true", "wc", "seq", "chmod", "tr"]
-    {
+    for applet in [
+        "sh", "cat", "echo", "ls", "sleep", "id", "uname", "env", "stty", "head", "dd", "mount", "ps",
+        "touch", "kill", "grep", "mknod", "hostname", "true", "wc", "seq", "chmod", "tr",
+    ] {
         symlink("busybox", root.join("bin").join(applet))?;
     }
     fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33::/var/www:/bin/sh\n")?;

@@ -15,9 +15,8 @@ pub(crate) const GROUP: &str = "/skep";
 pub(super) fn prepare() -> Result<(), BootError> {
     // nsdelegate: what a container sees as its root group keeps the limits that were set from outside.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("cgroup2"), MOUNT, Some("cgroup2"), flags, Some("nsdelegate")).map_err(|source| {
-        BootError::Mount { what: "cgroup2", target: MOUNT.to_owned(), source }
-    })?;
+    mount(Some("cgroup2"), MOUNT, Some("cgroup2"), flags, Some("nsdelegate"))
+        .map_err(|source| BootError::Mount { what: "cgroup2", target: MOUNT.to_owned(), source })?;
     let enable = enable_all(&read("/sys/fs/cgroup/cgroup.controllers")?);
     let group = format!("{MOUNT}{GROUP}");
     write(&Path::new(MOUNT).join("cgroup.subtree_control"), &enable)?;

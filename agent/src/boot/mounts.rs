@@ -23,7 +23,7 @@ struct Mount {
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 /// In mounting order. The root is a tmpfs because the kernel refuses to pivot away from the initramfs.
-const MOUNTS: [Mount; 8] = [
+const MOUNTS: [Mount; 9] = [
     Mount { what: "root", target: "", kind: "tmpfs", flags: SAFE, data: "mode=755,size=1m" },
     Mount { what: "proc", target: "/proc", kind: "proc", flags: SAFE, data: "" },
     Mount { what: "sysfs", target: "/sys", kind: "sysfs", flags: SAFE, data: "" },
@@ -37,8 +37,9 @@ const MOUNTS: [Mount; 8] = [
     },
     Mount { what: "run", target: "/run", kind: "tmpfs", flags: SAFE, data: "mode=755" },
     Mount { what: "tmp", target: "/tmp", kind: "tmpfs", flags: SAFE, data: "mode=1777" },
-    // Containers of one sandbox share it, as they share the IPC namespace.
+    // Containers of one sandbox share these, as they share the IPC namespace.
     Mount { what: "shm", target: "/dev/shm", kind: "tmpfs", flags: SAFE, data: "mode=1777" },
+    Mount { what: "mqueue", target: "/dev/mqueue", kind: "mqueue", flags: SAFE, data: "" },
 ];
 
 /// Builds the new root, enters it and leaves the initramfs behind.

@@ -254,9 +254,8 @@ fn attach(group: &File, program: &OwnedFd) -> io::Result<()> {
 fn bpf<T>(command: libc::c_int, attr: &T) -> io::Result<i32> {
     // SAFETY: the attribute is live and its size is passed; the kernel takes a shorter one than its own as
     // zero-filled, and everything it points to outlives the call.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), std::mem::size_of::<T>())
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), std::mem::size_of::<T>()) };
     match i32::try_from(result) {
         Ok(result @ 0..) => Ok(result),
         _ => Err(io::Error::last_os_error()),
@@ -336,7 +335,8 @@ mod tests {
 
     #[test]
     fn later_rules_win() {
-        let rules = r#"[{"allow":true,"type":"a"},{"allow":false,"type":"c","major":10,"minor":-1,"access":"w"}]"#;
+        let rules =
+            r#"[{"allow":true,"type":"a"},{"allow":false,"type":"c","major":10,"minor":-1,"access":"w"}]"#;
         assert!(allows(rules, CHAR, 10, 5, READ));
         assert!(!allows(rules, CHAR, 10, 5, READ | WRITE));
         assert!(allows(rules, CHAR, 11, 5, WRITE));

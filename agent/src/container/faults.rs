@@ -97,8 +97,7 @@ mod tests {
     use super::*;
 
     fn after(write: impl FnOnce(BorrowedFd<'_>)) -> Result<(), Refusal> {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
             let pipe = FaultPipe::new().expect("pipe");
             write(pipe.write());

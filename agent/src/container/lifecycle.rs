@@ -84,7 +84,8 @@ impl Container {
         if self.init.exit().is_some() {
             return Err(Refusal::precondition(format!("{}: has exited before its start", self.init.name())));
         }
-        let notified = UnixStream::connect(self.paths.notify()).and_then(|mut socket| socket.write_all(b"start"));
+        let notified =
+            UnixStream::connect(self.paths.notify()).and_then(|mut socket| socket.write_all(b"start"));
         notified.map_err(|e| Refusal::internal(format!("cannot start {}: {e}", self.init.name())))?;
         let faults = lock(&self.faults).take();
         if let Some(faults) = faults
@@ -193,7 +194,8 @@ impl Container {
             .terminal()
             .ok_or_else(|| Refusal::precondition(format!("{}: has no terminal", process.name())))?;
         let side = |name, value| {
-            u16::try_from(value).map_err(|_| Refusal::invalid(format!("{name} {value}: more than {}", u16::MAX)))
+            u16::try_from(value)
+                .map_err(|_| Refusal::invalid(format!("{name} {value}: more than {}", u16::MAX)))
         };
         terminal
             .resize(side("rows", rows)?, side("columns", columns)?)

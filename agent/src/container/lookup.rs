@@ -25,7 +25,10 @@ pub(crate) enum LookupError {
     Directory(String),
     #[error("exec {0:?}: permission denied (not executable for uid {1})")]
     NotExecutable(String, u32),
-    #[error("exec {command:?}: built for {found}, this guest runs {}; use an image for linux/amd64", native())]
+    #[error(
+        "exec {command:?}: built for {found}, this guest runs {}; use an image for linux/amd64",
+        native()
+    )]
     Machine { command: String, found: &'static str },
     #[error("exec {0:?}: {1}")]
     Other(String, String),

@@ -1,7 +1,8 @@
 //! Making processes with libcontainer. All of this runs in helper processes (`helper.rs`).
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -9,6 +10,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process, Spec};
 use libcontainer::syscall::syscall::SyscallType;
+use pathrs::Root;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -55,6 +57,11 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
         request.rootfs.to_owned()
     };
     let parts = spec::split(spec, &root, &paths.group)?;
+    if spec::wants_cwd_early(&parts) {
+        // Whatever is wrong with it, the process itself says it better.
+        let _ = Root::open(&root)
+            .and_then(|root| root.mkdir_all(parts.process.cwd(), &Permissions::from_mode(0o755)));
+    }
     for (name, value) in &parts.sysctl {
         let file = spec::sysctl_file(name);
         fs::write(&file, value)
@@ -74,7 +81,10 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
         .with_detach(true)
         .build()
         .map_err(|e| failed("make the container", &e))?;
-    container.pid().map(nix_pid).ok_or_else(|| Refusal::internal("libcontainer made a container without a pid"))
+    container
+        .pid()
+        .map(nix_pid)
+        .ok_or_else(|| Refusal::internal("libcontainer made a container without a pid"))
 }
 
 /// Adds a process to a running container and starts it; returns its pid. `fds` as for `create`.
@@ -149,7 +159,14 @@ fn nix_pid(pid: impl Into<libc::pid_t>) -> i32 {
 }
 
 fn failed(what: &str, error: &LibcontainerError) -> Refusal {
-    Refusal::internal(format!("cannot {what}: {}", chain(error)))
+    let text = format!("cannot {what}: {}", chain(error));
+    match error {
+        LibcontainerError::InvalidSpec(_)
+        | LibcontainerError::MissingSpec(_)
+        | LibcontainerError::Spec(_)
+        | LibcontainerError::UserNamespace(_) => Refusal::invalid(text),
+        _ => Refusal::internal(text),
+    }
 }
 
 fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
@@ -157,7 +174,8 @@ fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
 }
 
 fn store(path: &Path, value: &impl Serialize) -> Result<(), Refusal> {
-    let written = serde_json::to_vec(value).map_err(std::io::Error::from).and_then(|json| fs::write(path, json));
+    let written =
+        serde_json::to_vec(value).map_err(std::io::Error::from).and_then(|json| fs::write(path, json));
     written.map_err(|e| Refusal::internal(format!("cannot write {}: {e}", path.display())))
 }
 

@@ -79,13 +79,14 @@ impl Payload {
             Refusal::internal(format!("cannot {what} for the container's process: {}", chain(e)))
         };
         repair_null().map_err(|e| internal("open /dev/null", &e))?;
+        leave_keyring();
         own_stdio(self.uid);
         let entered = self.enter_cwd()?;
         let syscall = create_syscall();
         for rlimit in &self.rlimits {
-            syscall
-                .set_rlimit(rlimit)
-                .map_err(|e| Refusal::invalid(format!("process.rlimits {:?}: {}", rlimit.typ(), chain(&e))))?;
+            syscall.set_rlimit(rlimit).map_err(|e| {
+                Refusal::invalid(format!("process.rlimits {:?}: {}", rlimit.typ(), chain(&e)))
+            })?;
         }
         self.capabilities.bound().map_err(|e| internal("bound capabilities", &e))?;
         self.become_user().map_err(|e| internal("change user", &e))?;
@@ -97,7 +98,10 @@ impl Payload {
         // A directory outside the container has no path in it.
         let inside = std::env::current_dir().is_ok_and(|dir| dir.is_absolute());
         if !inside {
-            return Err(Refusal::invalid(format!("process.cwd {}: not within the container", self.cwd.display())));
+            return Err(Refusal::invalid(format!(
+                "process.cwd {}: not within the container",
+                self.cwd.display()
+            )));
         }
         let command = self.args.first().map(String::as_str).unwrap_or_default();
         Ok(lookup::find(command, &self.env, self.uid)?)
@@ -197,6 +201,17 @@ impl Executor for Payload {
     }
 }
 
+/// Gives the process a session keyring of its own, where there are keyrings.
+fn leave_keyring() {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: without a name, the call touches no memory.
+    if unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) }
+        == -1
+    {
+        tracing::info!("no session keyring: {}", nix::Error::last());
+    }
+}
+
 fn cwd_fault(cwd: &Path, error: &io::Error) -> Refusal {
     Refusal::invalid(format!("process.cwd {}: {error}", cwd.display()))
 }
@@ -241,8 +256,8 @@ fn own_stdio(uid: u32) {
 fn home(uid: u32) -> String {
     const PASSWD_MAX: u64 = 1 << 20;
     let mut passwd = String::new();
-    let read = std::fs::File::open("/etc/passwd")
-        .and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut passwd));
+    let read =
+        std::fs::File::open("/etc/passwd").and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut passwd));
     read.ok().and_then(|_| home_in(&passwd, uid)).unwrap_or_else(|| "/".to_owned())
 }
 

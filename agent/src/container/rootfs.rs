@@ -66,7 +66,8 @@ pub(crate) fn overlay(shared: &Path, at: &Path) -> Result<PathBuf, RootfsError> 
     }
     // The merged root looks as the upper directory does, and should look as the shared one.
     copy_owner(shared, &upper).map_err(|source| RootfsError::Directory { path: upper.clone(), source })?;
-    let data = format!("lowerdir={},upperdir={},workdir={}", shared.display(), upper.display(), work.display());
+    let data =
+        format!("lowerdir={},upperdir={},workdir={}", shared.display(), upper.display(), work.display());
     mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(data.as_str()))
         .map_err(|source| RootfsError::Mount { what: "an overlay", path: merged.clone(), source })?;
     Ok(merged)

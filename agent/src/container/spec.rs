@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 
 use libcontainer::oci_spec::runtime::{
     LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp,
-    LinuxSeccompAction, Process, Root, Spec, User,
+    LinuxSeccompAction, Mount, Process, Root, Spec, User,
 };
 
 use crate::error::Refusal;
@@ -69,6 +69,9 @@ pub(crate) fn split(mut spec: Spec, rootfs: &Path, group: &Path) -> Result<Parts
     let devices =
         linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
 
+    if has(linux.namespaces().as_deref(), LinuxNamespaceType::User) {
+        spec.set_mounts(spec.mounts().clone().map(|mounts| mounts.into_iter().map(borrowed).collect()));
+    }
     // The sandbox has one name; it was given to the guest.
     spec.set_hostname(None);
     spec.set_domainname(None);
@@ -79,6 +82,15 @@ pub(crate) fn split(mut spec: Spec, rootfs: &Path, group: &Path) -> Result<Parts
     spec.set_linux(Some(linux));
     spec.set_process(Some(bare(&process)));
     Ok(Parts { spec, process, seccomp, sysctl, devices })
+}
+
+/// Whether the working directory has to be made before the root becomes read-only: it then cannot be made
+/// later, and is not on some other mount.
+pub(crate) fn wants_cwd_early(parts: &Parts) -> bool {
+    let readonly = parts.spec.root().as_ref().and_then(Root::readonly).unwrap_or(false);
+    let mounted =
+        |cwd: &Path| parts.spec.mounts().iter().flatten().any(|mount| cwd.starts_with(mount.destination()));
+    readonly && !mounted(parts.process.cwd())
 }
 
 /// A process as libcontainer is to make it: everything but what the payload does itself.
@@ -146,11 +158,7 @@ fn check_hooks(spec: &Spec) -> Result<(), SpecError> {
 fn check_seccomp(seccomp: Option<&LinuxSeccomp>) -> Result<(), SpecError> {
     let Some(seccomp) = seccomp else { return Ok(()) };
     let notifies = seccomp.default_action() == LinuxSeccompAction::ScmpActNotify
-        || seccomp
-            .syscalls()
-            .iter()
-            .flatten()
-            .any(|call| call.action() == LinuxSeccompAction::ScmpActNotify);
+        || seccomp.syscalls().iter().flatten().any(|call| call.action() == LinuxSeccompAction::ScmpActNotify);
     if notifies || seccomp.listener_path().is_some() {
         return Err(SpecError::Unsupported { field: "linux.seccomp.listenerPath" });
     }
@@ -170,6 +178,24 @@ fn namespaces(asked: &[LinuxNamespace]) -> Result<Vec<LinuxNamespace>, SpecError
     Ok(kept)
 }
 
+fn has(namespaces: Option<&[LinuxNamespace]>, typ: LinuxNamespaceType) -> bool {
+    namespaces.into_iter().flatten().any(|namespace| namespace.typ() == typ)
+}
+
+/// A mount as a container with users of its own can have it: what shows the sandbox's network or IPC belongs to
+/// the sandbox's users, so the kernel does not let the container mount it, but lets it use the guest's.
+fn borrowed(mut mount: Mount) -> Mount {
+    let guests = match mount.typ().as_deref() {
+        Some("sysfs") => "/sys",
+        Some("mqueue") => "/dev/mqueue",
+        _ => return mount,
+    };
+    let mut options = mount.options().clone().unwrap_or_default();
+    options.push("rbind".to_owned());
+    mount.set_typ(Some("bind".to_owned())).set_source(Some(guests.into())).set_options(Some(options));
+    mount
+}
+
 fn fresh(typ: LinuxNamespaceType) -> Result<LinuxNamespace, SpecError> {
     LinuxNamespaceBuilder::default()
         .typ(typ)
@@ -181,9 +207,18 @@ fn fresh(typ: LinuxNamespaceType) -> Result<LinuxNamespace, SpecError> {
 pub(crate) fn sysctl_file(name: &str) -> std::path::PathBuf {
     // As sysctl(8): the first divider found decides, so that a dot may be part of a name.
     let relative = match name.find(['.', '/']) {
-        Some(at) if name[at..].starts_with('.') => {
-            name.chars().map(|c| if c == '.' { '/' } else if c == '/' { '.' } else { c }).collect()
-        }
+        Some(at) if name[at..].starts_with('.') => name
+            .chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect(),
         _ => name.to_owned(),
     };
     Path::new("/proc/sys").join(relative)
@@ -213,7 +248,9 @@ mod tests {
     }
 
     fn with(process: &str, rest: &str) -> String {
-        format!(r#"{{"ociVersion":"1.1.0","process":{{"user":{{"uid":5,"gid":6}},"cwd":"/w"{process}}}{rest}}}"#)
+        format!(
+            r#"{{"ociVersion":"1.1.0","process":{{"user":{{"uid":5,"gid":6}},"cwd":"/w"{process}}}{rest}}}"#
+        )
     }
 
     const ARGS: &str = r#","args":["sh"]"#;
@@ -263,15 +300,18 @@ mod tests {
     #[test]
     fn faults_name_their_field() {
         let field = |text: &str| match parse(text).expect_err(text) {
-            SpecError::Missing { field } | SpecError::Unsupported { field } | SpecError::Wrong { field, .. } => {
-                field
-            }
+            SpecError::Missing { field }
+            | SpecError::Unsupported { field }
+            | SpecError::Wrong { field, .. } => field,
         };
         assert_eq!(field(r#"{"ociVersion":"1.1.0"}"#), "process");
         assert_eq!(field(&with("", r#","linux":{}"#)), "process.args");
         assert_eq!(field(&with(r#","args":[""]"#, r#","linux":{}"#)), "process.args");
         assert_eq!(field(&with(ARGS, "")), "linux");
-        assert_eq!(field(&with(&format!(r#"{ARGS},"apparmorProfile":"p""#), r#","linux":{}"#)), "process.apparmorProfile");
+        assert_eq!(
+            field(&with(&format!(r#"{ARGS},"apparmorProfile":"p""#), r#","linux":{}"#)),
+            "process.apparmorProfile"
+        );
         assert_eq!(
             field(&with(ARGS, r#","linux":{},"hooks":{"poststop":[{"path":"/x"}]}"#)),
             "hooks.poststop"
@@ -280,6 +320,33 @@ mod tests {
             let text = with(ARGS, &format!(r#","linux":{{"sysctl":{{"{name}":"1"}}}}"#));
             assert_eq!(field(&text), "linux.sysctl", "{name}");
         }
+    }
+
+    #[test]
+    fn users_of_its_own_borrow_the_guests_sysfs() {
+        let mounts = |namespaces: &str| {
+            let rest = format!(
+                r#","linux":{{"namespaces":[{namespaces}]}},"mounts":[
+                    {{"destination":"/sys","type":"sysfs","source":"sysfs","options":["ro"]}},
+                    {{"destination":"/proc","type":"proc","source":"proc"}}]"#
+            );
+            let parts = parse(&with(ARGS, &rest)).expect("split");
+            parts.spec.mounts().iter().flatten().filter_map(|mount| mount.typ().clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(mounts(r#"{"type":"user"}"#), ["bind", "proc"]);
+        assert_eq!(mounts(r#"{"type":"pid"}"#), ["sysfs", "proc"]);
+    }
+
+    #[test]
+    fn only_a_readonly_root_needs_its_directory_early() {
+        let early = |rest: &str| {
+            let text = with(ARGS, &format!(r#","linux":{{}},"root":{{"path":"r","readonly":true}}{rest}"#));
+            wants_cwd_early(&parse(&text).expect("split"))
+        };
+        assert!(early(""));
+        assert!(early(r#","mounts":[{"destination":"/work","type":"tmpfs","source":"tmpfs"}]"#));
+        assert!(!early(r#","mounts":[{"destination":"/w","type":"tmpfs","source":"tmpfs"}]"#));
+        assert!(!wants_cwd_early(&parse(&with(ARGS, r#","linux":{}"#)).expect("split")));
     }
 
     #[test]

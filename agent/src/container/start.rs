@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn the_head_of_a_spec_is_all_that_is_read() {
-        let text = r#"{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"args":["x"]},"linux":7}"#;
+        let text =
+            r#"{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"args":["x"]},"linux":7}"#;
         let head: SpecHead = serde_json::from_str(text).expect("json");
         assert!(head.process.terminal);
         assert_eq!(head.process.console_size.map(|size| (size.height, size.width)), Some((24, 80)));

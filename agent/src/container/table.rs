@@ -92,8 +92,8 @@ impl Containers {
         let container = self.get(&request.container_id)?;
         id::check("exec_id", &request.exec_id)?;
         container.check_takes_processes()?;
-        let head: ProcessHead =
-            serde_json::from_slice(&request.process).map_err(|e| Refusal::invalid(format!("process: {e}")))?;
+        let head: ProcessHead = serde_json::from_slice(&request.process)
+            .map_err(|e| Refusal::invalid(format!("process: {e}")))?;
         let streams = Streams::claim(&self.stdio, &request.stdio, head.terminal).await?;
         container.add_exec(request.exec_id, Exec::new(&container, request.process, head, streams))
     }
