@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use skep_cni::datapath::Datapath as _;
 use skep_cni::network::Store;
 use skep_cni::plugin;
 use support::{Container, Host, Ns, PATIENCE, open_policy};
@@ -131,6 +132,20 @@ fn replacing_a_table() {
             host.ns.nft(&script);
             start.elapsed()
         }).collect());
+        // The same without reading and writing the sandbox's record.
+        let network = store.network("pods").unwrap().unwrap();
+        let mut record = store.attachments("pods").unwrap().remove(0);
+        record.policy = policy;
+        let bare = host.ns.run(|| {
+            let datapath = skep_cni::datapath::Host::new().unwrap();
+            let times = (0..rounds).map(|_| {
+                let start = Instant::now();
+                datapath.update_policy(&network, &record, &|_, _| false).unwrap();
+                start.elapsed()
+            });
+            median(times.collect())
+        });
+        println!("replace {size} addresses, kernel only: {bare:?} ({:.0} addresses/s)", f64::from(size) / bare.as_secs_f64());
         println!("replace {size} addresses: skep-cni {ours:?} ({:.0} addresses/s), nft exec {forked:?}, ratio {:.1}",
             f64::from(size) / ours.as_secs_f64(), forked.as_secs_f64() / ours.as_secs_f64());
     }

@@ -164,7 +164,9 @@ pub fn set_policy<D: Datapath>(
     };
     record.groups.extend(policy.groups().cloned());
     attachment.policy = policy;
-    let members_of = store.attachments(network)?;
+    // Who is in a group matters only where a list names one.
+    let grouped = !record.groups.is_empty();
+    let members_of = if grouped { store.attachments(network)? } else { Vec::new() };
     let members = |group: &GroupName, ip: IpAddr| {
         members_of.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
     };

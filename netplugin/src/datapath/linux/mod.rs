@@ -138,7 +138,8 @@ impl Datapath for Host {
     }
 
     fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
-        if state()?.networks.is_empty() {
+        // The records are read only where there is something amiss.
+        if self.tables()? == [Some(true); 2] || state()?.networks.is_empty() {
             return Ok(false);
         }
         self.ensure_rules(state)

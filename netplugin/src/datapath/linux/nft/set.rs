@@ -150,14 +150,26 @@ pub(super) fn encode_named(attrs: &mut Attrs<'_>, table: &str, name: &str, spec:
     }
 }
 
-/// An anonymous, constant set of address ranges: lives and dies with the rule that looks into it.
-pub(super) fn encode_anonymous_ranges(attrs: &mut Attrs<'_>, table: &str, name: &str, ipv6: bool, id: u32) {
+/// An anonymous, constant set of addresses or of address ranges: lives and dies with the rule that looks into it.
+pub(super) fn encode_anonymous(
+    attrs: &mut Attrs<'_>,
+    table: &str,
+    name: &str,
+    ipv6: bool,
+    ranges: bool,
+    size: u32,
+    id: u32,
+) {
     let field = if ipv6 { Field::Ipv6 } else { Field::Ipv4 };
     attrs.text(1, table);
     attrs.text(2, name);
-    attrs.be32(SET_FLAGS, ANONYMOUS | CONSTANT | INTERVAL);
+    attrs.be32(SET_FLAGS, ANONYMOUS | CONSTANT | if ranges { INTERVAL } else { 0 });
     attrs.be32(4, field.nft_type());
     attrs.be32(5, field.len());
+    if !ranges {
+        // How many there are: the kernel then takes a table of fixed size.
+        attrs.nest(9, |desc| desc.be32(1, size));
+    }
     attrs.be32(10, id);
 }
 

@@ -69,8 +69,9 @@ pub(super) fn append_list(
                 continue;
             }
             if !nets.is_empty() {
-                let rule = batch.within(peer(service(), direction, ipv6), &nets);
-                batch.rule(chain, &rule.verdict(verdict));
+                for rule in batch.within(&peer(service(), direction, ipv6), &nets) {
+                    batch.rule(chain, &rule.verdict(verdict));
+                }
             }
             for group in &peers.groups {
                 let set = group_set(network_id, group, ipv6);
