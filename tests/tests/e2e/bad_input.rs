@@ -177,9 +177,15 @@ fn hypervisor_fails(lease: &mut Lease) -> Result<()> {
     fails(lease.subject().run("unborn").args(["true"]), &["the machine is on fire"])
 }
 
-fn agent_silent(lease: &mut Lease) -> Result<()> {
+/// A guest that boots and then says nothing.
+pub(crate) fn silent_guest(lease: &Lease) -> Result<PathBuf> {
     let guest = copied_guest(lease)?;
     replace(&guest, "initramfs", &init::initramfs("nothing to say", Ending::Hang)?)?;
+    Ok(guest)
+}
+
+fn agent_silent(lease: &mut Lease) -> Result<()> {
+    let guest = silent_guest(lease)?;
     fails_with_guest(lease, &guest, 5, &["agent", "5"])
 }
 

@@ -11,12 +11,14 @@ use skep_tests::process::wait_for;
 use skep_tests::suite::Lease;
 
 use crate::Case;
+use crate::bad_input::silent_guest;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("shim_killed", shim_killed).everywhere(),
     Case::skep("vmm_killed", vmm_killed),
     Case::skep("vmm_killed_while_attached", vmm_killed_while_attached),
     Case::both("ctr_killed", ctr_killed),
+    Case::skep("ctr_killed_during_boot", ctr_killed_during_boot),
     Case::skep("all_killed", all_killed),
 ];
 
@@ -92,6 +94,22 @@ fn ctr_killed(lease: &mut Lease) -> Result<()> {
     let output = subject.exec("left", "e1").args(["echo", "alive"]).output()?;
     ensure!(output.text()? == "alive", "{}", output.describe());
     subject.remove("left")
+}
+
+/// Who asked for the container is gone: nobody waits for the boot to end.
+fn ctr_killed_during_boot(lease: &mut Lease) -> Result<()> {
+    let guest = silent_guest(lease)?;
+    lease.configure(|configuration| {
+        configuration.guest = guest;
+        configuration.boot = 3600;
+    })?;
+    let running = lease.subject().run("unwanted").keep().args(["true"]).start()?;
+    wait_for("the VM to be started", Duration::from_secs(30), || Ok(member(lease, "the VMM", is_vmm).ok()))?;
+    drop(running);
+    wait_for("the VM to be ended", Duration::from_secs(30), || {
+        Ok(member(lease, "the VMM", is_vmm).is_err().then_some(()))
+    })?;
+    lease.subject().remove("unwanted")
 }
 
 /// Nobody is left who knows of the sandbox but its journal.
