@@ -10,7 +10,7 @@ use std::{
 use skep::{
     config::{Config, PodOptions},
     container::{
-        Container, CreateRequest, ErrorKind, Exit, Process, guest_dir,
+        Container, CreateRequest, ErrorKind, Exit, Guest, Process, guest_dir,
         spec::{Context, probe_host, rewrite},
         stdio::StdioRequest,
     },
@@ -57,6 +57,8 @@ pub(crate) struct GivenStdio {
 pub(crate) struct Task {
     /// The container.
     pub(crate) container: Arc<Container>,
+    /// The sandbox it is in.
+    pub(crate) sandbox: Arc<Sandbox>,
     /// Its bundle.
     pub(crate) bundle: String,
     given: Mutex<HashMap<String, GivenStdio>>,
@@ -121,7 +123,7 @@ impl Task {
 
     /// The process that stands for all of the sandbox's on this host: the one that runs its VM.
     pub(crate) fn pid(&self) -> u32 {
-        self.container.sandbox().vmm_pid()
+        self.sandbox.vmm_pid()
     }
 
     /// Waits until the event of a process's exit is in the queue.
@@ -183,14 +185,14 @@ impl Pod {
         }
         let reservation = Reservation { pod: self, id };
         let made = self.make(request, given_up.clone()).await;
-        let container = match made {
-            Ok(container) if *given_up.borrow() => {
+        let (container, sandbox) = match made {
+            Ok((container, _)) if *given_up.borrow() => {
                 self.discard(&container).await;
                 drop(reservation);
                 self.end_if_empty().await;
                 return Err(given_up_failure());
             }
-            Ok(container) => container,
+            Ok(made) => made,
             Err(failure) => {
                 drop(reservation);
                 self.end_if_empty().await;
@@ -199,6 +201,7 @@ impl Pod {
         };
         let task = Arc::new(Task {
             container,
+            sandbox,
             bundle: request.bundle.clone(),
             given: Mutex::default(),
             reports: Mutex::default(),
@@ -256,7 +259,7 @@ impl Pod {
         &self,
         request: &CreateTaskRequest,
         mut given_up: watch::Receiver<bool>,
-    ) -> Result<Arc<Container>, Failure> {
+    ) -> Result<(Arc<Container>, Arc<Sandbox>), Failure> {
         if !request.checkpoint.is_empty() {
             return Err(Failure::unimplemented("starting from a checkpoint is not supported yet"));
         }
@@ -304,7 +307,8 @@ impl Pod {
             stdio,
             call_limit: self.config.timeouts.call_s.duration(),
         };
-        Ok(Container::create(sandbox, request).await?)
+        let container = Container::create(Arc::clone(&sandbox) as Arc<dyn Guest>, request).await?;
+        Ok((container, sandbox))
     }
 
     async fn boot(&self, hostname: Option<String>, options: PodOptions) -> Result<Arc<Sandbox>, Failure> {

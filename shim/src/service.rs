@@ -59,7 +59,7 @@ impl Service {
                 pid,
                 ..TaskStart::default()
             });
-            if let Err(error) = task.container.sandbox().save_timings() {
+            if let Err(error) = task.sandbox.save_timings() {
                 tracing::warn!(%error, "timings");
             }
         } else {

@@ -9,143 +9,46 @@ use std::{
     time::Duration,
 };
 
-use skep_protocol::{AgentCalls, CallError, Code, api};
+use skep_protocol::{AgentCalls, api};
 
 use super::{
-    ContainerError, Exit, GuestSpec, Process, ProcessState,
+    ContainerError, Exit, Guest, Process, ProcessState,
+    create::detach,
+    guest::explain,
     spec::rewrite_process,
     stdio::{Stdio, StdioRequest},
 };
-use crate::{
-    config::RootfsMode,
-    sandbox::{SHARE_MOUNT_POINT, Sandbox},
-    share::{Rootfs, Share, directory_name},
-};
+use crate::share::Share;
 
 /// How long output may take to reach its reader after a process has ended and is deleted.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a process may take to end after it was killed for its container's deletion.
 const KILL: Duration = Duration::from_secs(5);
-/// How long to wait for news of the VM's end after the agent became unreachable.
-const NEWS: Duration = Duration::from_secs(2);
 /// Largest signal number of Linux.
 const MAX_SIGNAL: u32 = 64;
 /// Most processes that may be added to one container at a time.
 const MAX_EXECS: usize = 256;
-
 /// Most processes of a guest that are listed.
 const MAX_LISTED: usize = 4096;
 
 const SIGKILL: u32 = 9;
 
-/// What a container is made of.
-#[derive(Debug)]
-pub struct CreateRequest {
-    /// Its id.
-    pub id: String,
-    /// Its specification, rewritten for the guest.
-    pub spec: GuestSpec,
-    /// Where its root comes from.
-    pub rootfs: Rootfs,
-    /// How its root is made in the guest.
-    pub rootfs_mode: RootfsMode,
-    /// Standard streams of init.
-    pub stdio: StdioRequest,
-    /// Longest wait for an answer of the agent.
-    pub call_limit: Duration,
-}
-
 /// A container in a sandbox.
 #[derive(Debug)]
 pub struct Container {
-    id: String,
-    sandbox: Arc<Sandbox>,
-    init: Arc<Process>,
-    execs: Mutex<HashMap<String, Arc<Process>>>,
-    share: Arc<Mutex<Share>>,
-    paused: AtomicBool,
-    call_limit: Duration,
-}
-
-/// The container's directory as the guest sees it, for [`super::spec::Context`].
-pub fn guest_dir(id: &str) -> String {
-    format!("{SHARE_MOUNT_POINT}/{}", directory_name(id))
+    pub(super) id: String,
+    pub(super) guest: Arc<dyn Guest>,
+    pub(super) init: Arc<Process>,
+    pub(super) execs: Mutex<HashMap<String, Arc<Process>>>,
+    pub(super) share: Arc<Mutex<Share>>,
+    pub(super) paused: AtomicBool,
+    pub(super) call_limit: Duration,
 }
 
 impl Container {
-    /// Creates the container and its init process, which waits for [`Container::start`]. When it fails, nothing of
-    /// the container is left on the host.
-    pub async fn create(sandbox: Arc<Sandbox>, request: CreateRequest) -> Result<Arc<Self>, ContainerError> {
-        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: streams, call_limit } = request;
-        let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
-            operation: "encoding the specification",
-            reason: error.to_string(),
-        })?;
-        let guest_rootfs = spec.spec.root().as_ref().map(|root| root.path().display().to_string());
-        let stdio = Stdio::open(&streams).await?;
-
-        let share = {
-            let sandbox = Arc::clone(&sandbox);
-            let dir = sandbox.share_dir().join(directory_name(&id));
-            // With an overlay in the guest nothing is ever written to what lies below.
-            let readonly = rootfs_mode == RootfsMode::Overlay;
-            blocking("mounting", move || {
-                Share::attach(sandbox.journal(), &dir, &rootfs, readonly, &spec.volumes)
-            })
-            .await??
-        };
-        let share = Arc::new(Mutex::new(share));
-        sandbox.timings().mark("rootfs");
-
-        let created = async {
-            let (tokens, pumps) = stdio.connect(sandbox.session()).await?;
-            let request = api::CreateContainerRequest {
-                container_id: id.clone(),
-                spec: json,
-                rootfs: guest_rootfs.unwrap_or_default(),
-                rootfs_mode: match rootfs_mode {
-                    RootfsMode::Shared => api::RootfsMode::ROOTFS_MODE_SHARED,
-                    RootfsMode::Overlay => api::RootfsMode::ROOTFS_MODE_OVERLAY,
-                }
-                .into(),
-                stdio: Some(tokens).into(),
-                ..api::CreateContainerRequest::default()
-            };
-            match sandbox.session().agent().with_timeout(call_limit).create_container(&request).await {
-                Ok(_) => Ok(pumps),
-                Err(error) => Err(explain(&sandbox, "creating the container", error).await),
-            }
-        };
-        let pumps = match created.await {
-            Ok(pumps) => pumps,
-            Err(error) => {
-                detach(&sandbox, &share).await;
-                return Err(error);
-            }
-        };
-        sandbox.timings().mark("container-created");
-
-        let init = Arc::new(Process::new(&id, "", streams, pumps));
-        watch(&sandbox, &init);
-        Ok(Arc::new(Self {
-            id,
-            sandbox,
-            init,
-            execs: Mutex::default(),
-            share,
-            paused: AtomicBool::new(false),
-            call_limit,
-        }))
-    }
-
     /// Its id.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    /// The sandbox it is in.
-    pub fn sandbox(&self) -> &Arc<Sandbox> {
-        &self.sandbox
     }
 
     /// Its init process.
@@ -188,12 +91,12 @@ impl Container {
         }
         match self.agent().start_process(&process.request()).await {
             Ok(answer) => process.started(answer.pid),
-            Err(error) => return Err(explain(&self.sandbox, "starting the process", error).await),
+            Err(error) => return Err(explain(&*self.guest, "starting the process", error).await),
         }
         if process.exec_id().is_empty() {
-            self.sandbox.timings().mark("container-started");
+            self.guest.mark("container-started");
         } else {
-            watch(&self.sandbox, process);
+            watch(&self.guest, process);
         }
         Ok(())
     }
@@ -238,7 +141,7 @@ impl Container {
             reason: error.to_string(),
         })?;
         let stdio = Stdio::open(&streams).await?;
-        let (tokens, pumps) = stdio.connect(self.sandbox.session()).await?;
+        let (tokens, pumps) = stdio.connect(self.guest.session()).await?;
         let request = api::ExecProcessRequest {
             container_id: self.id.clone(),
             exec_id: exec.to_owned(),
@@ -247,7 +150,7 @@ impl Container {
             ..api::ExecProcessRequest::default()
         };
         if let Err(error) = self.agent().exec_process(&request).await {
-            return Err(explain(&self.sandbox, "adding the process", error).await);
+            return Err(explain(&*self.guest, "adding the process", error).await);
         }
         let process = Arc::new(Process::new(&self.id, exec, streams, pumps));
         self.lock_execs().insert(exec.to_owned(), Arc::clone(&process));
@@ -263,7 +166,7 @@ impl Container {
             api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
         let answer = match self.agent().list_processes(&request).await {
             Ok(answer) => answer,
-            Err(error) => return Err(explain(&self.sandbox, "listing processes", error).await),
+            Err(error) => return Err(explain(&*self.guest, "listing processes", error).await),
         };
         let known: HashMap<u32, String> = self
             .execs()
@@ -298,7 +201,7 @@ impl Container {
         };
         match self.agent().signal_process(&request).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(explain(&self.sandbox, "sending the signal", error).await),
+            Err(error) => Err(explain(&*self.guest, "sending the signal", error).await),
         }
     }
 
@@ -322,7 +225,7 @@ impl Container {
         };
         match self.agent().resize_terminal(&request).await {
             Ok(_) => Ok(()),
-            Err(error) => Err(explain(&self.sandbox, "resizing the terminal", error).await),
+            Err(error) => Err(explain(&*self.guest, "resizing the terminal", error).await),
         }
     }
 
@@ -357,7 +260,7 @@ impl Container {
                 self.paused.store(pause, Ordering::Release);
                 Ok(())
             }
-            Err(error) => Err(explain(&self.sandbox, operation, error).await),
+            Err(error) => Err(explain(&*self.guest, operation, error).await),
         }
     }
 
@@ -396,7 +299,7 @@ impl Container {
         if let Err(error) = self.agent().delete_process(&self.init.request()).await {
             tracing::warn!(container = self.id, %error, "deleting in the guest");
         }
-        detach(&self.sandbox, &self.share).await;
+        detach(&self.guest, &self.share).await;
         Ok(())
     }
 
@@ -410,7 +313,7 @@ impl Container {
     }
 
     fn agent(&self) -> AgentCalls {
-        self.sandbox.session().agent().with_timeout(self.call_limit)
+        self.guest.session().agent().with_timeout(self.call_limit)
     }
 
     fn lock_execs(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Process>>> {
@@ -423,15 +326,15 @@ fn state_error(operation: &'static str, process: &Process) -> ContainerError {
 }
 
 /// Records the process's exit when it comes, or its loss.
-fn watch(sandbox: &Arc<Sandbox>, process: &Arc<Process>) {
-    let (sandbox, process) = (Arc::clone(sandbox), Arc::clone(process));
+pub(super) fn watch(guest: &Arc<dyn Guest>, process: &Arc<Process>) {
+    let (guest, process) = (Arc::clone(guest), Arc::clone(process));
     tokio::spawn(async move {
-        let agent = sandbox.session().agent();
+        let agent = guest.session().agent();
         let request = process.request();
         let answer = tokio::select! {
             answer = agent.wait_process(&request) => answer,
-            end = sandbox.wait_exit() => {
-                process.ended(Exit::lost(end.to_string()));
+            reason = guest.ended() => {
+                process.ended(Exit::lost(reason));
                 return;
             }
         };
@@ -439,48 +342,11 @@ fn watch(sandbox: &Arc<Sandbox>, process: &Arc<Process>) {
             Ok(answer) => Exit::answered(&answer),
             Err(error) => {
                 // Nobody will ever hear of this process again: it must not go on.
-                let lost = explain(&sandbox, "waiting for the process", error).await;
-                if let Err(error) = sandbox.vm().kill().await {
-                    tracing::error!(%error, "killing a VM whose agent is lost");
-                }
+                let lost = explain(&*guest, "waiting for the process", error).await;
+                guest.kill().await;
                 Exit::lost(lost.to_string())
             }
         };
         process.ended(exit);
     });
-}
-
-/// An agent that can't be reached is most often a VM that has ended, and how it ended is the better message.
-async fn explain(sandbox: &Sandbox, operation: &'static str, error: CallError) -> ContainerError {
-    if error.code == Code::UNAVAILABLE
-        && let Ok(end) = tokio::time::timeout(NEWS, sandbox.wait_exit()).await
-    {
-        return ContainerError::Lost { operation, reason: end.to_string() };
-    }
-    error.into()
-}
-
-async fn detach(sandbox: &Arc<Sandbox>, share: &Arc<Mutex<Share>>) {
-    let (sandbox, share) = (Arc::clone(sandbox), Arc::clone(share));
-    let undone = blocking("unmounting", move || {
-        share.lock().unwrap_or_else(PoisonError::into_inner).detach(sandbox.journal())
-    });
-    match undone.await {
-        Ok(problems) => {
-            for problem in problems {
-                tracing::warn!(%problem, "undoing a container's share");
-            }
-        }
-        Err(error) => tracing::warn!(%error, "undoing a container's share"),
-    }
-}
-
-/// Runs what may block (mounting can wait for disks and servers) without stopping everything else.
-async fn blocking<T: Send + 'static>(
-    operation: &'static str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ContainerError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ContainerError::Internal { operation, reason: error.to_string() })
 }

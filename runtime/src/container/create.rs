@@ -1,0 +1,135 @@
+//! Making a container, with everything undone when that fails.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    time::Duration,
+};
+
+use skep_protocol::api;
+
+use super::{
+    Container, ContainerError, Guest, GuestSpec, Process,
+    guest::explain,
+    instance::watch,
+    stdio::{Stdio, StdioRequest},
+};
+use crate::{
+    config::RootfsMode,
+    sandbox::SHARE_MOUNT_POINT,
+    share::{Rootfs, Share, directory_name},
+};
+
+/// What a container is made of.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Its id.
+    pub id: String,
+    /// Its specification, rewritten for the guest.
+    pub spec: GuestSpec,
+    /// Where its root comes from.
+    pub rootfs: Rootfs,
+    /// How its root is made in the guest.
+    pub rootfs_mode: RootfsMode,
+    /// Standard streams of init.
+    pub stdio: StdioRequest,
+    /// Longest wait for an answer of the agent.
+    pub call_limit: Duration,
+}
+
+/// The container's directory as the guest sees it, for [`super::spec::Context`].
+pub fn guest_dir(id: &str) -> String {
+    format!("{SHARE_MOUNT_POINT}/{}", directory_name(id))
+}
+
+impl Container {
+    /// Creates the container and its init process, which waits for [`Container::start`]. When it fails, nothing of
+    /// the container is left on the host.
+    pub async fn create(guest: Arc<dyn Guest>, request: CreateRequest) -> Result<Arc<Self>, ContainerError> {
+        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: streams, call_limit } = request;
+        let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
+            operation: "encoding the specification",
+            reason: error.to_string(),
+        })?;
+        let guest_rootfs = spec.spec.root().as_ref().map(|root| root.path().display().to_string());
+        let stdio = Stdio::open(&streams).await?;
+
+        let share = {
+            let guest = Arc::clone(&guest);
+            let dir = guest.share_dir().join(directory_name(&id));
+            // With an overlay in the guest nothing is ever written to what lies below.
+            let readonly = rootfs_mode == RootfsMode::Overlay;
+            blocking("mounting", move || {
+                Share::attach(guest.journal(), &dir, &rootfs, readonly, &spec.volumes)
+            })
+            .await??
+        };
+        let share = Arc::new(Mutex::new(share));
+        guest.mark("rootfs");
+
+        let created = async {
+            let (tokens, pumps) = stdio.connect(guest.session()).await?;
+            let request = api::CreateContainerRequest {
+                container_id: id.clone(),
+                spec: json,
+                rootfs: guest_rootfs.unwrap_or_default(),
+                rootfs_mode: match rootfs_mode {
+                    RootfsMode::Shared => api::RootfsMode::ROOTFS_MODE_SHARED,
+                    RootfsMode::Overlay => api::RootfsMode::ROOTFS_MODE_OVERLAY,
+                }
+                .into(),
+                stdio: Some(tokens).into(),
+                ..api::CreateContainerRequest::default()
+            };
+            match guest.session().agent().with_timeout(call_limit).create_container(&request).await {
+                Ok(_) => Ok(pumps),
+                Err(error) => Err(explain(&*guest, "creating the container", error).await),
+            }
+        };
+        let pumps = match created.await {
+            Ok(pumps) => pumps,
+            Err(error) => {
+                detach(&guest, &share).await;
+                return Err(error);
+            }
+        };
+        guest.mark("container-created");
+
+        let init = Arc::new(Process::new(&id, "", streams, pumps));
+        watch(&guest, &init);
+        Ok(Arc::new(Self {
+            id,
+            guest,
+            init,
+            execs: Mutex::default(),
+            share,
+            paused: AtomicBool::new(false),
+            call_limit,
+        }))
+    }
+}
+
+/// Takes a container's share of the host away from the guest.
+pub(super) async fn detach(guest: &Arc<dyn Guest>, share: &Arc<Mutex<Share>>) {
+    let (guest, share) = (Arc::clone(guest), Arc::clone(share));
+    let undone = blocking("unmounting", move || {
+        share.lock().unwrap_or_else(PoisonError::into_inner).detach(guest.journal())
+    });
+    match undone.await {
+        Ok(problems) => {
+            for problem in problems {
+                tracing::warn!(%problem, "undoing a container's share");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "undoing a container's share"),
+    }
+}
+
+/// Runs what may block (mounting can wait for disks and servers) without stopping everything else.
+async fn blocking<T: Send + 'static>(
+    operation: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ContainerError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ContainerError::Internal { operation, reason: error.to_string() })
+}

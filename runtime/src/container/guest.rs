@@ -1,0 +1,73 @@
+//! What a container needs of the sandbox it is in.
+
+use std::{fmt::Debug, path::Path, time::Duration};
+
+use async_trait::async_trait;
+use skep_protocol::{CallError, Code, Session};
+
+use super::ContainerError;
+use crate::{journal::Journal, sandbox::Sandbox};
+
+/// How long to wait for news of the VM's end after the agent became unreachable.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// What a container needs of its sandbox.
+#[async_trait]
+pub trait Guest: Debug + Send + Sync {
+    /// The connection to the agent.
+    fn session(&self) -> &Session;
+
+    /// Where the resources of the host are recorded.
+    fn journal(&self) -> &Journal;
+
+    /// The directory that the guest sees.
+    fn share_dir(&self) -> &Path;
+
+    /// Notes that a phase is over.
+    fn mark(&self, phase: &str);
+
+    /// Returns when the VM has ended, with the reason; any number of callers.
+    async fn ended(&self) -> String;
+
+    /// Ends the VM at once.
+    async fn kill(&self);
+}
+
+#[async_trait]
+impl Guest for Sandbox {
+    fn session(&self) -> &Session {
+        self.session()
+    }
+
+    fn journal(&self) -> &Journal {
+        self.journal()
+    }
+
+    fn share_dir(&self) -> &Path {
+        self.share_dir()
+    }
+
+    fn mark(&self, phase: &str) {
+        self.timings().mark(phase);
+    }
+
+    async fn ended(&self) -> String {
+        self.wait_exit().await.to_string()
+    }
+
+    async fn kill(&self) {
+        if let Err(error) = self.vm().kill().await {
+            tracing::error!(sandbox = self.id(), %error, "killing the VM");
+        }
+    }
+}
+
+/// An agent that can't be reached is most often a VM that has ended, and how it ended is the better message.
+pub(super) async fn explain(guest: &dyn Guest, operation: &'static str, error: CallError) -> ContainerError {
+    if error.code == Code::UNAVAILABLE
+        && let Ok(reason) = tokio::time::timeout(NEWS, guest.ended()).await
+    {
+        return ContainerError::Lost { operation, reason };
+    }
+    error.into()
+}
