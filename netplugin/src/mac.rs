@@ -121,7 +121,14 @@ mod tests {
     fn text_round_trips() {
         let mac: Mac = "02:ab:00:ff:10:09".parse().unwrap();
         assert_eq!(mac.to_string(), "02:ab:00:ff:10:09");
-        for bad in ["", "02:ab:00:ff:10", "02:ab:00:ff:10:09:01", "2:ab:00:ff:10:09", "zz:ab:00:ff:10:09", "+2:ab:00:ff:10:09"] {
+        for bad in [
+            "",
+            "02:ab:00:ff:10",
+            "02:ab:00:ff:10:09:01",
+            "2:ab:00:ff:10:09",
+            "zz:ab:00:ff:10:09",
+            "+2:ab:00:ff:10:09",
+        ] {
             assert_eq!(bad.parse::<Mac>(), Err(MacError::Malformed(bad.to_owned())));
         }
         for bad in ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {

@@ -22,14 +22,17 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// ADD or DEL through the chain that gives what ours gives: bridge, portmap, firewall.
 fn chain(host: &Host, verb: &str, id: &str, ns: &str, confs: &[Value]) {
     let mut previous = Value::Null;
-    let order: Vec<&Value> = if verb == "ADD" { confs.iter().collect() } else { confs.iter().rev().collect() };
+    let order: Vec<&Value> =
+        if verb == "ADD" { confs.iter().collect() } else { confs.iter().rev().collect() };
     for conf in order {
         let mut conf = conf.clone();
         if !previous.is_null() {
             conf["prevResult"] = previous.clone();
         }
         let binary = format!("/usr/lib/cni/{}", conf["type"].as_str().unwrap());
-        let result = host.call_with(&binary, verb, id, "eth0", ns, &conf).unwrap_or_else(|error| panic!("{binary} {verb}: {error}"));
+        let result = host
+            .call_with(&binary, verb, id, "eth0", ns, &conf)
+            .unwrap_or_else(|error| panic!("{binary} {verb}: {error}"));
         if !result.is_null() {
             previous = result;
         }
@@ -48,8 +51,12 @@ fn reference(host: &Host, port: u16) -> Vec<Value> {
 }
 
 fn ours(host: &Host, port: u16) -> Value {
-    let mut conf = host.conf("pods", "10.60.0.0/16", json!({"cniVersion": "1.0.0", "ipMasq": true,
-        "runtimeConfig": {"portMappings": [{"hostPort": port, "containerPort": 80}]}}));
+    let mut conf = host.conf(
+        "pods",
+        "10.60.0.0/16",
+        json!({"cniVersion": "1.0.0", "ipMasq": true,
+        "runtimeConfig": {"portMappings": [{"hostPort": port, "containerPort": 80}]}}),
+    );
     support::merge(&mut conf, open_policy());
     conf
 }
@@ -80,8 +87,14 @@ fn add_and_del() {
         timed(3, &|| drop(host.call("DEL", &id, "eth0", &ns.path(), &conf).unwrap()));
     }
     let [ref_add, ref_del, our_add, our_del] = times.map(median);
-    println!("ADD alone: bridge+portmap+firewall {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}", ref_add.as_secs_f64() / our_add.as_secs_f64());
-    println!("DEL alone: bridge+portmap+firewall {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}", ref_del.as_secs_f64() / our_del.as_secs_f64());
+    println!(
+        "ADD alone: bridge+portmap+firewall {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}",
+        ref_add.as_secs_f64() / our_add.as_secs_f64()
+    );
+    println!(
+        "DEL alone: bridge+portmap+firewall {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}",
+        ref_del.as_secs_f64() / our_del.as_secs_f64()
+    );
     const CROWD: u16 = 50;
     let namespaces: Vec<Ns> = (0..CROWD).map(|_| Ns::new()).collect();
     let crowd = |work: &(dyn Fn(u16, &Ns) + Sync)| {
@@ -93,12 +106,24 @@ fn add_and_del() {
         });
         start.elapsed()
     };
-    let ref_add = crowd(&|n, ns| chain(&host, "ADD", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
-    let ref_del = crowd(&|n, ns| chain(&host, "DEL", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
-    let our_add = crowd(&|n, ns| drop(host.call("ADD", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap()));
-    let our_del = crowd(&|n, ns| drop(host.call("DEL", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap()));
-    println!("50 ADDs at once: reference {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}", ref_add.as_secs_f64() / our_add.as_secs_f64());
-    println!("50 DELs at once: reference {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}", ref_del.as_secs_f64() / our_del.as_secs_f64());
+    let ref_add =
+        crowd(&|n, ns| chain(&host, "ADD", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
+    let ref_del =
+        crowd(&|n, ns| chain(&host, "DEL", &format!("p{n}"), &ns.path(), &reference(&host, 5000 + n)));
+    let our_add = crowd(&|n, ns| {
+        drop(host.call("ADD", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap())
+    });
+    let our_del = crowd(&|n, ns| {
+        drop(host.call("DEL", &format!("p{n}"), "eth0", &ns.path(), &ours(&host, 7000 + n)).unwrap())
+    });
+    println!(
+        "50 ADDs at once: reference {ref_add:?}, skep-cni {our_add:?}, ratio {:.1}",
+        ref_add.as_secs_f64() / our_add.as_secs_f64()
+    );
+    println!(
+        "50 DELs at once: reference {ref_del:?}, skep-cni {our_del:?}, ratio {:.1}",
+        ref_del.as_secs_f64() / our_del.as_secs_f64()
+    );
 }
 
 #[test]
@@ -111,8 +136,10 @@ fn replacing_a_table() {
     let store = Store::new(host.data_dir());
     for size in [1_u32, 1000, 10000] {
         // Every second address, so that no two make one range.
-        let addresses: Vec<String> = (0..size).map(|n| std::net::Ipv4Addr::from(0xcb00_0000 + n * 2).to_string()).collect();
-        let policy: skep_cni::policy::Policy = serde_json::from_value(json!({"egress": {"deny": addresses}})).unwrap();
+        let addresses: Vec<String> =
+            (0..size).map(|n| std::net::Ipv4Addr::from(0xcb00_0000 + n * 2).to_string()).collect();
+        let policy: skep_cni::policy::Policy =
+            serde_json::from_value(json!({"egress": {"deny": addresses}})).unwrap();
         let rounds = 20;
         let ours = host.ns.run(|| {
             let datapath = skep_cni::datapath::Host::new().unwrap();
@@ -127,11 +154,15 @@ fn replacing_a_table() {
         let list = addresses.join(",");
         host.ns.nft("table inet bench {\n set s { type ipv4_addr; flags interval; }\n}");
         let script = format!("flush set inet bench s\nadd element inet bench s {{ {list} }}\n");
-        let forked = median((0..7).map(|_| {
-            let start = Instant::now();
-            host.ns.nft(&script);
-            start.elapsed()
-        }).collect());
+        let forked = median(
+            (0..7)
+                .map(|_| {
+                    let start = Instant::now();
+                    host.ns.nft(&script);
+                    start.elapsed()
+                })
+                .collect(),
+        );
         // The same without reading and writing the sandbox's record.
         let network = store.network("pods").unwrap().unwrap();
         let mut record = store.attachments("pods").unwrap().remove(0);
@@ -145,9 +176,15 @@ fn replacing_a_table() {
             });
             median(times.collect())
         });
-        println!("replace {size} addresses, kernel only: {bare:?} ({:.0} addresses/s)", f64::from(size) / bare.as_secs_f64());
-        println!("replace {size} addresses: skep-cni {ours:?} ({:.0} addresses/s), nft exec {forked:?}, ratio {:.1}",
-            f64::from(size) / ours.as_secs_f64(), forked.as_secs_f64() / ours.as_secs_f64());
+        println!(
+            "replace {size} addresses, kernel only: {bare:?} ({:.0} addresses/s)",
+            f64::from(size) / bare.as_secs_f64()
+        );
+        println!(
+            "replace {size} addresses: skep-cni {ours:?} ({:.0} addresses/s), nft exec {forked:?}, ratio {:.1}",
+            f64::from(size) / ours.as_secs_f64(),
+            forked.as_secs_f64() / ours.as_secs_f64()
+        );
     }
 }
 
@@ -165,7 +202,9 @@ fn a_new_flow_among_many_sandboxes() {
             let batch = (count - from).min(20);
             thread::scope(|scope| {
                 let (host, conf) = (&host, &conf);
-                let adds: Vec<_> = (from..from + batch).map(|n| scope.spawn(move || host.add(&format!("c{n}"), conf))).collect();
+                let adds: Vec<_> = (from..from + batch)
+                    .map(|n| scope.spawn(move || host.add(&format!("c{n}"), conf)))
+                    .collect();
                 containers.extend(adds.into_iter().map(|add| add.join().unwrap()));
             });
         }
@@ -175,15 +214,17 @@ fn a_new_flow_among_many_sandboxes() {
         let target = format!("{}:53", containers[1].ip());
         let rounds = 3000;
         let mut times = containers[0].ns.run(|| {
-            (0..rounds).map(|_| {
-                // A new socket is a new port, a new flow.
-                let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-                socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                let start = Instant::now();
-                socket.send_to(b"?", &target).unwrap();
-                socket.recv(&mut [0; 64]).unwrap();
-                start.elapsed()
-            }).collect::<Vec<_>>()
+            (0..rounds)
+                .map(|_| {
+                    // A new socket is a new port, a new flow.
+                    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+                    let start = Instant::now();
+                    socket.send_to(b"?", &target).unwrap();
+                    socket.recv(&mut [0; 64]).unwrap();
+                    start.elapsed()
+                })
+                .collect::<Vec<_>>()
         });
         times.sort();
         let start = Instant::now();
@@ -191,14 +232,18 @@ fn a_new_flow_among_many_sandboxes() {
         let extra = host.add("extra", &conf);
         let add = start.elapsed();
         host.del(&extra, &conf);
-        println!("{count} sandboxes: first packet and answer of a new flow, median {:?}, 10th percentile {:?}; one more ADD {add:?}",
-            times[rounds / 2], times[rounds / 10]);
+        println!(
+            "{count} sandboxes: first packet and answer of a new flow, median {:?}, 10th percentile {:?}; one more ADD {add:?}",
+            times[rounds / 2],
+            times[rounds / 10]
+        );
     }
 }
 
 fn transfer(from: &Ns, to: &Ns, at: &str) -> (f64, Duration) {
     to.serve_tcp(&format!("{at}:90"));
-    let mut stream = from.connect(&format!("{at}:90"), PATIENCE).unwrap_or_else(|| panic!("no connection to {at}"));
+    let mut stream =
+        from.connect(&format!("{at}:90"), PATIENCE).unwrap_or_else(|| panic!("no connection to {at}"));
     stream.set_nodelay(true).unwrap();
     let mut times = Vec::new();
     for _ in 0..3000 {
@@ -235,13 +280,15 @@ fn throughput_and_round_trip() {
     plain.ip("link add b0 type bridge");
     plain.ip("link set b0 up");
     plain.set_sysctl("bridge/bridge-nf-call-iptables", "0");
-    let ends: Vec<Ns> = (0..2).map(|n| {
-        let end = Ns::new();
-        plain.wire(&format!("p{n}"), &end, "eth0");
-        plain.ip(&format!("link set p{n} master b0"));
-        end.ip(&format!("addr add 10.9.0.{}/24 dev eth0", n + 1));
-        end
-    }).collect();
+    let ends: Vec<Ns> = (0..2)
+        .map(|n| {
+            let end = Ns::new();
+            plain.wire(&format!("p{n}"), &end, "eth0");
+            plain.ip(&format!("link set p{n} master b0"));
+            end.ip(&format!("addr add 10.9.0.{}/24 dev eth0", n + 1));
+            end
+        })
+        .collect();
     let (rate, rtt) = transfer(&ends[0], &ends[1], "10.9.0.2");
     println!("plain bridge: {rate:.2} Gbit/s, round trip {rtt:?}");
     let host = Host::new();

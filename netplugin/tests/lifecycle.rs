@@ -107,7 +107,8 @@ fn check_finds_what_somebody_broke() {
         host.check(&container, &conf).unwrap();
         let veth = container.host_ifname();
         let last = container.ip().rsplit('.').next().unwrap().to_owned();
-        let what = what.replace("VETH", &veth).replace("_ID_", &format!("_{}_", &veth[3..])).replace("IP", &last);
+        let what =
+            what.replace("VETH", &veth).replace("_ID_", &format!("_{}_", &veth[3..])).replace("IP", &last);
         match what.split_once(": ").unwrap() {
             ("container", args) => drop(container.ns.ip(args)),
             ("host", args) => drop(host.ns.ip(args)),
@@ -355,7 +356,11 @@ fn it_filters_what_another_plugin_of_the_chain_made() {
 fn wanted_addresses_are_given() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"runtimeConfig": {"ips": ["10.1.0.77/24"], "mac": "02:11:22:33:44:55"}}));
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"runtimeConfig": {"ips": ["10.1.0.77/24"], "mac": "02:11:22:33:44:55"}}),
+    );
     let a = host.add("a", &conf);
     assert_eq!((a.ip().as_str(), a.mac()), ("10.1.0.77", [2, 0x11, 0x22, 0x33, 0x44, 0x55]));
     let taken = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();

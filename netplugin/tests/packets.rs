@@ -138,7 +138,10 @@ fn groups_are_their_members_and_nobody_else() {
     let conf = host.conf(
         "pods",
         "10.1.0.0/24",
-        policy(json!({"allow": ["any"]}), json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]})),
+        policy(
+            json!({"allow": ["any"]}),
+            json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]}),
+        ),
     );
     let in_group = |group: &str| {
         let mut conf = conf.clone();
@@ -182,7 +185,11 @@ fn published_ports_are_reached_from_everywhere() {
     a.ns.serve_udp("0.0.0.0:53");
     assert!(outside.reaches("192.0.2.1:8080"), "from outside");
     assert!(outside.reaches("[2001:db8::1]:8080"), "from outside by IPv6");
-    assert_eq!(outside.ask_udp("192.0.2.1:5353", PATIENCE).unwrap().to_string(), "192.0.2.2", "with the true source");
+    assert_eq!(
+        outside.ask_udp("192.0.2.1:5353", PATIENCE).unwrap().to_string(),
+        "192.0.2.2",
+        "with the true source"
+    );
     assert!(host.ns.reaches("192.0.2.1:8080"), "from the host");
     assert!(host.ns.reaches("127.0.0.1:8080"), "from the host by loopback");
     assert!(b.ns.reaches("192.0.2.1:8080"), "from a neighbour");
@@ -232,7 +239,11 @@ fn a_changed_policy_ends_live_flows_and_spares_the_others() {
     let outside = host.outside();
     outside.ip("addr add 192.0.2.9/24 dev out1");
     outside.serve_tcp("0.0.0.0:80");
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"ipMasq": true, "policy": {"ingress": {"allow": [{"cidr": "10.1.0.0/24"}]}}}));
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"ipMasq": true, "policy": {"ingress": {"allow": [{"cidr": "10.1.0.0/24"}]}}}),
+    );
     let allow = json!({"egress": {"allow": ["any"]}});
     let a = own(&host, "a", &conf, allow.clone());
     let b = own(&host, "b", &conf, allow.clone());
@@ -290,13 +301,21 @@ fn the_next_user_of_an_address_inherits_no_flow() {
 fn flushing_the_ruleset_loses_nothing_for_long() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}), json!({"allow": ["any"]})));
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        policy(
+            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            json!({"allow": ["any"]}),
+        ),
+    );
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     b.ns.serve_tcp("0.0.0.0:81");
     host.ns.nft("flush ruleset");
     let store = Store::new(host.data_dir());
-    let restore = || host.ns.run(|| plugin::restore(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
+    let restore =
+        || host.ns.run(|| plugin::restore(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
     assert!(restore(), "there was something to restore");
     assert!(!restore(), "and then nothing");
     host.check(&a, &conf).unwrap();
@@ -333,14 +352,22 @@ fn the_host_comes_in_where_the_network_says_so() {
 fn what_was_carried_and_refused_is_counted() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}), json!({"allow": [{"protocol": "tcp", "ports": [80]}]})));
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        policy(
+            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            json!({"allow": [{"protocol": "tcp", "ports": [80]}]}),
+        ),
+    );
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     assert!(a.ns.reaches(&format!("{}:80", b.ip())));
     assert!(a.ns.blocked(&format!("{}:81", b.ip())));
     let store = Store::new(host.data_dir());
     let status = host.ns.run(|| plugin::status(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
-    let of = |id: &str| status.networks[0].attachments.iter().find(|one| one.container_id == id).unwrap().clone();
+    let of =
+        |id: &str| status.networks[0].attachments.iter().find(|one| one.container_id == id).unwrap().clone();
     assert!(of("a").problems.is_empty(), "{:?}", of("a").problems);
     assert!(of("a").counters.denied_out_packets > 0);
     assert_eq!(of("b").counters.denied_out_packets, 0);

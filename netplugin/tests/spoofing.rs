@@ -27,7 +27,8 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let host = Host::new();
-        let mut conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
+        let mut conf =
+            host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
         support::merge(&mut conf, open_policy());
         conf["policy"]["multicast"] = json!(true);
         let (a, b) = (host.add("a", &conf), host.add("b", &conf));
@@ -38,7 +39,8 @@ impl Stage {
 
     fn spoofed(&self) -> u64 {
         let store = Store::new(self.host.data_dir());
-        let status = self.host.ns.run(|| plugin::status(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
+        let status =
+            self.host.ns.run(|| plugin::status(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
         let a = status.networks[0].attachments.iter().find(|one| one.container_id == "a").unwrap();
         a.counters.spoofed_packets
     }
@@ -82,11 +84,23 @@ fn ipv4_and_ethernet_sources() {
     let send = |from: Ipv4Addr, n: u8| ipv4(from, b, 17, &udp(1000, 2000, &mark(n)));
     stage.passes("own addresses", &ethernet(mac_b, mac_a, IPV4, &send(a, 1)), &mark(1));
     stage.refused("another's Ethernet address", &ethernet(mac_b, mac_b, IPV4, &send(a, 2)), &mark(2));
-    stage.refused("an invented Ethernet address", &ethernet(mac_b, [2, 9, 9, 9, 9, 9], IPV4, &send(a, 3)), &mark(3));
+    stage.refused(
+        "an invented Ethernet address",
+        &ethernet(mac_b, [2, 9, 9, 9, 9, 9], IPV4, &send(a, 3)),
+        &mark(3),
+    );
     stage.refused("another's IPv4 address", &ethernet(mac_b, mac_a, IPV4, &send(b, 4)), &mark(4));
     stage.refused("the gateway's IPv4 address", &ethernet(mac_b, mac_a, IPV4, &send(gateway, 5)), &mark(5));
-    stage.refused("no IPv4 address", &ethernet(mac_b, mac_a, IPV4, &send(Ipv4Addr::UNSPECIFIED, 6)), &mark(6));
-    stage.refused("an outside IPv4 address", &ethernet(mac_b, mac_a, IPV4, &send(Ipv4Addr::new(8, 8, 8, 8), 7)), &mark(7));
+    stage.refused(
+        "no IPv4 address",
+        &ethernet(mac_b, mac_a, IPV4, &send(Ipv4Addr::UNSPECIFIED, 6)),
+        &mark(6),
+    );
+    stage.refused(
+        "an outside IPv4 address",
+        &ethernet(mac_b, mac_a, IPV4, &send(Ipv4Addr::new(8, 8, 8, 8), 7)),
+        &mark(7),
+    );
     // Under a VLAN tag, which the rules for IP would not look behind.
     let tagged = [&[0, 5][..], &IPV4.to_be_bytes(), &send(b, 8)].concat();
     stage.refused("in a VLAN tag", &ethernet(mac_b, mac_a, 0x8100, &tagged), &mark(8));
@@ -127,7 +141,11 @@ fn arp_and_dhcp() {
     let offer = ipv4(a, b, 17, &udp(67, 68, &mark(1)));
     stage.refused("a DHCP server", &ethernet(mac_b, mac_a, IPV4, &offer), &mark(1));
     let discover = ipv4(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 17, &udp(68, 67, &mark(2)));
-    stage.refused("a DHCP client where there is no DHCP", &ethernet(BROADCAST, mac_a, IPV4, &discover), &mark(2));
+    stage.refused(
+        "a DHCP client where there is no DHCP",
+        &ethernet(BROADCAST, mac_a, IPV4, &discover),
+        &mark(2),
+    );
     // The neighbour's caches are right after all this.
     stage.b.ns.serve_tcp("0.0.0.0:80");
     assert!(stage.a.ns.reaches(&format!("{b}:80")));
@@ -164,10 +182,34 @@ fn neighbour_discovery_and_router_advertisements() {
         ("the gateway advertised", b, a, 136, [target(gateway), option(2, mac_a)].concat()),
         ("another advertised", all, a, 136, [target(b), option(2, mac_a)].concat()),
         ("an address at another's Ethernet address", b, a, 136, [target(a), option(2, mac_b)].concat()),
-        ("the option hidden behind another", b, a, 136, [target(a), option(14, mac_a), option(2, mac_b)].concat()),
-        ("a solicitation with another's Ethernet address", b, a, 135, [&[0; 4][..], &b.octets(), &option(1, mac_b)].concat()),
-        ("a solicitation from the gateway", b, gateway, 135, [&[0; 4][..], &b.octets(), &option(1, mac_a)].concat()),
-        ("duplicate detection for another's address", all, Ipv6Addr::UNSPECIFIED, 135, [&[0; 4][..], &b.octets()].concat()),
+        (
+            "the option hidden behind another",
+            b,
+            a,
+            136,
+            [target(a), option(14, mac_a), option(2, mac_b)].concat(),
+        ),
+        (
+            "a solicitation with another's Ethernet address",
+            b,
+            a,
+            135,
+            [&[0; 4][..], &b.octets(), &option(1, mac_b)].concat(),
+        ),
+        (
+            "a solicitation from the gateway",
+            b,
+            gateway,
+            135,
+            [&[0; 4][..], &b.octets(), &option(1, mac_a)].concat(),
+        ),
+        (
+            "duplicate detection for another's address",
+            all,
+            Ipv6Addr::UNSPECIFIED,
+            135,
+            [&[0; 4][..], &b.octets()].concat(),
+        ),
         ("a listener query", all, stage_link_local(&stage.a), 130, [&[0; 20][..]].concat()),
         ("an echo from another's address", b, gateway, 128, mark(1)),
     ] {
@@ -177,12 +219,24 @@ fn neighbour_discovery_and_router_advertisements() {
     // Behind extension headers: destination options, and a fragment header.
     let message = icmpv6(a, b, 134, &router);
     let options = [&[58, 0, 1, 4, 0, 0, 0, 0][..], &message].concat();
-    stage.refused("a router advertisement behind options", &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 60, &options)), &message);
+    stage.refused(
+        "a router advertisement behind options",
+        &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 60, &options)),
+        &message,
+    );
     let fragment = [&[58, 0, 0, 1, 0, 0, 0, 9][..], &message].concat();
-    stage.refused("a router advertisement in a fragment", &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 44, &fragment)), &message);
+    stage.refused(
+        "a router advertisement in a fragment",
+        &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 44, &fragment)),
+        &message,
+    );
     let lie = icmpv6(a, b, 136, &[target(gateway), option(2, mac_a)].concat());
     let fragment = [&[58, 0, 0, 1, 0, 0, 0, 9][..], &lie].concat();
-    stage.refused("an advertisement in a fragment", &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 44, &fragment)), &lie);
+    stage.refused(
+        "an advertisement in a fragment",
+        &ethernet(mac_b, mac_a, IPV6, &ipv6(a, b, 44, &fragment)),
+        &lie,
+    );
     let server = ipv6(a, b, 17, &udp(547, 546, &mark(2)));
     stage.refused("a DHCPv6 server", &ethernet(mac_b, mac_a, IPV6, &server), &mark(2));
 
@@ -261,7 +315,8 @@ fn fragments_are_judged_as_what_they_make_together() {
             packet[6..8].copy_from_slice(&field.to_be_bytes());
             // The checksum of the header, again.
             packet[10..12].fill(0);
-            let sum: u32 = packet[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+            let sum: u32 =
+                packet[..20].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
             let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
             packet[10..12].copy_from_slice(&sum.to_be_bytes());
             from.send(&ethernet(b.mac(), a.mac(), IPV4, &packet));

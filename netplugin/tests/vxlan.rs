@@ -82,7 +82,10 @@ impl Cluster {
     }
 
     fn populate(&self) -> Vec<Container> {
-        self.all().into_iter().map(|n| self.hosts[n].add(&format!("c{n}"), &self.conf(n, &self.all()))).collect()
+        self.all()
+            .into_iter()
+            .map(|n| self.hosts[n].add(&format!("c{n}"), &self.conf(n, &self.all())))
+            .collect()
     }
 
     fn teardown(&self, containers: &[Container]) {
@@ -248,7 +251,11 @@ fn strangers_are_not_listened_to() {
     let stranger = Ns::new();
     cluster.plug(&stranger, 7, 1500);
     let at = Tap::open(&containers[0].ns, "eth0");
-    let question = arp(1, ([2, 6, 6, 6, 6, 6], Ipv4Addr::new(10, 1, 7, 7)), ([0; 6], containers[0].ip().parse().unwrap()));
+    let question = arp(
+        1,
+        ([2, 6, 6, 6, 6, 6], Ipv4Addr::new(10, 1, 7, 7)),
+        ([0; 6], containers[0].ip().parse().unwrap()),
+    );
     let frame = ethernet(BROADCAST, [2, 6, 6, 6, 6, 6], ARP, &question);
     let send = |ns: &Ns, from: &str, vni: u32| {
         let socket = ns.run(|| UdpSocket::bind(format!("{from}:0")).unwrap());
@@ -272,12 +279,18 @@ fn a_broadcast_is_sent_once_to_each_peer_and_never_comes_back() {
         let containers = cluster.populate();
         let wires: Vec<Tap> = cluster.hosts.iter().map(|host| Tap::open(&host.ns, "u0")).collect();
         let from = Tap::open(&containers[0].ns, "eth0");
-        let question = arp(1, (containers[0].mac(), containers[0].ip().parse().unwrap()), ([0; 6], Ipv4Addr::new(10, 1, 99, 99)));
+        let question = arp(
+            1,
+            (containers[0].mac(), containers[0].ip().parse().unwrap()),
+            ([0; 6], Ipv4Addr::new(10, 1, 99, 99)),
+        );
         from.send(&ethernet(BROADCAST, containers[0].mac(), ARP, &question));
         let counts: Vec<usize> = wires
             .iter()
             .map(|wire| {
-                std::iter::from_fn(|| wire.receive(Duration::from_millis(200))).filter(|frame| contains(frame, &question)).count()
+                std::iter::from_fn(|| wire.receive(Duration::from_millis(200)))
+                    .filter(|frame| contains(frame, &question))
+                    .count()
             })
             .collect();
         assert_eq!(counts, [0, 1, 1, 1], "{mode}");
@@ -328,7 +341,8 @@ fn the_receivers_policy_holds_across_nodes() {
     let cluster = Cluster::new(2, "flood", false, 1500);
     let a = cluster.hosts[0].add("a", &cluster.conf(0, &[0, 1]));
     let mut strict = cluster.conf(1, &[0, 1]);
-    strict["policy"]["ingress"] = json!({"allow": [{"cidr": "10.1.0.0/16", "protocol": "tcp", "ports": [80]}]});
+    strict["policy"]["ingress"] =
+        json!({"allow": [{"cidr": "10.1.0.0/16", "protocol": "tcp", "ports": [80]}]});
     let b = cluster.hosts[1].add("b", &strict);
     b.ns.serve_tcp("0.0.0.0:80");
     b.ns.serve_tcp("0.0.0.0:81");

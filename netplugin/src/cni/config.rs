@@ -218,7 +218,12 @@ impl NetConf {
             policy: raw.policy,
             uplink,
             data_dir: raw.data_dir,
-            prev_result: raw.prev_result.as_ref().filter(|v| !v.is_null()).map(AddResult::from_json).transpose()?,
+            prev_result: raw
+                .prev_result
+                .as_ref()
+                .filter(|v| !v.is_null())
+                .map(AddResult::from_json)
+                .transpose()?,
             runtime: raw.runtime_config,
             valid_attachments: raw
                 .valid_attachments
@@ -265,7 +270,8 @@ fn vpc(value: Value) -> Result<Vpc, ConfigError> {
         if value.as_object().is_some_and(|map| map.len() > 1) {
             return Err(wrong("vxlan.file", "stands alone: the rest is in the file"));
         }
-        let text = std::fs::read(file).map_err(|error| wrong("vxlan.file", format!("`{file}` cannot be read: {error}")))?;
+        let text = std::fs::read(file)
+            .map_err(|error| wrong("vxlan.file", format!("`{file}` cannot be read: {error}")))?;
         serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&text))
             .map_err(|error| json(format!("{file}: {}", error.path()), error.inner().to_string()))?
     } else {
@@ -287,7 +293,10 @@ fn check_mtu(mtu: u32) -> Result<(), ConfigError> {
 fn check_ports(runtime: &RuntimeConfig) -> Result<(), ConfigError> {
     for (n, port) in runtime.port_mappings.iter().enumerate() {
         if port.host_port == 0 || port.container_port == 0 {
-            return Err(wrong("runtimeConfig.portMappings", format!("{port} to {}: port 0", port.container_port)));
+            return Err(wrong(
+                "runtimeConfig.portMappings",
+                format!("{port} to {}: port 0", port.container_port),
+            ));
         }
         if runtime.port_mappings[..n].iter().any(|other| other.collides(port)) {
             return Err(wrong("runtimeConfig.portMappings", format!("{port} is there twice")));
@@ -338,8 +347,14 @@ mod tests {
             (json!({"ipam": {"type": "skep", "subnet": "x"}}), "ipam.subnet"),
             (json!({"dataDir": "x"}), "dataDir: "),
             (json!({"uplink": "skb-pods"}), "uplink: "),
-            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1}]}}), "runtimeConfig.portMappings"),
-            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 5, "containerPort": 1}, {"hostPort": 5, "containerPort": 2}]}}), "runtimeConfig.portMappings"),
+            (
+                json!({"runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1}]}}),
+                "runtimeConfig.portMappings",
+            ),
+            (
+                json!({"runtimeConfig": {"portMappings": [{"hostPort": 5, "containerPort": 1}, {"hostPort": 5, "containerPort": 2}]}}),
+                "runtimeConfig.portMappings",
+            ),
             (json!({"runtimeConfig": {"mac": "01:00:00:00:00:00"}}), "runtimeConfig.mac"),
             (json!({"prevResult": {"ips": [{"address": "x"}]}}), "prevResult.ips[0].address"),
             (json!({"cniVersion": "0.2.0"}), "cniVersion `0.2.0`"),
@@ -354,7 +369,10 @@ mod tests {
 
     #[test]
     fn keys_of_a_namespace_are_somebody_elses() {
-        parse(&base(json!({"example.org/x": 1, "capabilities": {"mac": true}, "args": {}, "disableCheck": true}))).unwrap();
+        parse(&base(
+            json!({"example.org/x": 1, "capabilities": {"mac": true}, "args": {}, "disableCheck": true}),
+        ))
+        .unwrap();
     }
 
     proptest! {

@@ -93,7 +93,9 @@ impl Invocation {
             "GC" => Command::Gc,
             "STATUS" => Command::Status,
             "VERSION" => Command::Version,
-            _ => return Err(invalid("CNI_COMMAND", &verb, "is none of ADD, DEL, CHECK, GC, STATUS, VERSION")),
+            _ => {
+                return Err(invalid("CNI_COMMAND", &verb, "is none of ADD, DEL, CHECK, GC, STATUS, VERSION"));
+            }
         };
         let path = get("CNI_PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
         let attach = match command {
@@ -132,7 +134,11 @@ fn container_id(id: String) -> Result<String, EnvError> {
     let ok = id.starts_with(|c: char| c.is_ascii_alphanumeric())
         && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     if !ok {
-        return Err(invalid("CNI_CONTAINERID", &id, "is not a letter or digit followed by letters, digits, `_`, `.`, `-`"));
+        return Err(invalid(
+            "CNI_CONTAINERID",
+            &id,
+            "is not a letter or digit followed by letters, digits, `_`, `.`, `-`",
+        ));
     }
     if id.len() > 1024 {
         return Err(invalid("CNI_CONTAINERID", &id, "is longer than 1024 bytes"));
@@ -172,7 +178,9 @@ fn args(text: &str) -> Result<Args, EnvError> {
             "IP" => {
                 for ip in value.split(',') {
                     let ip = ip.split('/').next().unwrap_or(ip);
-                    found.ips.push(ip.parse().map_err(|_| invalid("CNI_ARGS", pair, "is not an IP address"))?);
+                    found
+                        .ips
+                        .push(ip.parse().map_err(|_| invalid("CNI_ARGS", pair, "is not an IP address"))?);
                 }
             }
             "MAC" => found.mac = Some(value.parse()?),
@@ -234,7 +242,8 @@ mod tests {
     fn args_are_refused_unless_told_to_ignore() {
         assert_eq!(args("FOO=1"), Err(EnvError::UnknownArg("FOO".to_owned())));
         assert_eq!(args("FOO=1;IgnoreUnknown=1"), Ok(Args::default()));
-        let found = args("IP=10.0.0.9/24,fd00::9;MAC=02:00:00:00:00:09;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b").unwrap();
+        let found =
+            args("IP=10.0.0.9/24,fd00::9;MAC=02:00:00:00:00:09;K8S_POD_NAMESPACE=a;K8S_POD_NAME=b").unwrap();
         assert_eq!(found.ips.len(), 2);
         assert_eq!(found.pod, Some(("a".to_owned(), "b".to_owned())));
         assert!(args("IP=nonsense").is_err());

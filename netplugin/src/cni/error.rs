@@ -20,7 +20,9 @@ pub enum CniError {
     #[error("prevResult: {0}")]
     PrevResult(#[from] ResultError),
     /// The same interface of the same container is already attached.
-    #[error("container `{container}` already has `{ifname}` on network `{network}`: DEL comes before another ADD")]
+    #[error(
+        "container `{container}` already has `{ifname}` on network `{network}`: DEL comes before another ADD"
+    )]
     AlreadyAttached {
         /// The container.
         container: String,
@@ -86,7 +88,13 @@ impl CniError {
             Self::AlreadyAttached { .. } => 100,
             Self::Check(_) => 101,
             Self::Ipam(_) => 102,
-            Self::State(error) => if error.is_io() { 5 } else { 103 },
+            Self::State(error) => {
+                if error.is_io() {
+                    5
+                } else {
+                    103
+                }
+            }
             Self::Datapath(DatapathError::Unsupported { .. }) => 105,
             Self::Datapath(error) if error.is_netns_gone() => 3,
             Self::Datapath(_) => 104,

@@ -214,7 +214,9 @@ where
     T::Err: std::fmt::Display,
 {
     text(value, key, at)?
-        .map(|text| text.parse().map_err(|error| field(&format!("{at}.{key}"), &format!("`{text}`: {error}"))))
+        .map(|text| {
+            text.parse().map_err(|error| field(&format!("{at}.{key}"), &format!("`{text}`: {error}")))
+        })
         .transpose()
 }
 
@@ -233,7 +235,8 @@ fn ip(value: &Value, at: &str, interfaces: usize) -> Result<IpConfig, ResultErro
         return Err(field(&format!("{at}.interface"), "is beyond the list of interfaces"));
     }
     Ok(IpConfig {
-        address: parsed(value, "address", at)?.ok_or_else(|| field(&format!("{at}.address"), "is missing"))?,
+        address: parsed(value, "address", at)?
+            .ok_or_else(|| field(&format!("{at}.address"), "is missing"))?,
         gateway: parsed(value, "gateway", at)?,
         interface,
     })

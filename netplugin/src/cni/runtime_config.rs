@@ -57,7 +57,12 @@ pub struct PortMapping {
     #[serde(default = "tcp")]
     pub protocol: Protocol,
     /// The host's address it is bound to; none means every address of the host.
-    #[serde(rename = "hostIP", default, deserialize_with = "optional_ip", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "hostIP",
+        default,
+        deserialize_with = "optional_ip",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub host_ip: Option<IpAddr>,
 }
 
@@ -71,7 +76,8 @@ fn optional_ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opti
     if text.is_empty() {
         return Ok(None);
     }
-    let ip: IpAddr = text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not an IP address")))?;
+    let ip: IpAddr =
+        text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not an IP address")))?;
     Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
 }
 

@@ -120,7 +120,12 @@ pub trait Datapath {
     fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError>;
 
     /// Finds what another plugin made, by the interfaces of its result. Changes nothing.
-    fn find_existing(&self, interfaces: &[Interface], netns: &str, ifname: &str) -> Result<Existing, DatapathError>;
+    fn find_existing(
+        &self,
+        interfaces: &[Interface],
+        netns: &str,
+        ifname: &str,
+    ) -> Result<Existing, DatapathError>;
 
     /// Makes the network's bridge, links and rules, where they are not there yet, in place of `earlier`'s. `state` is
     /// asked for only when all rules must be made anew (there were none, or somebody removed them); it must have this

@@ -79,7 +79,10 @@ impl<'a> Allocator<'a> {
     }
 
     fn set_of(&self, ip: IpAddr) -> Option<usize> {
-        self.config.sets.iter().position(|set| set.iter().any(|range| (range.start..=range.end).contains(&ip)))
+        self.config
+            .sets
+            .iter()
+            .position(|set| set.iter().any(|range| (range.start..=range.end).contains(&ip)))
     }
 
     fn is_gateway(&self, ip: IpAddr) -> bool {
@@ -205,7 +208,10 @@ mod tests {
              {"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.20", "rangeEnd": "10.0.0.20"}],
             [{"subnet": "fd00::/64"}]]}));
         let mut used = Used::default();
-        assert_eq!(all(&config, &mut used), ["10.0.0.10", "fd00::2", "10.0.0.11", "fd00::3", "10.0.0.20", "fd00::4"]);
+        assert_eq!(
+            all(&config, &mut used),
+            ["10.0.0.10", "fd00::2", "10.0.0.11", "fd00::3", "10.0.0.20", "fd00::4"]
+        );
         // The failed fourth try took nothing of the other set.
         assert_eq!(used.subnets[&"fd00::/64".parse().unwrap()].len(), 3);
     }
@@ -217,8 +223,14 @@ mod tests {
         let want = ["10.0.0.77".parse().unwrap()];
         assert_eq!(allocator.allocate(&mut used, &want).unwrap()[0].address.to_string(), "10.0.0.77/24");
         assert!(matches!(allocator.allocate(&mut used, &want), Err(IpamError::Taken(_))));
-        assert!(matches!(allocator.allocate(&mut used, &["10.0.0.1".parse().unwrap()]), Err(IpamError::Taken(_))));
-        assert!(matches!(allocator.allocate(&mut used, &["10.0.1.1".parse().unwrap()]), Err(IpamError::OutOfRange(_))));
+        assert!(matches!(
+            allocator.allocate(&mut used, &["10.0.0.1".parse().unwrap()]),
+            Err(IpamError::Taken(_))
+        ));
+        assert!(matches!(
+            allocator.allocate(&mut used, &["10.0.1.1".parse().unwrap()]),
+            Err(IpamError::OutOfRange(_))
+        ));
     }
 
     proptest! {

@@ -150,10 +150,18 @@ impl IpamConfig {
             .map_err(|error| config_error(&format!("ipam.{}", error.path()), error.inner()))?;
         let mut sets = raw.ranges;
         if let Some(subnet) = raw.subnet {
-            let range = RawRange { subnet, range_start: raw.range_start, range_end: raw.range_end, gateway: raw.gateway };
+            let range = RawRange {
+                subnet,
+                range_start: raw.range_start,
+                range_end: raw.range_end,
+                gateway: raw.gateway,
+            };
             sets.insert(0, vec![Range::try_from(range).map_err(|why| config_error("ipam.subnet", why))?]);
         } else if raw.range_start.or(raw.range_end).or(raw.gateway).is_some() {
-            return Err(config_error("ipam.subnet", "is missing, but rangeStart, rangeEnd or gateway is there"));
+            return Err(config_error(
+                "ipam.subnet",
+                "is missing, but rangeStart, rangeEnd or gateway is there",
+            ));
         }
         check_sets(&sets)?;
         Ok(Self::Own(OwnIpam { sets, routes: raw.routes }))
@@ -177,10 +185,14 @@ fn check_sets(sets: &[Vec<Range>]) -> Result<(), IpamError> {
             if let Some((_, other)) = seen.iter().find(|(other, _)| overlap(other, range)) {
                 return Err(config_error(&at, format!("overlaps {other}")));
             }
-            if let Some((other, _)) =
-                seen.iter().find(|(other, _)| other.subnet != range.subnet && nested(other.subnet, range.subnet))
+            if let Some((other, _)) = seen
+                .iter()
+                .find(|(other, _)| other.subnet != range.subnet && nested(other.subnet, range.subnet))
             {
-                return Err(config_error(&at, format!("its subnet {} overlaps {}", range.subnet, other.subnet)));
+                return Err(config_error(
+                    &at,
+                    format!("its subnet {} overlaps {}", range.subnet, other.subnet),
+                ));
             }
             seen.push((range, at));
         }
@@ -210,10 +222,14 @@ mod tests {
 
     #[test]
     fn defaults_leave_network_gateway_and_broadcast_out() {
-        let own = own(&json!({"type": "skep", "subnet": "10.1.2.3/24", "ranges": [[{"subnet": "fd00:1::/64"}]]})).unwrap();
+        let own =
+            own(&json!({"type": "skep", "subnet": "10.1.2.3/24", "ranges": [[{"subnet": "fd00:1::/64"}]]}))
+                .unwrap();
         let range = &own.sets[0][0];
-        assert_eq!((range.start.to_string(), range.end.to_string(), range.gateway.to_string()),
-            ("10.1.2.1".into(), "10.1.2.254".into(), "10.1.2.1".into()));
+        assert_eq!(
+            (range.start.to_string(), range.end.to_string(), range.gateway.to_string()),
+            ("10.1.2.1".into(), "10.1.2.254".into(), "10.1.2.1".into())
+        );
         assert_eq!(own.sets[1][0].gateway.to_string(), "fd00:1::1");
     }
 
@@ -226,10 +242,22 @@ mod tests {
             (json!({"type": "skep", "ranges": [[]]}), "ipam.ranges[0]"),
             (json!({"type": "skep", "subnet": "10.0.0.0/31"}), "ipam.subnet"),
             (json!({"type": "skep", "rangeStart": "10.0.0.5"}), "ipam.subnet"),
-            (json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.1.1"}]]}), "ipam.ranges[0][0]"),
-            (json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/24"}]]}), "ipam.ranges[1][0]"),
-            (json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/16"}]]}), "ipam.ranges[1][0]"),
-            (json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}), "ipam.ranges[0][1]"),
+            (
+                json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.1.1"}]]}),
+                "ipam.ranges[0][0]",
+            ),
+            (
+                json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/24"}]]}),
+                "ipam.ranges[1][0]",
+            ),
+            (
+                json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}], [{"subnet": "10.0.0.0/16"}]]}),
+                "ipam.ranges[1][0]",
+            ),
+            (
+                json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24"}, {"subnet": "fd00::/64"}]]}),
+                "ipam.ranges[0][1]",
+            ),
             (json!({"type": "skep", "subnet": "10.0.0.0/24", "gatway": "10.0.0.1"}), "ipam.gatway"),
         ] {
             match IpamConfig::parse(Some(&value)) {
@@ -239,6 +267,9 @@ mod tests {
         }
         assert_eq!(IpamConfig::parse(None).unwrap(), IpamConfig::None);
         assert_eq!(IpamConfig::parse(Some(&json!({}))).unwrap(), IpamConfig::None);
-        assert_eq!(IpamConfig::parse(Some(&json!({"type": "dhcp"}))).unwrap(), IpamConfig::Delegated("dhcp".into()));
+        assert_eq!(
+            IpamConfig::parse(Some(&json!({"type": "dhcp"}))).unwrap(),
+            IpamConfig::Delegated("dhcp".into())
+        );
     }
 }

@@ -40,8 +40,10 @@ pub fn delegate(path: &Path, command: &str, config: &[u8]) -> Result<Option<AddR
     let value: Option<Value> = serde_json::from_slice(&output).ok();
     if !status.success() {
         let plugin = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let code = value.as_ref().and_then(|v| v.get("code")?.as_u64()).and_then(|code| u32::try_from(code).ok());
-        let text = |key: &str| value.as_ref().and_then(|v| v.get(key)?.as_str()).unwrap_or_default().to_owned();
+        let code =
+            value.as_ref().and_then(|v| v.get("code")?.as_u64()).and_then(|code| u32::try_from(code).ok());
+        let text =
+            |key: &str| value.as_ref().and_then(|v| v.get(key)?.as_str()).unwrap_or_default().to_owned();
         let mut message = text("msg");
         if !text("details").is_empty() {
             message = format!("{message}: {}", text("details"));
@@ -114,7 +116,10 @@ mod tests {
             Err(IpamError::Delegate { code: 11, message, .. }) => assert_eq!(message, "later: busy"),
             other => panic!("{other:?}"),
         }
-        assert!(matches!(delegate(&script(dir.path(), "exit 3"), "DEL", b""), Err(IpamError::Delegate { code: 102, .. })));
+        assert!(matches!(
+            delegate(&script(dir.path(), "exit 3"), "DEL", b""),
+            Err(IpamError::Delegate { code: 102, .. })
+        ));
         assert!(matches!(delegate(&script(dir.path(), "echo no"), "ADD", b""), Err(IpamError::Exec { .. })));
         assert!(matches!(delegate(Path::new("/nonexistent"), "ADD", b""), Err(IpamError::Exec { .. })));
     }

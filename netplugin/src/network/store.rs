@@ -258,9 +258,12 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io("read", path)(error)),
     };
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&text))
-        .map(Some)
-        .map_err(|error| StateError::Format { path: path.to_owned(), why: format!("{}: {}", error.path(), error.inner()) })
+    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&text)).map(Some).map_err(
+        |error| StateError::Format {
+            path: path.to_owned(),
+            why: format!("{}: {}", error.path(), error.inner()),
+        },
+    )
 }
 
 fn check_version(path: &Path, found: Option<u32>, known: u32) -> Result<(), StateError> {

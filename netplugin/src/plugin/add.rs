@@ -35,7 +35,9 @@ impl<D: Datapath> Plugin<'_, D> {
             if delegated && !matches!(errors[0], CniError::AlreadyAttached { .. }) {
                 errors.extend(self.delegated("DEL").err());
             }
-            return Err(CniError::collect(errors).err().unwrap_or(CniError::NotReady("nothing failed".to_owned())));
+            return Err(CniError::collect(errors)
+                .err()
+                .unwrap_or(CniError::NotReady("nothing failed".to_owned())));
         }
         Ok(self.result(&network, &attachment, dns))
     }
@@ -43,8 +45,9 @@ impl<D: Datapath> Plugin<'_, D> {
     /// The records as far as they are known before there are addresses. Nothing is changed.
     fn draft(&self, attach: &Attach) -> Result<(Network, Attachment), CniError> {
         let conf = self.conf;
-        let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy)
-            .map_err(|error| crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() })?;
+        let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy).map_err(|error| {
+            crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() }
+        })?;
         let mut network = network_of(conf);
         network.groups.extend(group.iter().cloned());
         network.groups.extend(policy.groups().cloned());
@@ -71,7 +74,8 @@ impl<D: Datapath> Plugin<'_, D> {
             id,
         };
         if let Some(previous) = &conf.prev_result {
-            let existing = self.datapath.find_existing(&previous.interfaces, &attachment.netns, &attachment.ifname)?;
+            let existing =
+                self.datapath.find_existing(&previous.interfaces, &attachment.netns, &attachment.ifname)?;
             attachment.kind = Kind::Chained;
             attachment.host_ifname = existing.host_ifname;
             attachment.mac = existing.mac;
@@ -88,16 +92,25 @@ impl<D: Datapath> Plugin<'_, D> {
     }
 
     /// Takes over addresses and what follows from them.
-    fn take(&self, network: &mut Network, attachment: &mut Attachment, addresses: Vec<Address>, routes: Vec<Route>) {
+    fn take(
+        &self,
+        network: &mut Network,
+        attachment: &mut Attachment,
+        addresses: Vec<Address>,
+        routes: Vec<Route>,
+    ) {
         attachment.routes = routes;
         if self.conf.is_gateway {
             for address in &addresses {
-                let gateway = address.gateway.and_then(|ip| IpNet::new(ip, address.address.prefix_len()).ok());
+                let gateway =
+                    address.gateway.and_then(|ip| IpNet::new(ip, address.address.prefix_len()).ok());
                 network.gateways.extend(gateway.filter(|net| !network.gateways.contains(net)));
             }
         }
         if self.conf.is_default_gateway {
-            for (any, ipv6) in [(IpNet::V4(ipnet::Ipv4Net::default()), false), (IpNet::V6(ipnet::Ipv6Net::default()), true)] {
+            for (any, ipv6) in
+                [(IpNet::V4(ipnet::Ipv4Net::default()), false), (IpNet::V6(ipnet::Ipv6Net::default()), true)]
+            {
                 let gateway = addresses.iter().find_map(|one| one.gateway.filter(|ip| ip.is_ipv6() == ipv6));
                 let there = attachment.routes.iter().any(|route| route.dst == any);
                 if gateway.is_some() && !there {
@@ -149,7 +162,11 @@ impl<D: Datapath> Plugin<'_, D> {
 
     /// Gives the attachment addresses by our own allocator, if that is what the configuration says; what is taken
     /// then is still to be written.
-    fn lease(&self, network: &mut Network, attachment: &mut Attachment) -> Result<Option<crate::ipam::Used>, CniError> {
+    fn lease(
+        &self,
+        network: &mut Network,
+        attachment: &mut Attachment,
+    ) -> Result<Option<crate::ipam::Used>, CniError> {
         let IpamConfig::Own(own) = &self.conf.ipam else { return Ok(None) };
         if attachment.kind == Kind::Chained {
             return Ok(None);
@@ -186,7 +203,10 @@ impl<D: Datapath> Plugin<'_, D> {
         for other in state.attachments.iter().filter(|other| other.id != attachment.id) {
             for port in &attachment.ports {
                 if other.ports.iter().any(|taken| taken.collides(port)) {
-                    return Err(CniError::PortTaken { port: port.to_string(), owner: other.container_id.clone() });
+                    return Err(CniError::PortTaken {
+                        port: port.to_string(),
+                        owner: other.container_id.clone(),
+                    });
                 }
             }
         }
@@ -212,7 +232,12 @@ impl<D: Datapath> Plugin<'_, D> {
             interfaces: vec![
                 interface(&network.bridge, network.owns_bridge.then_some(network.mac), network.mtu, None),
                 interface(&attachment.host_ifname, None, attachment.mtu, None),
-                interface(&attachment.ifname, Some(attachment.mac), attachment.mtu, Some(attachment.netns.clone())),
+                interface(
+                    &attachment.ifname,
+                    Some(attachment.mac),
+                    attachment.mtu,
+                    Some(attachment.netns.clone()),
+                ),
             ],
             ips: attachment
                 .addresses
@@ -247,7 +272,11 @@ pub(super) fn network_of(conf: &NetConf) -> Network {
 }
 
 /// Joins a network's draft with what is on record of it; gives the record. The lock is held.
-pub(super) fn settle<D: Datapath>(datapath: &D, store: &Store, network: &mut Network) -> Result<Option<Network>, CniError> {
+pub(super) fn settle<D: Datapath>(
+    datapath: &D,
+    store: &Store,
+    network: &mut Network,
+) -> Result<Option<Network>, CniError> {
     let earlier = store.network(&network.name)?;
     for name in store.network_names()?.iter().filter(|name| **name != network.name) {
         if let Some(other) = store.network(name)?

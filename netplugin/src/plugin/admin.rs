@@ -93,7 +93,8 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
                     problems,
                 });
             }
-            let peers = network.vpc.iter().flat_map(|vpc| vpc.nodes.iter().map(|node| node.address)).collect();
+            let peers =
+                network.vpc.iter().flat_map(|vpc| vpc.nodes.iter().map(|node| node.address)).collect();
             Ok(NetworkStatus {
                 name: network.name,
                 bridge: network.bridge,
@@ -153,7 +154,8 @@ pub fn set_policy<D: Datapath>(
 ) -> Result<(), CniError> {
     let _lock = store.lock()?;
     let id = Attachment::id_of(network, container_id, ifname);
-    let (Some(mut attachment), Some(mut record)) = (store.attachment(network, &id)?, store.network(network)?) else {
+    let (Some(mut attachment), Some(mut record)) = (store.attachment(network, &id)?, store.network(network)?)
+    else {
         let attach = Attach {
             container_id: container_id.to_owned(),
             ifname: ifname.to_owned(),
@@ -199,7 +201,8 @@ pub fn collect<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<String>, 
         }
         let failed = undo(datapath, store, attachment);
         if failed.is_empty() {
-            undone.push(format!("{}/{} on {}", attachment.container_id, attachment.ifname, attachment.network));
+            undone
+                .push(format!("{}/{} on {}", attachment.container_id, attachment.ifname, attachment.network));
         }
         errors.extend(failed);
     }

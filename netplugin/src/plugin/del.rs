@@ -14,8 +14,12 @@ impl<D: Datapath> Plugin<'_, D> {
         match self.store.attachment(&self.conf.name, &id) {
             Ok(Some(attachment)) => errors.extend(undo(self.datapath, &self.store, &attachment)),
             // Never made, or made by a call whose records are lost: what has our names is ours.
-            Ok(None) if self.conf.prev_result.is_none() || self.conf.ipam != crate::ipam::IpamConfig::None => {
-                let remains = self.datapath.detach(None, &nameless(self.conf.name.clone(), attach, id, &self.conf.bridge));
+            Ok(None)
+                if self.conf.prev_result.is_none() || self.conf.ipam != crate::ipam::IpamConfig::None =>
+            {
+                let remains = self
+                    .datapath
+                    .detach(None, &nameless(self.conf.name.clone(), attach, id, &self.conf.bridge));
                 errors.extend(remains.into_iter().map(CniError::from));
             }
             Ok(None) => {}

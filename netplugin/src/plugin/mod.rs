@@ -153,7 +153,8 @@ fn drop_network<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<
     // As it is now: it may have changed since the caller looked.
     let Some(network) = store.network(name)? else { return Ok(Vec::new()) };
     let last = store.network_names()?.iter().all(|other| other == name);
-    let errors: Vec<CniError> = datapath.remove_network(&network, last).into_iter().map(CniError::from).collect();
+    let errors: Vec<CniError> =
+        datapath.remove_network(&network, last).into_iter().map(CniError::from).collect();
     if errors.is_empty() {
         store.remove_network(name)?;
     }

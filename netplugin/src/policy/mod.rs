@@ -163,11 +163,21 @@ mod tests {
 
     #[test]
     fn groups_and_ports_narrow_a_rule() {
-        let own = policy(r#"{"ingress":{"allow":[{"group":"web","protocol":"tcp","ports":["80","8000-8002"]}]}}"#);
+        let own =
+            policy(r#"{"ingress":{"allow":[{"group":"web","protocol":"tcp","ports":["80","8000-8002"]}]}}"#);
         let net = NetworkPolicy::default();
         let member = |group: &GroupName, ip: IpAddr| group.as_str() == "web" && ip.to_string() == "10.0.0.2";
-        for (peer, port, want) in [("10.0.0.2", 80, true), ("10.0.0.2", 8001, true), ("10.0.0.2", 81, false), ("10.0.0.3", 80, false)] {
-            assert_eq!(own.permits(&net, &flow(Direction::Ingress, peer, port), &member), want, "{peer} {port}");
+        for (peer, port, want) in [
+            ("10.0.0.2", 80, true),
+            ("10.0.0.2", 8001, true),
+            ("10.0.0.2", 81, false),
+            ("10.0.0.3", 80, false),
+        ] {
+            assert_eq!(
+                own.permits(&net, &flow(Direction::Ingress, peer, port), &member),
+                want,
+                "{peer} {port}"
+            );
         }
         assert_eq!(own.groups().count(), 1);
     }

@@ -69,7 +69,11 @@ impl FromStr for PortRange {
         let bad = || PolicyError::Ports(text.to_owned());
         let port = |text: &str| {
             // parse() alone would take "+80".
-            if text.bytes().all(|c| c.is_ascii_digit()) { text.parse::<u16>().map_err(|_| bad()) } else { Err(bad()) }
+            if text.bytes().all(|c| c.is_ascii_digit()) {
+                text.parse::<u16>().map_err(|_| bad())
+            } else {
+                Err(bad())
+            }
         };
         let (first, last) = match text.split_once('-') {
             Some((first, last)) => (port(first)?, port(last)?),
@@ -81,7 +85,11 @@ impl FromStr for PortRange {
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
     }
 }
 
@@ -106,7 +114,13 @@ impl Transport {
             Self::Tcp => 6,
             Self::Udp => 17,
             Self::Sctp => 132,
-            Self::Icmp => if ipv6 { 58 } else { 1 },
+            Self::Icmp => {
+                if ipv6 {
+                    58
+                } else {
+                    1
+                }
+            }
         }
     }
 }
@@ -137,7 +151,8 @@ impl Rule {
             Peer::Group(group) => in_group(group, flow.peer),
         };
         peer && self.transport.is_none_or(|transport| transport.number(flow.peer.is_ipv6()) == flow.protocol)
-            && (self.ports.is_empty() || self.ports.iter().any(|range| (range.first..=range.last).contains(&flow.port)))
+            && (self.ports.is_empty()
+                || self.ports.iter().any(|range| (range.first..=range.last).contains(&flow.port)))
     }
 }
 

@@ -150,7 +150,9 @@ impl Vpc {
                 }
             }
             match (self.mode, node.id) {
-                (Mode::Mesh, None) => return wrong(&format!("{at}.id"), "is missing, and mode mesh needs it".to_owned()),
+                (Mode::Mesh, None) => {
+                    return wrong(&format!("{at}.id"), "is missing, and mode mesh needs it".to_owned());
+                }
                 (_, Some(id)) if !(1..=MAX_ID).contains(&id) => {
                     return wrong(&format!("{at}.id"), format!("{id} is not between 1 and {MAX_ID}"));
                 }
@@ -164,7 +166,10 @@ impl Vpc {
         }
         for (n, station) in self.stations.iter().enumerate() {
             if self.find(&station.node).is_none() {
-                return wrong(&format!("stations[{n}].node"), format!("`{}` is none of the nodes", station.node));
+                return wrong(
+                    &format!("stations[{n}].node"),
+                    format!("`{}` is none of the nodes", station.node),
+                );
             }
         }
         self.validate_mesh()
@@ -207,7 +212,11 @@ impl Vpc {
         let needs_ipv6 = self.nodes.iter().enumerate().any(|(n, node)| {
             self.nodes[..n].iter().any(|other| node.path_to(other).is_some_and(|(from, _)| from.is_ipv6()))
         });
-        if needs_ipv6 || self.nodes.iter().all(|node| node.addresses().all(|ip| ip.is_ipv6())) { 70 } else { 50 }
+        if needs_ipv6 || self.nodes.iter().all(|node| node.addresses().all(|ip| ip.is_ipv6())) {
+            70
+        } else {
+            50
+        }
     }
 }
 

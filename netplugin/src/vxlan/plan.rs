@@ -100,7 +100,10 @@ impl Vpc {
 
     fn mesh(&self, network: &str, local: &Node, paths: &[Path<'_>]) -> Result<Vec<Link>, VpcError> {
         let id = |node: &Node| {
-            node.id.ok_or_else(|| VpcError::Field { field: "nodes".to_owned(), why: format!("`{}` has no id", node.name) })
+            node.id.ok_or_else(|| VpcError::Field {
+                field: "nodes".to_owned(),
+                why: format!("`{}` has no id", node.name),
+            })
         };
         let own = id(local)?;
         paths
@@ -108,9 +111,13 @@ impl Vpc {
             .map(|path| {
                 let (peer, (from, to)) = *path;
                 let number = pair(own, id(peer)?);
-                let vni = self.vni.checked_add(number).filter(|vni| *vni <= super::MAX_VNI).ok_or_else(|| {
-                    VpcError::Field { field: "vni".to_owned(), why: format!("pair number {number} is past 24 bits") }
-                })?;
+                let vni =
+                    self.vni.checked_add(number).filter(|vni| *vni <= super::MAX_VNI).ok_or_else(|| {
+                        VpcError::Field {
+                            field: "vni".to_owned(),
+                            why: format!("pair number {number} is past 24 bits"),
+                        }
+                    })?;
                 Ok(Link {
                     name: link_name(network, &peer.name),
                     vni,
@@ -126,7 +133,11 @@ impl Vpc {
 
     fn peer_address(&self, number: u32, lower: bool) -> Option<IpNet> {
         let IpNet::V4(net) = self.peer_network? else { return None };
-        let host = u32::from(net.network()).checked_add(number.checked_mul(4)?)?.checked_add(if lower { 1 } else { 2 })?;
+        let host = u32::from(net.network()).checked_add(number.checked_mul(4)?)?.checked_add(if lower {
+            1
+        } else {
+            2
+        })?;
         Ipv4Net::new(Ipv4Addr::from(host), 30).ok().map(IpNet::V4)
     }
 }
@@ -182,9 +193,14 @@ mod tests {
         assert_eq!(vpc.overhead(), 70);
         let links = vpc.plan("a", &vpc.nodes[0]).unwrap();
         assert_eq!(links.len(), 2);
-        assert_eq!((links[0].local, links[1].local), (vpc.nodes[0].address, "2001:db8::1".parse::<IpAddr>().unwrap()));
+        assert_eq!(
+            (links[0].local, links[1].local),
+            (vpc.nodes[0].address, "2001:db8::1".parse::<IpAddr>().unwrap())
+        );
         vpc.nodes[1].alternate = None;
-        assert!(vpc.validate().unwrap_err().to_string().contains("`n3` has no address of a family that `n2` has"));
+        assert!(
+            vpc.validate().unwrap_err().to_string().contains("`n3` has no address of a family that `n2` has")
+        );
     }
 
     #[test]

@@ -27,7 +27,8 @@ impl Tap {
             let protocol = (libc::ETH_P_ALL as u16).to_be();
             // SAFETY: plain system call, the descriptor is checked and owned from here on.
             let fd = unsafe {
-                let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
+                let fd =
+                    libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
                 assert!(fd >= 0, "{}", io::Error::last_os_error());
                 OwnedFd::from_raw_fd(fd)
             };
@@ -38,7 +39,11 @@ impl Tap {
             address.sll_ifindex = i32::try_from(index).unwrap();
             // SAFETY: the address is a sockaddr_ll of the length given, alive during the call.
             let bound = unsafe {
-                libc::bind(fd.as_raw_fd(), (&raw const address).cast(), std::mem::size_of_val(&address) as u32)
+                libc::bind(
+                    fd.as_raw_fd(),
+                    (&raw const address).cast(),
+                    std::mem::size_of_val(&address) as u32,
+                )
             };
             assert_eq!(bound, 0, "{}", io::Error::last_os_error());
             Self { fd }

@@ -279,7 +279,14 @@ impl Host {
     }
 
     /// Calls the plugin on this host.
-    pub fn call(&self, verb: &str, id: &str, ifname: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
+    pub fn call(
+        &self,
+        verb: &str,
+        id: &str,
+        ifname: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
         self.call_with(env!("CARGO_BIN_EXE_skep-cni"), verb, id, ifname, netns, conf)
     }
 
@@ -324,7 +331,9 @@ impl Host {
     /// Attaches a new container.
     pub fn add(&self, id: &str, conf: &Value) -> Container {
         let ns = Ns::new();
-        let result = self.call("ADD", id, "eth0", &ns.path(), conf).unwrap_or_else(|error| panic!("ADD {id}: {error}"));
+        let result = self
+            .call("ADD", id, "eth0", &ns.path(), conf)
+            .unwrap_or_else(|error| panic!("ADD {id}: {error}"));
         Container { ns, id: id.to_owned(), result }
     }
 

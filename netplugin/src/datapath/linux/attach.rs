@@ -35,7 +35,8 @@ pub(super) fn find_existing(
     let inside = Netns::open(netns)?.run(|| Route::open()?.link(ifname))?;
     let inside = inside.ok_or_else(|| conflict(format!("there is no interface {ifname} in {netns}")))?;
     let links = route.links()?;
-    let name_of = |index: u32| links.iter().find(|(_, link)| link.index == index).map(|(name, _)| name.clone());
+    let name_of =
+        |index: u32| links.iter().find(|(_, link)| link.index == index).map(|(name, _)| name.clone());
     let ours = interfaces.iter().filter(|interface| interface.sandbox.is_none()).find_map(|interface| {
         let (name, link) = links.iter().find(|(name, _)| *name == interface.name)?;
         Some((name.clone(), name_of(link.master?)?))
@@ -57,9 +58,9 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
     let port = route.need_link(&attachment.host_ifname)?;
     if attachment.kind == Kind::Veth {
         route.raise_port(port.index, &attachment.host_ifname)?;
-        route
-            .add_station(port.index, attachment.mac.0, None)
-            .map_err(|error| kernel(format!("write down that {} is behind {}", attachment.mac, attachment.host_ifname), error))?;
+        route.add_station(port.index, attachment.mac.0, None).map_err(|error| {
+            kernel(format!("write down that {} is behind {}", attachment.mac, attachment.host_ifname), error)
+        })?;
         netns.run(|| configure(attachment))?;
         route.await_carrier(&attachment.host_ifname)?;
     }

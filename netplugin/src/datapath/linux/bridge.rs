@@ -50,7 +50,8 @@ fn underlay_mtu(route: &mut Route, network: &Network) -> Result<u32, DatapathErr
     for ipv6 in [false, true] {
         let default = route.routes(ipv6)?.into_iter().find(|(net, _, _)| net.prefix_len() == 0);
         if let Some((_, _, Some(index))) = default {
-            let mtu = route.links()?.into_iter().find(|(_, link)| link.index == index).map(|(_, link)| link.mtu);
+            let mtu =
+                route.links()?.into_iter().find(|(_, link)| link.index == index).map(|(_, link)| link.mtu);
             return Ok(mtu.unwrap_or(ETHERNET_MTU));
         }
     }
@@ -58,15 +59,24 @@ fn underlay_mtu(route: &mut Route, network: &Network) -> Result<u32, DatapathErr
 }
 
 /// Whether the host has something in the way of the network or of the attachment's subnets.
-pub(super) fn validate(route: &mut Route, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+pub(super) fn validate(
+    route: &mut Route,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
     let bridge = route.link(&network.bridge)?;
     if let Some(link) = &bridge
         && link.kind != "bridge"
     {
-        return Err(DatapathError::Conflict(format!("bridge: interface {} is there and no bridge", network.bridge)));
+        return Err(DatapathError::Conflict(format!(
+            "bridge: interface {} is there and no bridge",
+            network.bridge
+        )));
     }
     if let Some(nic) = &network.nic {
-        let link = route.link(nic)?.ok_or_else(|| DatapathError::Conflict(format!("uplink: there is no interface {nic}")))?;
+        let link = route
+            .link(nic)?
+            .ok_or_else(|| DatapathError::Conflict(format!("uplink: there is no interface {nic}")))?;
         let ours = bridge.as_ref().map(|bridge| bridge.index);
         if link.master.is_some() && link.master != ours {
             return Err(DatapathError::Conflict(format!("uplink: {nic} is a port of another bridge")));
@@ -105,7 +115,10 @@ pub(super) fn ensure(route: &mut Route, network: &Network, changed: bool) -> Res
         route.filter_bridged(name)?;
     }
     if network.owns_bridge && link.mac != Some(network.mac) {
-        return Err(DatapathError::Conflict(format!("bridge {name} has lost its Ethernet address {}", network.mac)));
+        return Err(DatapathError::Conflict(format!(
+            "bridge {name} has lost its Ethernet address {}",
+            network.mac
+        )));
     }
     if !link.up {
         configure(route, network, &link)?;
@@ -139,7 +152,11 @@ fn configure(route: &mut Route, network: &Network, link: &Link) -> Result<(), Da
     // A port published on 127.0.0.1 leaves by the bridge with that source before it is translated. The frames'
     // rules keep sandboxes from using it the other way round.
     set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
-    if network.owns_bridge { route.raise_quiet(link.index, name) } else { route.raise_plain(link.index, name) }
+    if network.owns_bridge {
+        route.raise_quiet(link.index, name)
+    } else {
+        route.raise_plain(link.index, name)
+    }
 }
 
 /// Lets the host route for sandboxes.

@@ -12,7 +12,11 @@ use crate::datapath::{Counters, DatapathError};
 use crate::network::{Attachment, Network};
 
 /// What differs from what ADD made.
-pub(super) fn check(host: &Host, network: &Network, attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
+pub(super) fn check(
+    host: &Host,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<Vec<String>, DatapathError> {
     let mut found = Vec::new();
     let bridge = host.route().link(&attachment.bridge)?;
     match &bridge {
@@ -22,7 +26,10 @@ pub(super) fn check(host: &Host, network: &Network, attachment: &Attachment) -> 
                 found.push(format!("bridge {} is down", attachment.bridge));
             }
             if !bridge.filters_bridged {
-                found.push(format!("bridge {} does not pass its frames to the packet filter", attachment.bridge));
+                found.push(format!(
+                    "bridge {} does not pass its frames to the packet filter",
+                    attachment.bridge
+                ));
             }
             let addresses = host.route().addresses()?;
             for gateway in &network.gateways {
@@ -91,7 +98,12 @@ fn inside(attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
     Ok(found)
 }
 
-fn filter(host: &Host, network: &Network, attachment: &Attachment, found: &mut Vec<String>) -> Result<(), DatapathError> {
+fn filter(
+    host: &Host,
+    network: &Network,
+    attachment: &Attachment,
+    found: &mut Vec<String>,
+) -> Result<(), DatapathError> {
     let asking = |error| kernel("look at our rules", error);
     if host.tables()? != [Some(true); 2] {
         found.push("our packet filter tables are gone, or another version's".to_owned());

@@ -107,9 +107,13 @@ fn parse_tuple(buffer: &[u8]) -> Option<Tuple> {
     let (ip, proto) = (find_attribute(buffer, 1)?, find_attribute(buffer, 2)?);
     let address = |v4: u16, v6: u16| {
         let v4 = find_attribute(ip, v4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
-        v4.or_else(|| find_attribute(ip, v6).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
+        v4.or_else(|| {
+            find_attribute(ip, v6).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from)
+        })
     };
-    let number = |kind: u16| find_attribute(proto, kind).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes);
+    let number = |kind: u16| {
+        find_attribute(proto, kind).and_then(|bytes| bytes.try_into().ok()).map_or(0, u16::from_be_bytes)
+    };
     let byte = |kind: u16| find_attribute(proto, kind).and_then(<[u8]>::first).copied().unwrap_or(0);
     let protocol = byte(1);
     let first = if protocol == ICMPV6 { 7 } else { 4 };

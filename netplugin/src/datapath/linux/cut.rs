@@ -20,11 +20,21 @@ fn permitted(
     // The rules saw the destination behind a translation, which is where the answers come from.
     let (to, port) = (flow.reply.source, flow.reply.source_port);
     let published = flow.original.destination != to;
-    let opened = |direction, peer, published| Opened { direction, peer, protocol: flow.original.protocol, port, published };
+    let opened = |direction, peer, published| Opened {
+        direction,
+        peer,
+        protocol: flow.original.protocol,
+        port,
+        published,
+    };
     let outgoing = !ips.contains(&flow.original.source)
         || attachment.policy.permits(&network.policy, &opened(Direction::Egress, to, false), members);
     let incoming = !ips.contains(&to)
-        || attachment.policy.permits(&network.policy, &opened(Direction::Ingress, flow.original.source, published), members);
+        || attachment.policy.permits(
+            &network.policy,
+            &opened(Direction::Ingress, flow.original.source, published),
+            members,
+        );
     outgoing && incoming
 }
 
@@ -36,14 +46,21 @@ pub(super) fn sandbox(
     members: &dyn Fn(&GroupName, IpAddr) -> bool,
 ) -> Result<(), DatapathError> {
     let ips: BTreeSet<IpAddr> = attachment.ips().collect();
-    let forbidden =
-        conntrack::flows(nft, |flow| flow.involves(&ips) && !permitted(flow, &ips, network, attachment, members))?;
+    let forbidden = conntrack::flows(nft, |flow| {
+        flow.involves(&ips) && !permitted(flow, &ips, network, attachment, members)
+    })?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
 
 /// Ends the flows of a network's sandboxes that its policy forbids now.
-pub(super) fn network(nft: &Nft, earlier: &Network, network: &Network, state: &HostState) -> Result<(), DatapathError> {
-    let on_network: Vec<&Attachment> = state.attachments.iter().filter(|one| one.network == network.name).collect();
+pub(super) fn network(
+    nft: &Nft,
+    earlier: &Network,
+    network: &Network,
+    state: &HostState,
+) -> Result<(), DatapathError> {
+    let on_network: Vec<&Attachment> =
+        state.attachments.iter().filter(|one| one.network == network.name).collect();
     let members = |group: &GroupName, ip: IpAddr| {
         on_network.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
     };

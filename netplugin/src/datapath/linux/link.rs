@@ -9,12 +9,15 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData, InfoKind,
-    InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoBridgePort, InfoData,
+    InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
@@ -104,7 +107,9 @@ impl Route {
             Ok(Some(Message::NewLink(message))) => Ok(Some(parse_link(message).1)),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(kernel(format!("look at interface {name}"), error)),
-            Ok(_) => Err(DatapathError::Answer { what: format!("interface {name}"), why: "no link".to_owned() }),
+            Ok(_) => {
+                Err(DatapathError::Answer { what: format!("interface {name}"), why: "no link".to_owned() })
+            }
         }
     }
 
@@ -216,7 +221,12 @@ impl Route {
     }
 
     /// Brings up a port to other hosts: frames from one such port never leave by another.
-    pub(super) fn raise_uplink(&mut self, index: u32, name: &str, isolated: bool) -> Result<(), DatapathError> {
+    pub(super) fn raise_uplink(
+        &mut self,
+        index: u32,
+        name: &str,
+        isolated: bool,
+    ) -> Result<(), DatapathError> {
         let mut message = by_index(index);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
@@ -256,7 +266,8 @@ impl Route {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                let error = io::Error::new(io::ErrorKind::TimedOut, format!("no carrier after {CARRIER_TIMEOUT:?}"));
+                let error =
+                    io::Error::new(io::ErrorKind::TimedOut, format!("no carrier after {CARRIER_TIMEOUT:?}"));
                 return Err(kernel(format!("wait for {name}"), error));
             }
             std::thread::sleep(Duration::from_micros(200));
@@ -280,14 +291,24 @@ impl Route {
     }
 
     /// Gives an address to a link, unless it has it.
-    pub(super) fn add_address(&mut self, index: u32, address: IpNet, name: &str) -> Result<(), DatapathError> {
+    pub(super) fn add_address(
+        &mut self,
+        index: u32,
+        address: IpNet,
+        name: &str,
+    ) -> Result<(), DatapathError> {
         let message = address_message(index, address);
         let result = self.change(Message::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL);
         allow(result, libc::EEXIST).map_err(|error| kernel(format!("give {address} to {name}"), error))
     }
 
     /// Takes an address from a link, if it has it.
-    pub(super) fn delete_address(&mut self, index: u32, address: IpNet, name: &str) -> Result<(), DatapathError> {
+    pub(super) fn delete_address(
+        &mut self,
+        index: u32,
+        address: IpNet,
+        name: &str,
+    ) -> Result<(), DatapathError> {
         let result = self.change(Message::DelAddress(address_message(index, address)), 0);
         allow(allow(result, libc::EADDRNOTAVAIL), libc::ENODEV)
             .map_err(|error| kernel(format!("take {address} from {name}"), error))
@@ -316,7 +337,12 @@ impl Route {
     }
 
     /// Makes a route, unless it is there.
-    pub(super) fn add_route(&mut self, index: u32, route: &cni::Route, gateway: Option<IpAddr>) -> Result<(), DatapathError> {
+    pub(super) fn add_route(
+        &mut self,
+        index: u32,
+        route: &cni::Route,
+        gateway: Option<IpAddr>,
+    ) -> Result<(), DatapathError> {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
             address_family: family(route.dst.addr()),
@@ -340,8 +366,12 @@ impl Route {
         if let Some(priority) = route.priority {
             message.attributes.push(RouteAttribute::Priority(priority));
         }
-        let metrics: Vec<RouteMetric> =
-            route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+        let metrics: Vec<RouteMetric> = route
+            .mtu
+            .map(RouteMetric::Mtu)
+            .into_iter()
+            .chain(route.advmss.map(RouteMetric::Advmss))
+            .collect();
         if !metrics.is_empty() {
             message.attributes.push(RouteAttribute::Metrics(metrics));
         }
@@ -350,7 +380,10 @@ impl Route {
     }
 
     /// Every route of the main table: destination, gateway and the index of the link it leaves by.
-    pub(super) fn routes(&mut self, ipv6: bool) -> Result<Vec<(IpNet, Option<IpAddr>, Option<u32>)>, DatapathError> {
+    pub(super) fn routes(
+        &mut self,
+        ipv6: bool,
+    ) -> Result<Vec<(IpNet, Option<IpAddr>, Option<u32>)>, DatapathError> {
         let mut message = RouteMessage::default();
         message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let answers = self.dump(Message::GetRoute(message)).map_err(|error| kernel("list routes", error))?;

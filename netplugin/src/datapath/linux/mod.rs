@@ -53,7 +53,10 @@ impl Host {
     /// Which of our tables are there, and whether their rules are this program's.
     fn tables(&self) -> Result<[Option<bool>; 2], DatapathError> {
         let note = |family| {
-            let note = self.nft.table_note(family, rules::TABLE).map_err(|error| kernel("look for our table", error))?;
+            let note = self
+                .nft
+                .table_note(family, rules::TABLE)
+                .map_err(|error| kernel("look for our table", error))?;
             Ok::<_, DatapathError>(note.map(|note| note == rules::NOTE))
         };
         Ok([note(Family::Bridge)?, note(Family::Inet)?])
@@ -76,7 +79,9 @@ impl Host {
             match self.nft.commit(batch) {
                 Ok(()) => return Ok(true),
                 // Somebody was faster, in either direction.
-                Err(error) if matches!(error.errno(), Some(libc::EEXIST | libc::ENOENT)) && is_table_step(&error) => {}
+                Err(error)
+                    if matches!(error.errno(), Some(libc::EEXIST | libc::ENOENT))
+                        && is_table_step(&error) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -115,7 +120,12 @@ impl Datapath for Host {
         attach::validate(attachment)
     }
 
-    fn find_existing(&self, interfaces: &[Interface], netns: &str, ifname: &str) -> Result<Existing, DatapathError> {
+    fn find_existing(
+        &self,
+        interfaces: &[Interface],
+        netns: &str,
+        ifname: &str,
+    ) -> Result<Existing, DatapathError> {
         attach::find_existing(&mut self.route(), interfaces, netns, ifname)
     }
 

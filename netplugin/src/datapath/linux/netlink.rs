@@ -3,9 +3,7 @@
 use std::io;
 use std::os::fd::AsFd as _;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -35,7 +33,9 @@ impl Route {
             socket.set_netlink_get_strict_chk(true)?;
             Ok(socket)
         };
-        open().map(|socket| Self { socket, sequence: 0 }).map_err(|error| kernel("open a netlink socket", error))
+        open()
+            .map(|socket| Self { socket, sequence: 0 })
+            .map_err(|error| kernel("open a netlink socket", error))
     }
 
     /// Asks for a change; `flags` besides REQUEST and ACK.
@@ -68,7 +68,9 @@ impl Route {
             let mut buffer = Vec::with_capacity(1 << 16);
             match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !answers.is_empty() => return Ok(answers),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !answers.is_empty() => {
+                    return Ok(answers);
+                }
                 Err(error) => return Err(error),
             }
             let mut rest = &buffer[..];

@@ -62,7 +62,8 @@ pub(super) fn set_sysctl(path: &str, value: &str) -> Result<(), DatapathError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         _ => {}
     }
-    std::fs::write(&file, value).map_err(|error| super::netlink::kernel(format!("set {} to {value}", file.display()), error))
+    std::fs::write(&file, value)
+        .map_err(|error| super::netlink::kernel(format!("set {} to {value}", file.display()), error))
 }
 
 /// Reads a setting of the calling thread's network namespace.

@@ -7,7 +7,12 @@ use crate::datapath::DatapathError;
 use crate::network::Attachment;
 
 /// Limits what passes the port.
-pub(super) fn shape(_: &mut Route, _: &Attachment, _: &Link, bandwidth: &Bandwidth) -> Result<(), DatapathError> {
+pub(super) fn shape(
+    _: &mut Route,
+    _: &Attachment,
+    _: &Link,
+    bandwidth: &Bandwidth,
+) -> Result<(), DatapathError> {
     if *bandwidth == Bandwidth::default() {
         return Ok(());
     }

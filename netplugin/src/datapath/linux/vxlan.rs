@@ -32,7 +32,12 @@ fn local_node<'a>(route: &mut Route, vpc: &'a Vpc) -> Result<(&'a Node, u32), Da
         .filter(|(_, net)| node.addresses().any(|ip| ip == net.addr()))
         .map(|(index, _)| *index)
         .collect();
-    let mtu = route.links()?.into_iter().filter(|(_, link)| indices.contains(&link.index)).map(|(_, link)| link.mtu).min();
+    let mtu = route
+        .links()?
+        .into_iter()
+        .filter(|(_, link)| indices.contains(&link.index))
+        .map(|(_, link)| link.mtu)
+        .min();
     Ok((node, mtu.ok_or(VpcError::NotANode)?))
 }
 
@@ -40,7 +45,10 @@ fn local_node<'a>(route: &mut Route, vpc: &'a Vpc) -> Result<(&'a Node, u32), Da
 pub(super) fn inner_mtu(route: &mut Route, vpc: &Vpc) -> Result<u32, DatapathError> {
     let (node, mtu) = local_node(route, vpc)?;
     mtu.checked_sub(vpc.overhead()).filter(|mtu| *mtu >= 576).ok_or_else(|| {
-        DatapathError::Conflict(format!("the interface with {} has an MTU of {mtu}, too small for VXLAN", node.address))
+        DatapathError::Conflict(format!(
+            "the interface with {} has an MTU of {mtu}, too small for VXLAN",
+            node.address
+        ))
     })
 }
 
@@ -92,7 +100,8 @@ pub(super) fn ensure(route: &mut Route, network: &Network, bridge: &Link) -> Res
 
 fn create(route: &mut Route, network: &Network, wanted: &vxlan::Link) -> Result<(), DatapathError> {
     let what = format!("create VXLAN link {} (VNI {}, port {})", wanted.name, wanted.vni, wanted.port);
-    let underlay = route.addresses()?.into_iter().find(|(_, net)| net.addr() == wanted.local).map(|(index, _)| index);
+    let underlay =
+        route.addresses()?.into_iter().find(|(_, net)| net.addr() == wanted.local).map(|(index, _)| index);
     let mut data = vec![
         InfoVxlan::Id(wanted.vni),
         InfoVxlan::Port(wanted.port),
@@ -121,7 +130,9 @@ fn flood_list(route: &mut Route, index: u32) -> std::io::Result<BTreeSet<IpAddr>
     let mut found = BTreeSet::new();
     for answer in route.dump(Message::GetNeighbour(message))? {
         let Message::NewNeighbour(entry) = answer else { continue };
-        if entry.header.ifindex != index || !entry.attributes.contains(&NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec())) {
+        if entry.header.ifindex != index
+            || !entry.attributes.contains(&NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()))
+        {
             continue;
         }
         for attribute in entry.attributes {

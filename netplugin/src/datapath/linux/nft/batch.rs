@@ -261,7 +261,13 @@ impl Batch {
         rules
     }
 
-    fn in_anonymous(&mut self, rule: &Rule, nets: &[IpNet], ranges: bool, bounds: &[(Vec<u8>, bool)]) -> Rule {
+    fn in_anonymous(
+        &mut self,
+        rule: &Rule,
+        nets: &[IpNet],
+        ranges: bool,
+        bounds: &[(Vec<u8>, bool)],
+    ) -> Rule {
         let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
         self.sets += 1;
         let id = self.sets;
@@ -276,7 +282,9 @@ impl Batch {
                 attrs.text(1, table);
                 attrs.text(2, name);
                 attrs.be32(4, id);
-                attrs.nest(3, |list| chunk.iter().for_each(|(address, end)| encode_bound(list, address, *end)));
+                attrs.nest(3, |list| {
+                    chunk.iter().for_each(|(address, end)| encode_bound(list, address, *end))
+                });
             });
         }
         rule.clone().in_anonymous(name, id)
@@ -334,7 +342,8 @@ mod tests {
 
     #[test]
     fn touching_and_nested_ranges_become_one() {
-        let nets = ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "255.255.255.0/24"].map(|net| net.parse().unwrap());
+        let nets =
+            ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "255.255.255.0/24"].map(|net| net.parse().unwrap());
         assert_eq!(
             bounds(&nets),
             [(vec![10, 0, 0, 0], false), (vec![11, 0, 0, 0], true), (vec![255, 255, 255, 0], false)]

@@ -148,7 +148,13 @@ impl Nft {
     }
 
     /// Whether a set has an element, and how many packets it counted if it counts.
-    pub(crate) fn element(&self, family: Family, table: &str, set: &str, element: &Element) -> io::Result<Option<u64>> {
+    pub(crate) fn element(
+        &self,
+        family: Family,
+        table: &str,
+        set: &str,
+        element: &Element,
+    ) -> io::Result<Option<u64>> {
         const GETSETELEM: u16 = 10 << 8 | 13;
         let answers = self.ask(GETSETELEM, 0, family as u8, |attrs| {
             attrs.text(1, table);
@@ -184,13 +190,16 @@ impl Nft {
 fn counted(body: &[u8]) -> Option<u64> {
     let element = find_attribute(find_attribute(body, 3)?, 1)?;
     // One expression, or a list of them, by the kernel's age.
-    let expression = find_attribute(element, 7).or_else(|| find_attribute(find_attribute(element, 11)?, 1))?;
+    let expression =
+        find_attribute(element, 7).or_else(|| find_attribute(find_attribute(element, 11)?, 1))?;
     let packets = find_attribute(find_attribute(expression, 2)?, 2)?;
     packets.try_into().ok().map(u64::from_be_bytes)
 }
 
 fn error_code(body: &[u8]) -> i32 {
-    body.get(..4).and_then(|code| code.try_into().ok()).map_or(libc::EBADMSG, |code| -i32::from_ne_bytes(code))
+    body.get(..4)
+        .and_then(|code| code.try_into().ok())
+        .map_or(libc::EBADMSG, |code| -i32::from_ne_bytes(code))
 }
 
 /// Kind, sequence number and body of each message in a buffer.

@@ -16,7 +16,9 @@ mod sandbox;
 
 pub(super) use base::{NOTE, create_base};
 pub(super) use network::{add_network, group_sets, remove_network};
-pub(super) use sandbox::{add_sandbox, addresses, all_elements, chains, counting, remove_sandbox, replace_policy};
+pub(super) use sandbox::{
+    add_sandbox, addresses, all_elements, chains, counting, remove_sandbox, replace_policy,
+};
 
 use super::nft::{Batch, Field, SetFlags, SetSpec};
 use crate::network::HostState;
@@ -75,14 +77,24 @@ pub(super) const INET_SETS: [SetSpec; 23] = [
     set("vxlan", &[Field::Port, Field::Vni], PLAIN),
     set("peers4", &[Field::Ipv4, Field::Port, Field::Vni], COUNTING),
     set("peers6", &[Field::Ipv6, Field::Port, Field::Vni], COUNTING),
-    SetSpec { name: "published4", key: &[Field::Proto, Field::Port], value: &[Field::Ipv4, Field::Port], flags: PLAIN },
+    SetSpec {
+        name: "published4",
+        key: &[Field::Proto, Field::Port],
+        value: &[Field::Ipv4, Field::Port],
+        flags: PLAIN,
+    },
     SetSpec {
         name: "published4_at",
         key: &[Field::Ipv4, Field::Proto, Field::Port],
         value: &[Field::Ipv4, Field::Port],
         flags: PLAIN,
     },
-    SetSpec { name: "published6", key: &[Field::Proto, Field::Port], value: &[Field::Ipv6, Field::Port], flags: PLAIN },
+    SetSpec {
+        name: "published6",
+        key: &[Field::Proto, Field::Port],
+        value: &[Field::Ipv6, Field::Port],
+        flags: PLAIN,
+    },
     SetSpec {
         name: "published6_at",
         key: &[Field::Ipv6, Field::Proto, Field::Port],

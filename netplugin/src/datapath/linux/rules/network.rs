@@ -22,12 +22,20 @@ pub(super) fn permit(direction: Direction) -> Verdict {
     if direction == Direction::Egress { Verdict::Return } else { Verdict::Accept }
 }
 
-const GROUP4: SetSpec =
-    SetSpec { name: "", key: &[Field::Ipv4], value: &[], flags: SetFlags { interval: false, counter: false, verdicts: false } };
+const GROUP4: SetSpec = SetSpec {
+    name: "",
+    key: &[Field::Ipv4],
+    value: &[],
+    flags: SetFlags { interval: false, counter: false, verdicts: false },
+};
 const GROUP6: SetSpec = SetSpec { key: &[Field::Ipv6], ..GROUP4 };
 
 /// Makes the sets of groups, unless they are there.
-pub(crate) fn group_sets<'a>(batch: &mut Batch, network: &Network, groups: impl Iterator<Item = &'a GroupName>) {
+pub(crate) fn group_sets<'a>(
+    batch: &mut Batch,
+    network: &Network,
+    groups: impl Iterator<Item = &'a GroupName>,
+) {
     let id = network.id();
     for group in groups {
         batch.set_as(&group_set(&id, group, false), &GROUP4);
@@ -116,9 +124,12 @@ pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<
         }
         let mut denied = lists.deny.clone();
         if direction == Direction::Egress {
-            denied.extend(always_denied().into_iter().chain(network.policy.always_deny.iter().copied()).map(|net| {
-                Rule { peer: Peer::Net(net.trunc()), transport: None, ports: Vec::new() }
-            }));
+            denied.extend(
+                always_denied()
+                    .into_iter()
+                    .chain(network.policy.always_deny.iter().copied())
+                    .map(|net| Rule { peer: Peer::Net(net.trunc()), transport: None, ports: Vec::new() }),
+            );
         }
         append_list(batch, &deny, &id, direction, &denied, &refuse(direction));
         append_list(batch, &allow, &id, direction, &lists.allow, &permit(direction));

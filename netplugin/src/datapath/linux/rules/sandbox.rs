@@ -27,7 +27,11 @@ fn by_family(ip: IpAddr, v4: &'static str, v6: &'static str) -> &'static str {
 }
 
 /// Elements in sets of the bridge table.
-fn frame_elements(attachment: &Attachment, multicast: bool, uplinks: &[String]) -> Vec<(&'static str, Element)> {
+fn frame_elements(
+    attachment: &Attachment,
+    multicast: bool,
+    uplinks: &[String],
+) -> Vec<(&'static str, Element)> {
     let port = || Key::new().ifname(&attachment.host_ifname);
     let mut list = vec![
         ("mac", Element::key(port().ether(attachment.mac))),
@@ -87,7 +91,10 @@ fn flow_elements(attachment: &Attachment) -> Vec<(&'static str, Element)> {
 fn group_elements(network: &Network, attachment: &Attachment) -> Vec<(String, Element)> {
     let Some(group) = &attachment.group else { return Vec::new() };
     let id = network.id();
-    attachment.ips().map(|ip| (group_set(&id, group, ip.is_ipv6()), Element::key(Key::new().ip(ip)))).collect()
+    attachment
+        .ips()
+        .map(|ip| (group_set(&id, group, ip.is_ipv6()), Element::key(Key::new().ip(ip))))
+        .collect()
 }
 
 /// Makes a sandbox's rules. Its port must not be up yet.
@@ -188,5 +195,9 @@ pub(crate) fn counting(attachment: &Attachment) -> [Vec<(Family, &'static str, E
         addresses(attachment).into_iter().map(|ip| (Family::Inet, by_family(ip, v4, v6), key(ip))).collect()
     };
     let port = Element::key(Key::new().ifname(&attachment.host_ifname));
-    [vec![(Family::Bridge, "spoofed", port)], by("refused_out4", "refused_out6"), by("refused_in4", "refused_in6")]
+    [
+        vec![(Family::Bridge, "spoofed", port)],
+        by("refused_out4", "refused_out6"),
+        by("refused_in4", "refused_in6"),
+    ]
 }
