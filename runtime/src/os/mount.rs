@@ -14,7 +14,8 @@ pub struct MountRequest {
     pub source: PathBuf,
     /// An existing directory or file.
     pub target: PathBuf,
-    /// Options of mount(8): flags by name, the rest goes to the file system.
+    /// Options of mount(8): flags by name, the rest goes to the file system. On Linux also `rro`: read-only with all
+    /// that is mounted below.
     pub options: Vec<String>,
 }
 

@@ -244,7 +244,12 @@ fn bind_options(recursive: bool, readonly: bool, follows_host: bool) -> Vec<Stri
         options.push(if recursive { "rbind" } else { "bind" });
         options.push(if follows_host { "rslave" } else { "rprivate" });
     }
-    options.push(if readonly { "ro" } else { "rw" });
+    options.push(match (readonly, recursive) {
+        (false, _) => "rw",
+        // What is mounted below the source is the guest's to read as well, and no more.
+        (true, true) if cfg!(target_os = "linux") => "rro",
+        (true, _) => "ro",
+    });
     options.into_iter().map(str::to_owned).collect()
 }
 
@@ -296,7 +301,7 @@ mod tests {
         let targets: Vec<&Path> = requests.iter().map(|request| request.target.as_path()).collect();
         assert_eq!(targets, ["/s/c/rootfs", "/s/c/rootfs", "/s/c/mounts/0"].map(Path::new));
         assert_eq!(requests[0].options, ["lowerdir=/a:/b", "ro"]);
-        assert!(requests[2].options.contains(&"ro".to_owned()));
+        assert!(requests[2].options.iter().any(|option| option.ends_with("ro")), "{:?}", requests[2].options);
     }
 
     #[test]
@@ -353,5 +358,36 @@ mod tests {
         assert!(!dir.exists());
         assert!(journal.entries().is_empty());
         assert!(os::mounts_below(temp.path()).unwrap().is_empty());
+    }
+
+    /// Needs root: makes real mounts.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_mounted_below_a_readonly_volume_is_readonly() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = |name: &str| temp.path().join(name);
+        for dir in ["root", "data", "data/inner", "other"] {
+            std::fs::create_dir(path(dir)).unwrap();
+        }
+        crate::os::in_private_namespace(|| {
+            os::mount(&MountRequest {
+                fstype: "bind".into(),
+                source: path("other"),
+                target: path("data/inner"),
+                options: vec!["nosuid".into()],
+            })
+            .unwrap();
+            let journal = Journal::create(&path("journal")).unwrap();
+            let volumes = [volume("mounts/0", &path("data"), true, true)];
+            let mut share =
+                Share::attach(&journal, &path("share"), &Rootfs::Directory(path("root")), false, &volumes)
+                    .unwrap();
+            let refused = std::fs::write(path("share/mounts/0/inner/new"), "").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+            std::fs::write(path("data/inner/new"), "").unwrap();
+            assert!(path("share/mounts/0/inner/new").exists());
+            assert!(share.detach(&journal).is_empty());
+            os::unmount(&path("data/inner")).unwrap();
+        });
     }
 }
