@@ -3,7 +3,7 @@
 //! From the wire up:
 //! - [`link`]: makes the console port of a microVM, which may lose what it carries, a reliable byte stream;
 //!   other channels (a unix socket, vsock) are reliable by themselves.
-//! - [`mux`]: yamux over the byte stream; each stream begins with a one-line header ([`header`]).
+//! - yamux over the byte stream; each stream begins with a one-line header ([`header`]).
 //! - [`api`]: the ttrpc calls on the first stream; one stream more per stdio of a process ([`StdioStream`]).
 //!
 //! A host uses [`Session`], a guest [`serve_channel`].

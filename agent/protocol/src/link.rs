@@ -25,6 +25,7 @@
 //! [`Config::patience`] unanswered ones the session ends; a host that stops the VM itself says so with
 //! [`Link::set_paused`], and then even that waits. A guest has no such limit: only a new session ends one.
 
+mod config;
 mod decoder;
 pub mod frame;
 mod handshake;
@@ -33,6 +34,7 @@ mod machine;
 mod receiver;
 mod sender;
 
+pub use config::{Config, End, Event};
 pub use decoder::Decoder;
 pub use limits::Limits;
-pub use machine::{Config, End, Event, Link};
+pub use machine::Link;

@@ -4,18 +4,22 @@
 //! initial 256 KiB and does not grow: growing needs a measured round trip, and [`pings`] never reach the wire.
 //! That bounds what a stream buffers on either side.
 
+mod frame;
+mod gather;
 mod pings;
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, FrameDecodeError, Mode};
 
+use gather::{Demand, Gatherer, Gathering};
 use pings::WithoutPings;
 
 /// Streams a host has open at once, the calls included.
@@ -29,7 +33,40 @@ const YAMUX_STREAMS: usize = 4 * MAX_STREAMS;
 pub(crate) const FRAME_PAYLOAD: usize = 8 * 1024;
 
 /// A stream of the mux.
-pub(crate) type MuxStream = Compat<yamux::Stream>;
+#[derive(Debug)]
+pub(crate) struct MuxStream {
+    stream: Compat<yamux::Stream>,
+    /// On a host, which gathers what comes small.
+    demand: Option<Demand>,
+}
+
+impl AsyncRead for MuxStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let (Poll::Pending, Some(demand)) = (&read, &self.demand) {
+            demand.hungry();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for MuxStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// Why a session's mux ended.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +98,7 @@ fn config() -> Config {
     config
 }
 
-type Request = oneshot::Sender<yamux::Stream>;
+type Request = oneshot::Sender<MuxStream>;
 
 /// Opens streams on a host's session.
 #[derive(Debug, Clone)]
@@ -83,7 +120,7 @@ impl Opener {
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| OpenRefused::TooMany)?;
         let (request, answer) = oneshot::channel();
         self.requests.send(request).await.map_err(|_| OpenRefused::Closed)?;
-        Ok((answer.await.map_err(|_| OpenRefused::Closed)?.compat(), permit))
+        Ok((answer.await.map_err(|_| OpenRefused::Closed)?, permit))
     }
 }
 
@@ -99,13 +136,15 @@ where
 {
     let (requests, mut incoming) = mpsc::channel(16);
     let opener = Opener { requests, permits: Arc::new(Semaphore::new(MAX_STREAMS)) };
-    let mut connection = Connection::new(WithoutPings::new(io.compat()), config(), Mode::Client);
+    let gatherer = Gatherer::default();
+    let io = Gathering::new(WithoutPings::new(io.compat()), gatherer.clone());
+    let mut connection = Connection::new(io, config(), Mode::Client);
     let driver = async move {
         let (mut waiting, mut close) = (None, std::pin::pin!(close));
         // Not yamux's own closing, which forgets to wake the readers of its streams: dropping it wakes them.
         poll_fn(|cx| match close.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
-            Poll::Pending => poll_host(&mut connection, &mut incoming, &mut waiting, cx),
+            Poll::Pending => poll_host(&mut connection, &gatherer, &mut incoming, &mut waiting, cx),
         })
         .await
     };
@@ -115,6 +154,7 @@ where
 /// Ready when the last opener is gone, or with the reason for which the connection ended.
 fn poll_host<T>(
     connection: &mut Connection<T>,
+    gatherer: &Gatherer,
     incoming: &mut mpsc::Receiver<Request>,
     waiting: &mut Option<Request>,
     cx: &mut Context<'_>,
@@ -140,8 +180,9 @@ where
         match connection.poll_new_outbound(cx) {
             Poll::Ready(Ok(stream)) => {
                 if let Some(request) = waiting.take() {
+                    let demand = Some(gatherer.add(stream.id().val()));
                     // Dropping the stream of one who no longer waits resets it.
-                    let _ = request.send(stream);
+                    let _ = request.send(MuxStream { stream: stream.compat(), demand });
                 }
             }
             Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
@@ -158,7 +199,7 @@ where
     let mut connection = Connection::new(WithoutPings::new(io.compat()), config(), Mode::Server);
     loop {
         match poll_fn(|cx| connection.poll_next_inbound(cx)).await {
-            Some(Ok(stream)) => accept(stream.compat()),
+            Some(Ok(stream)) => accept(MuxStream { stream: stream.compat(), demand: None }),
             Some(Err(error)) => return Err(io::Error::other(error)),
             None => return Ok(()),
         }

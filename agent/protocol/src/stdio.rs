@@ -28,14 +28,50 @@ const CHUNK: usize = FRAME_PAYLOAD - HEAD;
 /// A write that was accepted only in part is to be continued before the shutdown; what is cut off there
 /// reads as a break at the peer.
 #[derive(Debug)]
-pub struct StdioStream<S = MuxStream> {
+pub struct StdioStream {
+    chunks: Chunked<MuxStream>,
+    /// Given back after the stream is dropped: fields drop in this order.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl StdioStream {
+    pub(crate) fn new(stream: MuxStream, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { chunks: Chunked::new(stream), _permit: permit }
+    }
+}
+
+impl AsyncRead for StdioStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.chunks).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for StdioStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.chunks).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.chunks).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.chunks).poll_shutdown(cx)
+    }
+}
+
+/// The chunks over any byte stream.
+#[derive(Debug)]
+struct Chunked<S> {
     io: S,
     read: ReadState,
     write: WriteState,
     /// Copies a chunk behind its head; empty between calls.
     scratch: Vec<u8>,
-    /// Given back after `io` is dropped: fields drop in this order.
-    _permit: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,13 +108,13 @@ fn write_error(error: io::Error) -> io::Error {
     }
 }
 
-impl<S> StdioStream<S> {
-    pub(crate) fn new(io: S, permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self { io, read: ReadState::Head, write: WriteState::Idle, scratch: Vec::new(), _permit: permit }
+impl<S> Chunked<S> {
+    fn new(io: S) -> Self {
+        Self { io, read: ReadState::Head, write: WriteState::Idle, scratch: Vec::new() }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for StdioStream<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Chunked<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -128,7 +164,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for StdioStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> StdioStream<S> {
+impl<S: AsyncWrite + Unpin> Chunked<S> {
     /// Writes a chunk's head and as much of it as the mux takes; how many of `buf`'s bytes that were.
     fn poll_begin(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let length = u16::try_from(buf.len().min(CHUNK)).unwrap_or(u16::MAX);
@@ -167,7 +203,7 @@ impl<S: AsyncWrite + Unpin> StdioStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for StdioStream<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Chunked<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if buf.is_empty() {
@@ -227,9 +263,9 @@ mod tests {
     use proptest::prelude::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-    fn pair(window: usize) -> (StdioStream<DuplexStream>, StdioStream<DuplexStream>) {
+    fn pair(window: usize) -> (Chunked<DuplexStream>, Chunked<DuplexStream>) {
         let (a, b) = tokio::io::duplex(window);
-        (StdioStream::new(a, None), StdioStream::new(b, None))
+        (Chunked::new(a), Chunked::new(b))
     }
 
     #[tokio::test]

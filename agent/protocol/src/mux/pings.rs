@@ -11,11 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use futures::{AsyncRead, AsyncWrite};
 
-/// Frame header: version, type, flags (2), stream id (4), length (4).
-const HEADER: usize = 12;
-const TYPE_DATA: u8 = 0;
-const TYPE_PING: u8 = 2;
-const FLAG_ACK: u8 = 2;
+use super::frame::{FLAG_ACK, HEADER, TYPE_DATA, TYPE_PING};
 
 /// A byte stream that swallows the ping requests written to it.
 #[derive(Debug)]
@@ -113,16 +109,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for WithoutPings<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::tests::frame;
     use super::*;
     use futures::AsyncWriteExt;
     use proptest::prelude::*;
-
-    fn frame(kind: u8, flags: u8, body: &[u8], length: usize) -> Vec<u8> {
-        let mut frame = vec![0, kind, 0, flags, 0, 0, 0, 7];
-        frame.extend_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
-        frame.extend_from_slice(body);
-        frame
-    }
 
     proptest! {
         /// Whatever the frames and however they are cut, all but the ping requests arrive.
@@ -134,7 +124,7 @@ mod tests {
             let (mut all, mut expected) = (Vec::new(), Vec::new());
             for (kind, flags, length) in kinds {
                 let body = if kind == TYPE_DATA { vec![TYPE_PING; length] } else { Vec::new() };
-                let bytes = frame(kind, flags, &body, length);
+                let bytes = frame(kind, flags, 7, &body);
                 all.extend_from_slice(&bytes);
                 if kind != TYPE_PING || flags & FLAG_ACK != 0 {
                     expected.extend_from_slice(&bytes);
