@@ -120,3 +120,31 @@ fn remove_checkpoint_socket(name: &VmName) {
         _ => {}
     }
 }
+
+#[cfg(all(test, not(target_os = "freebsd")))]
+mod tests {
+    use super::*;
+    use crate::hypervisor::spec::tests::example;
+    use crate::journal::Journal;
+
+    #[tokio::test]
+    async fn elsewhere_it_says_what_is_missing_and_acquires_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
+        let place = Place { dir: dir.path().to_owned(), journal: Arc::clone(&journal) };
+        let driver = Bhyve { binary: "/bin/sh".into() };
+        let error = driver.boot(example(), place.clone()).await.unwrap_err().to_string();
+        assert!(error.contains("libvmmapi.so.7"), "{error}");
+        assert!(journal.entries().is_empty());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+        let error = Bhyve { binary: "/nonexistent/bhyve".into() }.boot(example(), place).await.unwrap_err();
+        assert!(error.to_string().contains("part of FreeBSD"), "{error}");
+    }
+
+    #[test]
+    fn a_vm_that_is_not_there_is_no_error() {
+        assert!(!destroy("skep-no-such-vm").unwrap());
+        assert!(matches!(destroy("a/b"), Err(BhyveError::Api(VmmApiError::Name { .. }))));
+    }
+}

@@ -1,6 +1,11 @@
 //! The PVH entry: `hvm_start_info` and what it points to.
 //!
 //! Layouts are those of Xen's xen/include/public/arch-x86/hvm/start_info.h, version 1.
+//!
+//! A FreeBSD kernel entered this way takes Xen's clock for its first delays and dies where there is no Xen
+//! (`xen_delay`, `sys/dev/xen/timer/xen_timer.c`): without a word, if it was the screen's driver. So it has to be a kernel
+//! without screen and keyboard, with `machdep.disable_tsc_calibration=1` built in and `debug.acpi.disabled=hpet` on its
+//! command line. GENERIC is not one. The serial console needs its hints built in, too.
 
 use super::elf::Kernel;
 use super::layout::{LayoutError, Occupancy, table};
