@@ -17,6 +17,7 @@ mod serve;
 mod service;
 mod socket;
 mod start;
+mod task;
 
 use std::process::ExitCode;
 

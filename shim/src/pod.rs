@@ -3,14 +3,14 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use skep::{
     config::{Config, PodOptions},
     container::{
-        Container, CreateRequest, ErrorKind, Exit, Guest, Process, guest_dir,
+        Container, CreateRequest, ErrorKind, Exit, Guest, guest_dir,
         spec::{Context, probe_host, rewrite},
         stdio::StdioRequest,
     },
@@ -19,18 +19,17 @@ use skep::{
 };
 use skep_containerd_api::{
     task::CreateTaskRequest,
-    topics::{TaskCreate, TaskDelete, TaskExit, TaskIO},
+    topics::{TaskCreate, TaskDelete, TaskIO},
 };
 use tokio::sync::watch;
 
 use crate::{
     bundle::Bundle,
-    convert::{Failure, optional_timestamp, timestamp},
+    convert::{Failure, optional_timestamp},
     events::Publisher,
+    task::{Task, lock},
 };
 
-/// How long init's exit waits to be told after those of the processes that ended with it.
-const EXECS: Duration = Duration::from_secs(5);
 /// How long a creation that is given up may take to end.
 const GIVE_UP: Duration = Duration::from_secs(2);
 /// How long a deletion waits for the exit's event to be on its way.
@@ -38,33 +37,6 @@ const REPORT: Duration = Duration::from_secs(10);
 
 /// Longest host name that is made up: what DNS allows in a label.
 const MAX_HOSTNAME: usize = 63;
-
-/// What containerd named as standard streams, for `State`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct GivenStdio {
-    /// Input.
-    pub(crate) stdin: String,
-    /// Output.
-    pub(crate) stdout: String,
-    /// Errors.
-    pub(crate) stderr: String,
-    /// Whether there is a terminal.
-    pub(crate) terminal: bool,
-}
-
-/// One task: a container as containerd knows it.
-#[derive(Debug)]
-pub(crate) struct Task {
-    /// The container.
-    pub(crate) container: Arc<Container>,
-    /// The sandbox it is in.
-    pub(crate) sandbox: Arc<Sandbox>,
-    /// Its bundle.
-    pub(crate) bundle: String,
-    given: Mutex<HashMap<String, GivenStdio>>,
-    /// Closed when the event of a process's exit has been published.
-    reports: Mutex<HashMap<String, watch::Receiver<()>>>,
-}
 
 enum Slot {
     /// Taken by a creation that is under way; sending `true` gives it up.
@@ -85,10 +57,6 @@ pub(crate) struct Pod {
     tasks: Mutex<HashMap<String, Slot>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Gives an id back unless the task was made.
 struct Reservation<'a> {
     pod: &'a Pod,
@@ -100,38 +68,6 @@ impl Drop for Reservation<'_> {
         let mut tasks = lock(&self.pod.tasks);
         if matches!(tasks.get(self.id), Some(Slot::Creating(_))) {
             tasks.remove(self.id);
-        }
-    }
-}
-
-impl Task {
-    /// What containerd named for a process.
-    pub(crate) fn given(&self, exec: &str) -> GivenStdio {
-        lock(&self.given).get(exec).cloned().unwrap_or_default()
-    }
-
-    /// Remembers what containerd named for a process.
-    pub(crate) fn remember(&self, exec: &str, given: GivenStdio) {
-        lock(&self.given).insert(exec.to_owned(), given);
-    }
-
-    /// Forgets a process that was deleted.
-    pub(crate) fn forget(&self, exec: &str) {
-        lock(&self.given).remove(exec);
-        lock(&self.reports).remove(exec);
-    }
-
-    /// The process that stands for all of the sandbox's on this host: the one that runs its VM.
-    pub(crate) fn pid(&self) -> u32 {
-        self.sandbox.vmm_pid()
-    }
-
-    /// Waits until the event of a process's exit is in the queue.
-    pub(crate) async fn reported(&self, exec: &str, limit: Duration) {
-        let Some(mut report) = lock(&self.reports).get(exec).cloned() else { return };
-        let closed = async { while report.changed().await.is_ok() {} };
-        if tokio::time::timeout(limit, closed).await.is_err() {
-            tracing::warn!(container = self.container.id(), exec, "its exit has not been reported in time");
         }
     }
 }
@@ -199,22 +135,7 @@ impl Pod {
                 return Err(failure);
             }
         };
-        let task = Arc::new(Task {
-            container,
-            sandbox,
-            bundle: request.bundle.clone(),
-            given: Mutex::default(),
-            reports: Mutex::default(),
-        });
-        task.remember(
-            "",
-            GivenStdio {
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-                terminal: request.terminal,
-            },
-        );
+        let task = Task::new(container, sandbox, request);
         lock(&self.tasks).insert(id.to_owned(), Slot::Ready(Arc::clone(&task)));
         self.publisher.publish(&TaskCreate {
             container_id: id.to_owned(),
@@ -231,7 +152,7 @@ impl Pod {
             pid: task.pid(),
             ..TaskCreate::default()
         });
-        self.report_exit(&task, task.container.init());
+        task.report_exit(task.container.init(), &self.publisher);
         Ok(task)
     }
 
@@ -336,24 +257,6 @@ impl Pod {
         Ok(sandbox)
     }
 
-    /// Publishes a process's exit when it comes: after its start, and init's after all others'.
-    pub(crate) fn report_exit(&self, task: &Arc<Task>, process: &Arc<Process>) {
-        let (done, report) = watch::channel(());
-        lock(&task.reports).insert(process.exec_id().to_owned(), report);
-        let (task, process, publisher) = (Arc::clone(task), Arc::clone(process), self.publisher.clone());
-        tokio::spawn(async move {
-            let exit = process.wait().await;
-            if process.exec_id().is_empty() {
-                wait_for_execs(&task).await;
-            }
-            // Whoever starts it at this moment has to publish that first.
-            let held = process.hold().await;
-            drop(held);
-            publisher.publish(&exit_event(&task, &process, &exit));
-            drop(done);
-        });
-    }
-
     /// Removes a task whose init does not run, and with the last the sandbox.
     pub(crate) async fn delete(&self, task: &Arc<Task>) -> Result<Exit, Failure> {
         let id = task.container.id();
@@ -418,36 +321,6 @@ async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
 
 fn given_up_failure() -> Failure {
     Failure::new(ErrorKind::Unavailable, "the creation was given up")
-}
-
-async fn wait_for_execs(task: &Task) {
-    let started = || task.container.execs().into_iter().filter(|process| process.was_started());
-    let all = async {
-        for process in started() {
-            process.wait().await;
-        }
-    };
-    if tokio::time::timeout(EXECS, all).await.is_err() {
-        task.container.end_execs();
-    }
-    for process in started() {
-        task.reported(process.exec_id(), EXECS).await;
-    }
-}
-
-fn exit_event(task: &Task, process: &Process, exit: &Exit) -> TaskExit {
-    if let Some(reason) = &exit.reason {
-        tracing::warn!(container = task.container.id(), exec = process.exec_id(), "ended: {reason}");
-    }
-    let id = task.container.id();
-    TaskExit {
-        container_id: id.to_owned(),
-        id: if process.exec_id().is_empty() { id } else { process.exec_id() }.to_owned(),
-        pid: task.pid(),
-        exit_status: exit.status,
-        exited_at: Some(timestamp(exit.at)).into(),
-        ..TaskExit::default()
-    }
 }
 
 fn rootfs(request: &CreateTaskRequest, bundle: &Path, spec: &oci_spec::runtime::Spec) -> Rootfs {

@@ -23,7 +23,8 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::{
     convert::{Failure, any, optional_timestamp},
-    pod::{GivenStdio, Pod, Task},
+    pod::Pod,
+    task::{GivenStdio, Task},
 };
 
 /// Longest exec id: containerd's own limit for identifiers.
@@ -69,7 +70,7 @@ impl Service {
                 pid,
                 ..TaskExecStarted::default()
             });
-            self.pod.report_exit(&task, &process);
+            task.report_exit(&process, &self.pod.publisher);
         }
         Ok(StartResponse { pid, ..StartResponse::default() })
     }
