@@ -36,7 +36,7 @@ impl Config {
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum End {
-    /// By [`Link::close`].
+    /// By [`super::Link::close`].
     #[error("closed by this side")]
     Closed,
     /// The peer said so.
