@@ -222,7 +222,7 @@ fn two_at_once(lease: &mut Lease) -> Result<()> {
             "until test -e /tmp/ready; do sleep 0.05; done; cat /tmp/name; ls /proc | grep -c '^[0-9]*$'";
         let output = subject.exec(id, "e1").sh(script).output()?;
         let text = output.text()?;
-        let (name, count) = text.split_once('\n').context("two lines")?;
+        let (name, count) = text.split_once('\n').with_context(|| output.describe())?;
         ensure!(name == id && count.parse::<u32>()? <= 6, "{}", output.describe());
     }
     subject.remove("one")?;
