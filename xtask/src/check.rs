@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 use skep_tests::containerd_versions;
 
 use crate::cache::Cache;
+use crate::phases::Phases;
 use crate::progress::{Step, heading};
 use crate::setup::Setup;
 use crate::{apt, command, freebsd, workspace};
@@ -13,7 +14,7 @@ const CARGO_DENY: &str = "0.20.2";
 
 /// Every test of the workspace, end-to-end ones included. `arguments` go to the test programs.
 pub(crate) fn test(arguments: &[String], cache: &Cache) -> Result<()> {
-    let setup = Setup::make(&[apt::TESTS], cache)?;
+    let setup = Setup::make(&[apt::TESTS], cache, &mut Phases::default())?;
     let mut step = Step::start("finding the versions of containerd");
     let versions =
         containerd_versions::fetch(&containerd_versions::default_cache()?, &mut |what| step.note(what))?;
@@ -30,7 +31,7 @@ pub(crate) fn test(arguments: &[String], cache: &Cache) -> Result<()> {
 
 /// The benchmark. `arguments` go to it.
 pub(crate) fn bench(arguments: &[String], cache: &Cache) -> Result<()> {
-    let setup = Setup::make(&[apt::TESTS], cache)?;
+    let setup = Setup::make(&[apt::TESTS], cache, &mut Phases::default())?;
     heading("Benchmark");
     let mut cargo = workspace::cargo();
     cargo.args([

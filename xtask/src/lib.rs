@@ -11,6 +11,7 @@ mod guest;
 mod initramfs;
 mod kconfig;
 mod kernel;
+mod phases;
 mod progress;
 mod setup;
 mod workspace;

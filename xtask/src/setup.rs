@@ -7,6 +7,7 @@ use skep_tests::image::BUSYBOX_VARIABLE;
 use skep_tests::suite::{BIN_VARIABLE, Build, GUEST_VARIABLE};
 
 use crate::cache::Cache;
+use crate::phases::Phases;
 use crate::progress::{self, heading};
 use crate::{apt, command, guest, workspace};
 
@@ -21,20 +22,23 @@ pub(crate) struct Setup {
 
 impl Setup {
     /// Installs, builds and fetches what is not there yet.
-    pub(crate) fn make(needs: &[&[apt::Need]], cache: &Cache) -> Result<Self> {
+    pub(crate) fn make(needs: &[&[apt::Need]], cache: &Cache, phases: &mut Phases) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "this task starts a containerd and mounts file systems: run it as root"
         );
         heading("What it needs");
-        // All at once: apt is slow to start.
-        let mut all = vec![apt::COMPILER, apt::KERNEL, apt::AGENT, apt::RUN];
-        all.extend(needs);
-        apt::ensure(&all, cache)?;
-        let busybox = apt::unpacked("busybox-static", cache)?.join("bin/busybox");
-        ensure!(busybox.is_file(), "Debian's busybox-static has no bin/busybox");
-        let bin = programs()?;
-        let guest = guest::build(std::env::consts::ARCH, None, cache)?;
+        let busybox = phases.time("Debian packages", || {
+            // All at once: apt is slow to start.
+            let mut all = vec![apt::COMPILER, apt::KERNEL, apt::AGENT, apt::RUN];
+            all.extend(needs);
+            apt::ensure(&all, cache)?;
+            let busybox = apt::unpacked("busybox-static", cache)?.join("bin/busybox");
+            ensure!(busybox.is_file(), "Debian's busybox-static has no bin/busybox");
+            Ok(busybox)
+        })?;
+        let bin = phases.time("programs", programs)?;
+        let guest = phases.time("guest", || guest::build(std::env::consts::ARCH, None, cache))?;
         for line in guest::describe(&guest)? {
             progress::line(&line);
         }
