@@ -36,8 +36,13 @@ impl Mac {
 
     /// The link-local address that EUI-64 makes of this one (RFC 4291, appendix A).
     pub fn link_local(self) -> Ipv6Addr {
-        let [a, b, c, d, e, f] = self.0;
-        Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 0x02, b, c, 0xff, 0xfe, d, e, f])
+        let mut octets = [0; 16];
+        octets[..2].copy_from_slice(&[0xfe, 0x80]);
+        octets[8..11].copy_from_slice(&self.0[..3]);
+        octets[11..13].copy_from_slice(&[0xff, 0xfe]);
+        octets[13..].copy_from_slice(&self.0[3..]);
+        octets[8] ^= 0x02;
+        Ipv6Addr::from(octets)
     }
 }
 
@@ -62,8 +67,11 @@ pub(crate) fn digest_hex(parts: &[&str], octets: usize) -> String {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (n, octet) in self.0.iter().enumerate() {
+            let colon = if n > 0 { ":" } else { "" };
+            write!(f, "{colon}{octet:02x}")?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Figures beside those of the reference plugins, on the same machine in the same minute. Nothing is asserted: run
 //! with `cargo test --release -p skep-cni --test bench -- --ignored --nocapture`.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::similar_names, clippy::cast_precision_loss, reason = "a benchmark")]
+#![allow(clippy::items_after_statements, clippy::semicolon_if_nothing_returned, reason = "a benchmark")]
 
 mod support;
 

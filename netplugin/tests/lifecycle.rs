@@ -1,5 +1,6 @@
 //! What each CNI command does, with real interfaces and rules, and that nothing is left of it.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 
 mod support;
 

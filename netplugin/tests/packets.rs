@@ -1,5 +1,6 @@
 //! What arrives and what does not: policy, port maps, isolation, live flows.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 
 mod support;
 
@@ -372,4 +373,71 @@ fn what_was_carried_and_refused_is_counted() {
     assert!(of("a").counters.denied_out_packets > 0);
     assert_eq!(of("b").counters.denied_out_packets, 0);
     assert!(of("b").counters.received_bytes > 0 && of("b").counters.sent_bytes > 0);
+}
+
+#[test]
+fn bandwidth_is_limited_both_ways() {
+    needs_root!();
+    let host = Host::new();
+    let before = host.ns.census();
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let free = host.add("free", &conf);
+    conf["runtimeConfig"] = json!({"bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 100_000, "egressRate": 1_000_000, "egressBurst": 100_000}});
+    let limited = host.add("limited", &conf);
+    host.check(&limited, &conf).unwrap();
+    assert!(free.ns.ask_udp(&format!("{}:1", limited.ip()), SILENCE).is_none());
+    let burst = |from: &Container, to: &Container| {
+        let target = to.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:5000").unwrap());
+        target.set_read_timeout(Some(SILENCE)).unwrap();
+        let source = from.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        // 2 MB at once, where a second's worth is an eighth of one. In rounds, so that nothing else overflows.
+        let mut arrived = 0;
+        for _ in 0..40 {
+            for _ in 0..50 {
+                let _ = source.send_to(&[0; 1000], format!("{}:5000", to.ip()));
+            }
+            target.set_nonblocking(true).unwrap();
+            while target.recv(&mut [0; 1500]).is_ok() {
+                arrived += 1;
+            }
+        }
+        arrived
+    };
+    let other = host.add("other", &host.conf("pods", "10.1.0.0/24", open_policy()));
+    assert!(burst(&free, &other) > 1500, "without a limit nearly all arrives");
+    assert!(burst(&free, &limited) < 1000, "towards the sandbox");
+    assert!(burst(&limited, &free) < 1000, "from the sandbox");
+    for container in [&free, &limited, &other] {
+        host.del(container, &conf);
+    }
+    assert_eq!(host.ns.census(), before);
+}
+
+#[test]
+fn the_watcher_puts_rules_back_at_once() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let a = host.add("a", &conf);
+    let mut watcher = host.ns.run(|| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_skep-cni"))
+            .args(["watch", "--data-dir"])
+            .arg(host.data_dir())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    });
+    // It looks once when it starts: only what comes after shows that it hears.
+    let whole = |wanted: bool| {
+        (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            host.check(&a, &conf).is_ok() == wanted
+        })
+    };
+    for _ in 0..3 {
+        host.ns.nft("flush ruleset");
+        assert!(whole(true), "not put back within five seconds");
+    }
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
 }

@@ -1,5 +1,12 @@
 //! What a hostile sandbox sends under another's name, and what it could overhear.
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::many_single_char_names,
+    reason = "tests"
+)]
 
 mod support;
 
@@ -61,11 +68,11 @@ impl Stage {
         assert_eq!(self.spoofed(), before, "{what}: counted as spoofed");
     }
 
-    fn v4(&self, container: &Container) -> Ipv4Addr {
+    fn v4(container: &Container) -> Ipv4Addr {
         container.ip().parse().unwrap()
     }
 
-    fn v6(&self, container: &Container) -> Ipv6Addr {
+    fn v6(container: &Container) -> Ipv6Addr {
         container.address(1).parse().unwrap()
     }
 }
@@ -78,7 +85,7 @@ fn mark(n: u8) -> Vec<u8> {
 fn ipv4_and_ethernet_sources() {
     needs_root!();
     let stage = Stage::new();
-    let (a, b) = (stage.v4(&stage.a), stage.v4(&stage.b));
+    let (a, b) = (Stage::v4(&stage.a), Stage::v4(&stage.b));
     let (mac_a, mac_b) = (stage.a.mac(), stage.b.mac());
     let gateway: Ipv4Addr = "10.1.0.1".parse().unwrap();
     let send = |from: Ipv4Addr, n: u8| ipv4(from, b, 17, &udp(1000, 2000, &mark(n)));
@@ -116,7 +123,7 @@ fn ipv4_and_ethernet_sources() {
 fn arp_and_dhcp() {
     needs_root!();
     let stage = Stage::new();
-    let (a, b) = (stage.v4(&stage.a), stage.v4(&stage.b));
+    let (a, b) = (Stage::v4(&stage.a), Stage::v4(&stage.b));
     let (mac_a, mac_b) = (stage.a.mac(), stage.b.mac());
     let gateway: Ipv4Addr = "10.1.0.1".parse().unwrap();
     let ask = arp(1, (mac_a, a), ([0; 6], b));
@@ -155,7 +162,7 @@ fn arp_and_dhcp() {
 fn neighbour_discovery_and_router_advertisements() {
     needs_root!();
     let stage = Stage::new();
-    let (a, b) = (stage.v6(&stage.a), stage.v6(&stage.b));
+    let (a, b) = (Stage::v6(&stage.a), Stage::v6(&stage.b));
     let (mac_a, mac_b) = (stage.a.mac(), stage.b.mac());
     let all: Ipv6Addr = "ff02::1".parse().unwrap();
     let gateway: Ipv6Addr = "fd01::1".parse().unwrap();
@@ -253,7 +260,7 @@ fn stage_link_local(container: &Container) -> Ipv6Addr {
 fn a_router_advertisement_put_together_from_fragments_is_refused() {
     needs_root!();
     let stage = Stage::new();
-    let (a, b) = (stage.v6(&stage.a), stage.v6(&stage.b));
+    let (a, b) = (Stage::v6(&stage.a), Stage::v6(&stage.b));
     let (mac_a, mac_b) = (stage.a.mac(), stage.b.mac());
     let router = [&[64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0][..], &[1, 1], &mac_a].concat();
     let message = icmpv6(a, b, 134, &router);

@@ -1,5 +1,6 @@
 //! Networks stretched over several hosts.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
 
 mod support;
 

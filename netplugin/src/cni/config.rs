@@ -59,6 +59,7 @@ pub struct Uplink {
 
 /// A configuration that was read and checked.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the configuration, with its name")]
 pub struct NetConf {
     /// The version the caller speaks.
     pub version: CniVersion,
@@ -98,6 +99,7 @@ pub struct NetConf {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the configuration, with its name")]
 struct Raw {
     cni_version: Option<String>,
     #[serde(default)]

@@ -38,15 +38,15 @@ pub enum EnvError {
         /// Which rule it breaks.
         why: &'static str,
     },
-    /// CNI_ARGS names something this plugin does not know, and IgnoreUnknown is not set.
+    /// `CNI_ARGS` names something this plugin does not know, and `IgnoreUnknown` is not set.
     #[error("CNI_ARGS has `{0}`, which is unknown here, and no IgnoreUnknown=1")]
     UnknownArg(String),
-    /// CNI_ARGS holds an unusable MAC.
+    /// `CNI_ARGS` holds an unusable MAC.
     #[error("CNI_ARGS: MAC: {0}")]
     Mac(#[from] MacError),
 }
 
-/// What CNI_ARGS may carry.
+/// What `CNI_ARGS` may carry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Args {
     /// `IP`: the addresses wanted.
@@ -60,24 +60,24 @@ pub struct Args {
 /// One container's interface, as ADD, DEL and CHECK name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attach {
-    /// CNI_CONTAINERID.
+    /// `CNI_CONTAINERID`.
     pub container_id: String,
-    /// CNI_IFNAME: the interface's name inside the container.
+    /// `CNI_IFNAME`: the interface's name inside the container.
     pub ifname: String,
-    /// CNI_NETNS: path of a network namespace (Linux) or name of a vnet jail (FreeBSD). DEL may lack it.
+    /// `CNI_NETNS`: path of a network namespace (Linux) or name of a vnet jail (FreeBSD). DEL may lack it.
     pub netns: Option<String>,
-    /// CNI_ARGS.
+    /// `CNI_ARGS`.
     pub args: Args,
 }
 
 /// A whole call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invocation {
-    /// CNI_COMMAND.
+    /// `CNI_COMMAND`.
     pub command: Command,
     /// The interface meant, for the commands that mean one.
     pub attach: Option<Attach>,
-    /// CNI_PATH: where delegated plugins are.
+    /// `CNI_PATH`: where delegated plugins are.
     pub path: Vec<PathBuf>,
 }
 
@@ -116,7 +116,7 @@ impl Invocation {
         Ok(Self { command, attach, path })
     }
 
-    /// The first file called `name` in CNI_PATH.
+    /// The first file called `name` in `CNI_PATH`.
     pub fn find_plugin(&self, name: &str) -> Option<PathBuf> {
         self.path.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|path| is_file(path))
     }

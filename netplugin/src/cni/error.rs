@@ -80,9 +80,10 @@ impl CniError {
             Self::Env(_) => 4,
             Self::Stdin(_) => 5,
             Self::Config(ConfigError::Json { .. }) | Self::PrevResult(_) => 6,
-            Self::Config(_) | Self::PortTaken { .. } => 7,
             Self::Ipam(IpamError::Delegate { code, .. }) => *code,
-            Self::Ipam(IpamError::Config { .. } | IpamError::PluginMissing(_)) => 7,
+            Self::Config(_)
+            | Self::PortTaken { .. }
+            | Self::Ipam(IpamError::Config { .. } | IpamError::PluginMissing(_)) => 7,
             Self::NotReady(_) => 50,
             Self::NotAttached { .. } => 3,
             Self::AlreadyAttached { .. } => 100,

@@ -9,9 +9,9 @@ pub mod freebsd;
 pub mod linux;
 
 #[cfg(not(target_os = "linux"))]
-pub use freebsd::Host;
+pub use freebsd::{Host, Watch};
 #[cfg(target_os = "linux")]
-pub use linux::Host;
+pub use linux::{Host, Watch};
 
 use std::net::IpAddr;
 

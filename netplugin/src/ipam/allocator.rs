@@ -78,18 +78,18 @@ impl<'a> Allocator<'a> {
         true
     }
 
-    fn set_of(&self, ip: IpAddr) -> Option<usize> {
+    fn set_of(self, ip: IpAddr) -> Option<usize> {
         self.config
             .sets
             .iter()
             .position(|set| set.iter().any(|range| (range.start..=range.end).contains(&ip)))
     }
 
-    fn is_gateway(&self, ip: IpAddr) -> bool {
+    fn is_gateway(self, ip: IpAddr) -> bool {
         self.config.sets.iter().flatten().any(|range| range.gateway == ip)
     }
 
-    fn take(&self, ip: IpAddr, set: &[Range], used: &mut Used) -> Result<Lease, IpamError> {
+    fn take(self, ip: IpAddr, set: &[Range], used: &mut Used) -> Result<Lease, IpamError> {
         let range = set
             .iter()
             .find(|range| (range.start..=range.end).contains(&ip))
@@ -101,7 +101,7 @@ impl<'a> Allocator<'a> {
         lease(range, ip)
     }
 
-    fn next_free(&self, n: usize, set: &[Range], used: &mut Used) -> Result<Lease, IpamError> {
+    fn next_free(self, n: usize, set: &[Range], used: &mut Used) -> Result<Lease, IpamError> {
         // From after the last one to the end of the set, then from its beginning: each range at most twice.
         let last = used.last.get(&n).copied();
         let start = last.and_then(|ip| set.iter().position(|range| (range.start..=range.end).contains(&ip)));
@@ -234,34 +234,35 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn no_address_is_given_twice_and_none_is_lost(ops in proptest::collection::vec(any::<Option<u8>>(), 0..200)) {
-            let config = config(&json!({"type": "skep", "ranges": [[
-                {"subnet": "10.0.0.0/28"}, {"subnet": "10.0.1.0/29", "gateway": "10.0.1.3"}]]}));
-            let (mut used, allocator) = (Used::default(), Allocator::new(&config));
-            let mut held: BTreeSet<IpAddr> = BTreeSet::new();
-            let capacity = 13 + 5;
-            for op in ops {
-                match op {
-                    None => match allocator.allocate(&mut used, &[]) {
-                        Ok(leases) => {
-                            let ip = leases[0].address.addr();
-                            prop_assert!(held.insert(ip), "{} given twice", ip);
-                            prop_assert!(ip.to_string() != "10.0.0.1" && ip.to_string() != "10.0.1.3");
-                        }
-                        Err(_) => prop_assert_eq!(held.len(), capacity),
-                    },
-                    Some(n) => {
-                        let ip = held.iter().nth(n as usize % held.len().max(1)).copied();
-                        if let Some(ip) = ip {
-                            held.remove(&ip);
-                            prop_assert!(used.release(ip));
+            #[test]
+            fn no_address_is_given_twice_and_none_is_lost(ops in proptest::collection::vec(any::<Option<u8>>(), 0..200)) {
+                let config = config(&json!({"type": "skep", "ranges": [[
+                    {"subnet": "10.0.0.0/28"}, {"subnet": "10.0.1.0/29", "gateway": "10.0.1.3"}]]}));
+                let (mut used, allocator) = (Used::default(), Allocator::new(&config));
+                let mut held: BTreeSet<IpAddr> = BTreeSet::new();
+                let capacity = 13 + 5;
+                for op in ops {
+                    match op {
+                        None => {
+    if let Ok(leases) = allocator.allocate(&mut used, &[]) {
+                                let ip = leases[0].address.addr();
+                                prop_assert!(held.insert(ip), "{} given twice", ip);
+                                prop_assert!(ip.to_string() != "10.0.0.1" && ip.to_string() != "10.0.1.3");
+    } else {
+    prop_assert_eq!(held.len(), capacity);
+    }
+    }
+                        Some(n) => {
+                            let ip = held.iter().nth(n as usize % held.len().max(1)).copied();
+                            if let Some(ip) = ip {
+                                held.remove(&ip);
+                                prop_assert!(used.release(ip));
+                            }
                         }
                     }
+                    let text = serde_json::to_string(&used).unwrap();
+                    prop_assert_eq!(serde_json::from_str::<Used>(&text).unwrap(), used.clone());
                 }
-                let text = serde_json::to_string(&used).unwrap();
-                prop_assert_eq!(serde_json::from_str::<Used>(&text).unwrap(), used.clone());
             }
         }
-    }
 }

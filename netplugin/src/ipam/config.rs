@@ -125,8 +125,8 @@ struct RawOwn {
     routes: Vec<Route>,
 }
 
-fn config_error(field: &str, why: impl ToString) -> IpamError {
-    IpamError::Config { field: field.to_owned(), why: why.to_string() }
+fn config_error(field: &str, why: impl Into<String>) -> IpamError {
+    IpamError::Config { field: field.to_owned(), why: why.into() }
 }
 
 impl IpamConfig {
@@ -147,7 +147,7 @@ impl IpamConfig {
             return Ok(Self::Delegated(name.clone()));
         }
         let raw: RawOwn = serde_path_to_error::deserialize(value)
-            .map_err(|error| config_error(&format!("ipam.{}", error.path()), error.inner()))?;
+            .map_err(|error| config_error(&format!("ipam.{}", error.path()), error.inner().to_string()))?;
         let mut sets = raw.ranges;
         if let Some(subnet) = raw.subnet {
             let range = RawRange {

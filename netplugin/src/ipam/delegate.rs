@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 /// No result is larger.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// Runs the plugin at `path` with `command` in CNI_COMMAND, the rest of our environment, and `config` on its
+/// Runs the plugin at `path` with `command` in `CNI_COMMAND`, the rest of our environment, and `config` on its
 /// standard input. ADD gives a result, the others none.
 pub fn delegate(path: &Path, command: &str, config: &[u8]) -> Result<Option<AddResult>, IpamError> {
     let failed = |why: String| IpamError::Exec { plugin: path.to_owned(), why };

@@ -2,7 +2,7 @@
 //!
 //! The `skep` allocator hands out addresses of ranges written in the configuration. What is taken is a sparse
 //! bitmap per subnet ([`Used`]), kept in one small file; the truth behind it are the attachments' own records,
-//! from which it can be rebuilt. Any other `ipam.type` is a plugin found in CNI_PATH and called as the CNI
+//! from which it can be rebuilt. Any other `ipam.type` is a plugin found in `CNI_PATH` and called as the CNI
 //! specification says.
 
 mod allocator;
@@ -40,7 +40,7 @@ pub enum IpamError {
     /// An address asked for is taken or reserved.
     #[error("address {0} is taken or reserved")]
     Taken(IpAddr),
-    /// The delegated plugin is in no directory of CNI_PATH.
+    /// The delegated plugin is in no directory of `CNI_PATH`.
     #[error("ipam.type: there is no plugin `{0}` in CNI_PATH")]
     PluginMissing(String),
     /// The delegated plugin said no.

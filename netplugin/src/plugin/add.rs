@@ -23,7 +23,7 @@ impl<D: Datapath> Plugin<'_, D> {
         let mut dns = self.conf.dns.clone();
         let delegated = matches!(self.conf.ipam, IpamConfig::Delegated(_));
         if delegated {
-            let given = self.delegated("ADD")?.flatten().unwrap_or_default();
+            let given = self.delegated("ADD")?.unwrap_or_default();
             self.take(&mut network, &mut attachment, addresses_of(&given), given.routes);
             if dns == Dns::default() {
                 dns = given.dns;
@@ -124,7 +124,7 @@ impl<D: Datapath> Plugin<'_, D> {
     /// Makes everything, or nothing.
     fn make(&self, network: &mut Network, attachment: &mut Attachment) -> Result<(), CniError> {
         {
-            let _lock = self.store.lock()?;
+            let lock = self.store.lock()?;
             if self.store.attachment(&attachment.network, &attachment.id)?.is_some() {
                 return Err(already(attachment));
             }
@@ -142,11 +142,13 @@ impl<D: Datapath> Plugin<'_, D> {
                 self.store.save_used(&network.name, &used)?;
             }
             if let Err(error) = self.store.save_attachment(attachment) {
+                // Undoing takes the lock itself.
+                drop(lock);
                 return Err(self.fail(attachment, error.into()));
             }
             let ensured = self.datapath.ensure_network(network, earlier.as_ref(), &|| self.store.load());
             if let Err(error) = ensured {
-                drop(_lock);
+                drop(lock);
                 return Err(self.fail(attachment, error.into()));
             }
         }

@@ -37,11 +37,11 @@ impl<'a, D: Datapath> Plugin<'a, D> {
         Self { datapath, store, call, conf }
     }
 
-    /// Runs the IPAM plugin of the configuration, if it is not ours; `None` if it is.
-    fn delegated(&self, command: &str) -> Result<Option<Option<crate::cni::AddResult>>, CniError> {
+    /// Runs the IPAM plugin of the configuration, if it is not ours; its result, for ADD.
+    fn delegated(&self, command: &str) -> Result<Option<crate::cni::AddResult>, CniError> {
         let IpamConfig::Delegated(name) = &self.conf.ipam else { return Ok(None) };
         let path = self.call.find_plugin(name).ok_or_else(|| IpamError::PluginMissing(name.clone()))?;
-        Ok(Some(delegate(&path, command, &self.conf.raw)?))
+        Ok(delegate(&path, command, &self.conf.raw)?)
     }
 
     /// STATUS: could an ADD succeed now?

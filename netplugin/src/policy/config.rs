@@ -103,10 +103,11 @@ pub fn from_annotations(
         let wrong = |why: String| PolicyError::Annotation { name: name.clone(), why };
         match name.as_str() {
             POLICY_ANNOTATION => {
-                policy = serde_json::from_str(value).map_err(|error| wrong(error.to_string()))?
+                policy = serde_json::from_str(value).map_err(|error| wrong(error.to_string()))?;
             }
             GROUP_ANNOTATION => {
-                group = Some(value.clone().try_into().map_err(|error: PolicyError| wrong(error.to_string()))?)
+                group =
+                    Some(value.clone().try_into().map_err(|error: PolicyError| wrong(error.to_string()))?);
             }
             _ => return Err(wrong("is unknown".to_owned())),
         }

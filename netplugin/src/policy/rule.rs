@@ -103,7 +103,7 @@ pub enum Transport {
     Udp,
     /// SCTP.
     Sctp,
-    /// ICMP over IPv4 and ICMPv6 over IPv6.
+    /// ICMP over IPv4 and `ICMPv6` over IPv6.
     Icmp,
 }
 

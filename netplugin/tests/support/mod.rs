@@ -4,6 +4,15 @@
 //! namespace is never touched, so tests run side by side.
 
 #![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
+#![allow(clippy::cast_possible_truncation, reason = "lengths of frames made here")]
+#![allow(
+    clippy::doc_markdown,
+    clippy::cast_possible_wrap,
+    clippy::needless_pass_by_value,
+    clippy::must_use_candidate,
+    clippy::return_self_not_must_use
+)]
 
 pub mod frames;
 

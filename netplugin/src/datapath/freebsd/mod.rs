@@ -1,6 +1,7 @@
 //! FreeBSD: not there yet. Everything says so instead of pretending.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::{Counters, Datapath, DatapathError, Existing};
 use crate::cni::Interface;
@@ -15,6 +16,22 @@ impl Host {
     /// This host.
     pub fn new() -> Result<Self, DatapathError> {
         Ok(Self)
+    }
+
+    /// Hears of rules being removed, by whomever.
+    pub fn watch() -> Result<Watch, DatapathError> {
+        missing("watching the packet filter")
+    }
+}
+
+/// Hears of rules being removed.
+#[derive(Debug)]
+pub struct Watch;
+
+impl Watch {
+    /// Waits until rules are removed; false if none were in time.
+    pub fn wait(&self, _: Duration) -> Result<bool, DatapathError> {
+        missing("watching the packet filter")
     }
 }
 

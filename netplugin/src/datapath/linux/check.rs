@@ -1,9 +1,6 @@
 //! CHECK, and what was counted.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-
+use super::address::KnownRoute;
 use super::attach::gateway_of;
 use super::netlink::{Route, kernel};
 use super::netns::Netns;
@@ -87,7 +84,7 @@ fn inside(attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
             }
             let key = (wanted.dst.trunc(), gateway_of(attachment, wanted), Some(link.index));
             // Where two interfaces bring the same route, the first had it and keeps it.
-            let there = |routes: &Vec<(IpNet, Option<IpAddr>, Option<u32>)>| {
+            let there = |routes: &Vec<KnownRoute>| {
                 routes.iter().any(|route| *route == key || (route.0 == key.0 && route.2 != key.2))
             };
             if !present.as_ref().is_some_and(there) {

@@ -1,5 +1,6 @@
 //! Linux: netlink, nftables, veth pairs.
 
+mod address;
 mod attach;
 mod bridge;
 mod check;
@@ -15,6 +16,7 @@ mod vxlan;
 
 use std::cell::{RefCell, RefMut};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use self::netlink::{Route, kernel};
 use self::nft::{Batch, Family, Nft, NftError};
@@ -28,6 +30,19 @@ use crate::policy::GroupName;
 pub struct Host {
     route: RefCell<Route>,
     nft: Nft,
+}
+
+/// Hears of tables being removed.
+#[derive(Debug)]
+pub struct Watch {
+    nft: Nft,
+}
+
+impl Watch {
+    /// Waits until a table (any: ours are looked for then) is removed; false if none was in time.
+    pub fn wait(&self, timeout: Duration) -> Result<bool, DatapathError> {
+        self.nft.table_removed(timeout).map_err(|error| kernel("listen for changes of rules", error))
+    }
 }
 
 /// Another call may make or remove the tables at any time between our looking and our acting.
@@ -44,6 +59,11 @@ impl Host {
     pub fn new() -> Result<Self, DatapathError> {
         let nft = Nft::open().map_err(|error| kernel("open a netfilter socket", error))?;
         Ok(Self { route: RefCell::new(Route::open()?), nft })
+    }
+
+    /// Hears of tables being removed, by whomever.
+    pub fn watch() -> Result<Watch, DatapathError> {
+        Nft::listen().map(|nft| Watch { nft }).map_err(|error| kernel("listen for changes of rules", error))
     }
 
     fn route(&self) -> RefMut<'_, Route> {

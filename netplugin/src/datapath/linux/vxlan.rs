@@ -10,7 +10,8 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::link::{Link, neighbour};
+use super::address::neighbour;
+use super::link::Link;
 use super::netlink::{Route, allow, kernel};
 use crate::datapath::DatapathError;
 use crate::network::Network;

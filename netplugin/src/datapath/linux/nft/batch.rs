@@ -224,7 +224,11 @@ impl Batch {
             self.message(kind, flags, format!("{verb} set {set}"), |attrs, table| {
                 attrs.text(1, table);
                 attrs.text(2, set);
-                attrs.nest(3, |list| chunk.iter().for_each(|element| element.encode(list)));
+                attrs.nest(3, |list| {
+                    for element in chunk {
+                        element.encode(list);
+                    }
+                });
             });
         }
     }
@@ -283,7 +287,9 @@ impl Batch {
                 attrs.text(2, name);
                 attrs.be32(4, id);
                 attrs.nest(3, |list| {
-                    chunk.iter().for_each(|(address, end)| encode_bound(list, address, *end))
+                    for (address, end) in chunk {
+                        encode_bound(list, address, *end);
+                    }
                 });
             });
         }

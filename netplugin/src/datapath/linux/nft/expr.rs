@@ -12,7 +12,7 @@ const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 
-/// NFT_REG32_00: registers of four bytes, sixteen of them.
+/// `NFT_REG32_00`: registers of four bytes, sixteen of them.
 const REG32: u32 = 8;
 
 /// What happens to a packet.
@@ -48,7 +48,7 @@ impl Verdict {
     }
 }
 
-/// NFT_META_*.
+/// `NFT_META_*`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meta {
     /// Name of the interface the packet came by.
@@ -173,7 +173,7 @@ impl Rule {
     }
 
     /// The Ethernet frame is for a group (multicast or broadcast).
-    pub(crate) fn to_group(self) -> Self {
+    pub(crate) fn group_frame(self) -> Self {
         self.payload(Base::Link, 0, 1, 0).any_bit(u32::from_ne_bytes([1, 0, 0, 0]))
     }
 
@@ -229,7 +229,7 @@ impl Rule {
     }
 
     /// The packet's destination is an address of this host.
-    pub(crate) fn to_local_address(self) -> Self {
+    pub(crate) fn local_destination(self) -> Self {
         self.push("fib", |data| {
             data.be32(1, REG32);
             data.be32(2, 3); // NFT_FIB_RESULT_ADDRTYPE

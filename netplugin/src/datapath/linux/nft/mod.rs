@@ -1,4 +1,4 @@
-//! nf_tables over netlink: one transaction per change, nothing forked.
+//! `nf_tables` over netlink: one transaction per change, nothing forked.
 //!
 //! No crate fits: `rustables` is GPL, `nftnl` needs a C library, `nftables` forks nft(8) for each change. This is a
 //! small typed encoder for what Skep's rules need and no more. Source of facts: the kernel's

@@ -2,9 +2,11 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
 use super::batch::{Batch, Family};
@@ -51,6 +53,44 @@ impl Nft {
         let _ = sockopt::set_socket_send_buffer_size_force(socket.as_fd(), SEND_BUFFER);
         let _ = sockopt::set_socket_recv_buffer_size_force(socket.as_fd(), RECEIVE_BUFFER);
         Ok(Self { socket })
+    }
+
+    /// Connects to hear of every change of rules.
+    pub(crate) fn listen() -> io::Result<Self> {
+        const NFNLGRP_NFTABLES: u32 = 7;
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.add_membership(NFNLGRP_NFTABLES)?;
+        Ok(Self { socket })
+    }
+
+    /// Waits until a table is removed; false if none was in time.
+    pub(crate) fn table_removed(&self, timeout: Duration) -> io::Result<bool> {
+        const DELTABLE: u16 = 10 << 8 | 2;
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(left.subsec_nanos()),
+            };
+            let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut polled, Some(&left)) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            match self.receive() {
+                Ok(Some(answer)) if messages(&answer).any(|(kind, _, _)| kind == DELTABLE) => {
+                    return Ok(true);
+                }
+                Ok(_) => {}
+                // So much happened that some of it was not told: look.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Does everything in the batch at one instant, or nothing.
@@ -155,7 +195,7 @@ impl Nft {
         set: &str,
         element: &Element,
     ) -> io::Result<Option<u64>> {
-        const GETSETELEM: u16 = 10 << 8 | 13;
+        const GETSETELEM: u16 = 10 << 8 | 0xd;
         let answers = self.ask(GETSETELEM, 0, family as u8, |attrs| {
             attrs.text(1, table);
             attrs.text(2, set);
@@ -172,6 +212,7 @@ impl Nft {
     pub(crate) fn rules(&self, family: Family, table: &str, chain: &str) -> io::Result<Option<usize>> {
         const GETCHAIN: u16 = 10 << 8 | 4;
         const GETRULE: u16 = 10 << 8 | 7;
+        const DUMP: u16 = 0x300;
         let name = |attrs: &mut Attrs<'_>, kind: u16| {
             attrs.text(1, table);
             attrs.text(kind, chain);
@@ -181,7 +222,6 @@ impl Nft {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(error) => return Err(error),
         }
-        const DUMP: u16 = 0x300;
         Ok(Some(self.ask(GETRULE, DUMP, family as u8, |attrs| name(attrs, 2))?.len()))
     }
 }

@@ -3,7 +3,7 @@
 /// Appends attributes to a message.
 pub(crate) struct Attrs<'a>(pub(crate) &'a mut Vec<u8>);
 
-/// NLA_F_NESTED.
+/// `NLA_F_NESTED`.
 const NESTED: u16 = 1 << 15;
 
 impl Attrs<'_> {

@@ -4,12 +4,14 @@
 //!
 //! - `bridge skep` looks at frames: a sandbox's port lets in only frames with the sandbox's own addresses
 //!   (Ethernet, ARP, IPv4, IPv6, neighbour discovery) and lets out only frames addressed to them.
-//! - `inet skep` looks at flows, bridged (br_netfilter) as well as routed: what a sandbox may open, what may be
+//! - `inet skep` looks at flows, bridged (`br_netfilter`) as well as routed: what a sandbox may open, what may be
 //!   opened to it, what it may have of the host, and address translation.
 //!
 //! Which sandbox a packet belongs to is found by one lookup in a hash: the cost does not grow with their number.
 
 mod base;
+mod flows;
+mod frames;
 mod lists;
 mod network;
 mod sandbox;
