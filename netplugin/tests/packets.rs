@@ -441,3 +441,33 @@ fn the_watcher_puts_rules_back_at_once() {
     watcher.kill().unwrap();
     watcher.wait().unwrap();
 }
+
+#[test]
+fn a_network_card_on_the_bridge_brings_the_network_outside() {
+    needs_root!();
+    let host = Host::new();
+    let outside = Ns::new();
+    host.ns.wire("nic0", &outside, "far0");
+    outside.ip("addr add 203.0.113.1/24 dev far0");
+    outside.serve_tcp("0.0.0.0:80");
+    let before = host.ns.census();
+    let mut conf = host.conf(
+        "public",
+        "203.0.113.0/24",
+        json!({"uplink": "nic0", "isGateway": false, "ipam": {"rangeStart": "203.0.113.10"}, "policy": {
+            "egress": {"allow": ["any"], "deny": ["203.0.113.99"]}, "ingress": {"allow": [{"protocol": "tcp", "ports": [443]}]}}}),
+    );
+    let a = host.add("a", &conf);
+    assert!(a.ns.reaches("203.0.113.1:80"), "out by the wire");
+    a.ns.serve_tcp("0.0.0.0:443");
+    a.ns.serve_tcp("0.0.0.0:444");
+    assert!(outside.reaches(&format!("{}:443", a.ip())), "in by the wire");
+    assert!(outside.blocked(&format!("{}:444", a.ip())));
+    host.del(&a, &conf);
+    assert_eq!(host.ns.census(), before, "the card is the host's again");
+    // A card with addresses is the host's own line.
+    host.ns.ip("addr add 203.0.113.2/24 dev nic0");
+    conf["ipam"]["rangeStart"] = json!("203.0.113.20");
+    let error = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("nic0 has the host's address"), "{error}");
+}

@@ -21,6 +21,9 @@ use crate::ipam::Used;
 /// How long a call waits for others to be done with the files.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a file is called until it is complete.
+const UNFINISHED: &str = "new";
+
 /// Why our files failed us.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -156,6 +159,14 @@ impl Store {
     /// Removes a network's record and what was known of its addresses. Fails while it has attachments.
     pub fn remove_network(&self, name: &str) -> Result<(), StateError> {
         let dir = self.attachment_dir(name);
+        // Halves of records that a killed call never renamed.
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == UNFINISHED) {
+                remove(&entry.path())?;
+            }
+        }
+        remove(&self.used_path(name).with_extension(UNFINISHED))?;
+        remove(&self.network_path(name).with_extension(UNFINISHED))?;
         match fs::remove_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("remove", &dir)(error)),
             _ => {}
@@ -280,7 +291,7 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
     let text = serde_json::to_vec(value)
         .map_err(|error| StateError::Format { path: path.to_owned(), why: error.to_string() })?;
     // Without the suffix, so that a leftover of a crash is not taken for a record.
-    let temporary = path.with_extension("new");
+    let temporary = path.with_extension(UNFINISHED);
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(true)

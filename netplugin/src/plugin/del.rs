@@ -1,6 +1,6 @@
 //! DEL.
 
-use super::{Plugin, undo};
+use super::{Plugin, sweep, undo};
 use crate::cni::{Attach, CniError};
 use crate::datapath::Datapath;
 use crate::mac::Mac;
@@ -25,6 +25,8 @@ impl<D: Datapath> Plugin<'_, D> {
             Ok(None) => {}
             Err(error) => errors.push(error.into()),
         }
+        // A call that was killed may have left a network without attachments.
+        errors.extend(sweep(self.datapath, &self.store, &self.conf.name).unwrap_or_else(|error| vec![error]));
         // Not before the interface is gone: the address would be another's while it is still in use.
         if errors.is_empty() {
             errors.extend(self.delegated("DEL").err());

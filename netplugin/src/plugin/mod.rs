@@ -148,6 +148,16 @@ fn forget<D: Datapath>(
     }
 }
 
+/// Removes a network that has no attachments left and shall not stay without.
+fn sweep<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<Vec<CniError>, CniError> {
+    let _lock = store.lock()?;
+    match store.network(name)? {
+        // An ADD writes both records under the lock: nobody is just about to be attached.
+        Some(network) if !network.keep && !store.has_others(name, "")? => drop_network(datapath, store, name),
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// Removes a network without attachments. The lock is held.
 fn drop_network<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<Vec<CniError>, CniError> {
     // As it is now: it may have changed since the caller looked.

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use ipnet::IpNet;
+
 use super::link::Link;
 use super::netlink::Route;
 use super::netns::{set_sysctl, sysctl};
@@ -81,6 +83,13 @@ pub(super) fn validate(
         if link.master.is_some() && link.master != ours {
             return Err(DatapathError::Conflict(format!("uplink: {nic} is a port of another bridge")));
         }
+        let address = |(index, net): &(u32, IpNet)| *index == link.index && !is_link_local(net.addr());
+        if link.master.is_none()
+            && let Some((_, net)) = route.addresses()?.iter().find(|one| address(one))
+        {
+            // A port's own addresses do not work: the host would cut itself off.
+            return Err(DatapathError::Conflict(format!("uplink: {nic} has the host's address {net}")));
+        }
     }
     if network.gateways.is_empty() {
         return Ok(());
@@ -99,6 +108,10 @@ pub(super) fn validate(
         }
     }
     Ok(())
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Makes the bridge and what belongs to it, where it is missing. `changed`: an earlier declaration may have left more.
