@@ -55,6 +55,18 @@ impl From<Failure> for ttrpc::Error {
     }
 }
 
+/// An error with its causes, except those whose text it has already.
+pub(crate) fn chain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 /// A point in time; before 1970 is 1970.
 pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -97,6 +109,13 @@ mod tests {
         assert_eq!(code(ErrorKind::FailedPrecondition), Code::FAILED_PRECONDITION);
         assert_eq!(code(ErrorKind::Unimplemented), Code::UNIMPLEMENTED);
         assert_eq!(code(ErrorKind::InvalidArgument), Code::INVALID_ARGUMENT);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let cause = std::io::Error::other("disk on fire");
+        let told = anyhow::Error::new(cause).context("cannot read x: disk on fire").context("start");
+        assert_eq!(chain(&told), "start: cannot read x: disk on fire");
     }
 
     #[test]

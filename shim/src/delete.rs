@@ -18,7 +18,7 @@ use skep_containerd_api::task::DeleteResponse;
 use crate::{
     bundle::Bundle,
     cli::Args,
-    convert::timestamp,
+    convert::{chain, timestamp},
     socket,
     start::{bundle, load_config},
 };
@@ -31,7 +31,7 @@ const KILL: Duration = Duration::from_secs(1);
 /// Does it, and prints containerd's answer. Problems on standard error become warnings in containerd's log.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Err(error) = clean(args, &bundle(args)?) {
-        eprintln!("{error:#}");
+        eprintln!("{}", chain(&error));
     }
     // Whatever was left: the task is over.
     let answer = DeleteResponse {

@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("containerd-shim-skep-v2: {error:#}");
+            eprintln!("containerd-shim-skep-v2: {}", convert::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -20,6 +20,7 @@ use ttrpc::r#async::{Server, transport::Listener};
 
 use crate::{
     cli::Args,
+    convert::chain,
     events::Publisher,
     log,
     pod::Pod,
@@ -59,7 +60,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         serve(Arc::new(pod), listener, &state.socket).await
     });
     if let Err(error) = &served {
-        tracing::error!("{error:#}");
+        tracing::error!("{}", chain(error));
     }
     // What still blocks (a mount on a dead server) is not waited for.
     runtime.shutdown_background();
