@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use skep_tests::census::{self, Member};
@@ -21,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("events", events).everywhere(),
     Case::both("exec_details", exec_details),
     Case::both("exec_terminal", exec_terminal),
+    Case::both("execs_at_once", execs_at_once),
     Case::both("exec_errors", exec_errors),
     Case::both("signals", signals),
     Case::both("signal_to_exec", signal_to_exec),
@@ -129,6 +130,29 @@ fn exec_terminal(lease: &mut Lease) -> Result<()> {
         subject.exec("screen", "e1").terminal().sh("test -t 0 && test -t 1 && tty; exit 6").output()?;
     ensure!(output.code() == 6 && output.out().starts_with("/dev/pts/0\r"), "{}", output.describe());
     subject.remove("screen")
+}
+
+/// Each gets its own streams and its own end, however many there are.
+fn execs_at_once(lease: &mut Lease) -> Result<()> {
+    const USERS: usize = 6;
+    const EACH: usize = 8;
+    let subject = lease.subject();
+    subject.run("busy").flags(["--null-io"]).sh(PATIENT).detached()?;
+    let one = |user: usize, number: usize| {
+        // Not over at once: on a busy machine ctr 1.6 would lose the output.
+        let script = format!("echo {user}-{number}; sleep 0.2; exit {number}");
+        let output = subject.exec("busy", &format!("e{user}-{number}")).sh(&script).output()?;
+        let expected = (i32::try_from(number)?, format!("{user}-{number}\n"));
+        ensure!((output.code(), output.out()) == expected, "{}", output.describe());
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let users: Vec<_> = (0..USERS)
+            .map(|user| scope.spawn(move || (0..EACH).try_for_each(|number| one(user, number))))
+            .collect();
+        users.into_iter().try_for_each(|user| user.join().map_err(|_| anyhow!("a user panicked"))?)
+    })?;
+    subject.remove("busy")
 }
 
 fn exec_errors(lease: &mut Lease) -> Result<()> {
