@@ -30,6 +30,9 @@ const PARKING: RawFd = log::FD + 1;
 /// An answer is one line of JSON.
 const ANSWER_MAX: u64 = 64 * 1024;
 
+/// A helper that closed its pipe is about to end.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
 /// A helper at work.
 #[derive(Debug)]
 pub(crate) struct Helper {
@@ -89,10 +92,9 @@ impl Helper {
             // The exit was noticed first: what the helper wrote before is still in the pipe.
             let rest = tokio::time::timeout(Duration::from_millis(10), answer.read_line(&mut line)).await;
             if !matches!(rest, Ok(Ok(_))) || !line.ends_with('\n') {
-                let status = exit.borrow().map_or(0, |exit| exit.status);
-                return Err(Refusal::internal(format!(
-                    "the helper process died without an answer (status {status})"
-                )));
+                let ended = tokio::time::timeout(END_LIMIT, exit_of(&mut exit)).await;
+                let how = ended.map_or("still running".to_owned(), |exit| format!("status {}", exit.status));
+                return Err(Refusal::internal(format!("the helper process gave no answer ({how})")));
             }
         }
         let answer: Result<T, Refusal> = serde_json::from_str(&line)
@@ -112,6 +114,7 @@ fn child<T: Serialize>(moved: &[RawFd], job: impl FnOnce(&[RawFd]) -> Result<T, 
     let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let Ok(fds) = take_over(moved) else { return 125 };
         let [pass @ .., answer] = fds.as_slice() else { return 125 };
+        crate::fatal::answer_on(*answer);
         let result = job(pass);
         // SAFETY: take_over made this descriptor for the answer, and the job was not given it.
         let mut answer = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(*answer) });

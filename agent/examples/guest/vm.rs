@@ -117,7 +117,7 @@ impl Vm {
         let machine = Machine::start(image, append)?;
         let endpoint = Endpoint::Console(machine.dir.path().join("agent.sock"));
         match Session::connect(&endpoint, Duration::from_secs(30)).await {
-            Ok(session) => Ok(Self { session, machine }),
+            Ok(session) => Ok(Self { machine, session }),
             Err(error) => anyhow::bail!("{error}\n--- console\n{}---", machine.console()),
         }
     }
