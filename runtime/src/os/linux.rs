@@ -182,12 +182,8 @@ pub(super) fn mount(fstype: &str, source: &Path, target: &Path, options: &[Strin
 /// `mount_setattr(2)`, since Linux 5.12: unlike a remount it keeps the other flags of each mount.
 fn readonly_recursively(target: &Path) -> io::Result<()> {
     let target = std::ffi::CString::new(target.as_os_str().as_encoded_bytes())?;
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is a C string and the attributes are a structure of the size that is passed along; both live
     // until the call returns, and the kernel only reads them.
     let result = unsafe {
