@@ -102,6 +102,8 @@ impl Container {
     /// Makes and starts an added process.
     pub(crate) async fn start_exec(&self, id: &str, reaper: &Arc<Reaper>) -> Result<i32, Refusal> {
         let exec = self.exec(id)?;
+        // libcontainer writes the container's state anew with each process, without a lock of its own.
+        let _turn = self.turn.lock().await;
         self.check_takes_processes()?;
         let init = self.init.live_pid().unwrap_or_default();
         exec.process.begin_start()?;

@@ -1,7 +1,7 @@
 //! The operating system's part: bridges, interfaces, packet filters.
 //!
 //! [`Datapath`] is the boundary. Everything above it is plain data; below it is netlink and nftables
-//! ([`linux`]), or ifconfig's ioctls and pf ([`freebsd`]).
+//! (`linux`), or ifconfig's ioctls and pf (`freebsd`).
 
 #[cfg(not(target_os = "linux"))]
 pub mod freebsd;
