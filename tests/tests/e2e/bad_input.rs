@@ -22,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("wrong_architecture", wrong_architecture),
     Case::both("directory_is_a_file", directory_is_a_file),
     Case::both("rootfs_missing", rootfs_missing),
+    Case::skep("rootfs_is_a_file", rootfs_is_a_file),
     Case::both("volume_missing", volume_missing),
     Case::skep("guest_missing", guest_missing),
     Case::skep("kernel_missing", kernel_missing),
@@ -82,6 +83,14 @@ fn rootfs_missing(lease: &mut Lease) -> Result<()> {
     let missing = Path::new("/no/such/rootfs");
     let spec = subject.spec("rootless", missing, ["true"])?;
     fails(subject.run("rootless").spec(&spec)?, &["/no/such/rootfs"])
+}
+
+fn rootfs_is_a_file(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let file = lease.scratch("root")?.join("file");
+    fs::write(&file, "not a directory")?;
+    let spec = subject.spec("rootless", &file, ["true"])?;
+    fails(subject.run("rootless").spec(&spec)?, &[&file.to_string_lossy()])
 }
 
 fn volume_missing(lease: &mut Lease) -> Result<()> {
