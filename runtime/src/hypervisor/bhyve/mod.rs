@@ -1,6 +1,6 @@
 //! bhyve, FreeBSD's hypervisor: a VM of the kernel's, and a bhyve(8) process that runs it.
 //!
-//! libvmmapi makes the VM, our own [loader](loader) fills it, bhyve(8) runs it, and whatever its end is, the VM is
+//! libvmmapi makes the VM, our own [loader] fills it, bhyve(8) runs it, and whatever its end is, the VM is
 //! destroyed: the kernel keeps one that nobody runs. The command line has what QEMU's has, device by device.
 
 mod command;

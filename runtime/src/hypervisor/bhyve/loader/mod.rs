@@ -5,8 +5,8 @@
 //! initramfs are taken for hostile: a bad one gives an error, never a panic, and nothing is
 //! allocated in proportion to what a header claims.
 //!
-//! Two entries exist: [PVH](pvh) for ELF kernels that carry the Xen entry note (Linux with
-//! `CONFIG_PVH`, FreeBSD), and the [64-bit Linux boot protocol](bzimage) for a bzImage. The guest
+//! Two entries exist: PVH (`pvh`) for ELF kernels that carry the Xen entry note (Linux with
+//! `CONFIG_PVH`, FreeBSD), and the 64-bit Linux boot protocol (`bzimage`) for a bzImage. The guest
 //! memory is expected to be zero before the plan is carried out, as a fresh VM's is: `.bss` is not
 //! written.
 
