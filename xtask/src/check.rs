@@ -62,6 +62,7 @@ pub(crate) fn lint(cache: &Cache) -> Result<()> {
         "--workspace",
         "--all-targets",
         "--locked",
+        "--keep-going",
         "--",
         "--deny",
         "warnings",

@@ -84,7 +84,12 @@ pub(crate) fn check(cache: &Cache) -> Result<()> {
     heading(&format!("Building for {TARGET}"));
     command::run(toolchain.cargo("zigbuild").args(crates())).context("the host crates do not build")?;
     heading(&format!("Clippy and documentation for {TARGET}"));
-    command::run(toolchain.cargo("clippy").args(crates()).args(["--", "--deny", "warnings"]))?;
+    command::run(toolchain.cargo("clippy").args(crates()).args([
+        "--keep-going",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
     command::run(toolchain.cargo("doc").args(crates()).arg("--no-deps").env("RUSTDOCFLAGS", "-Dwarnings"))?;
     Ok(())
 }
