@@ -54,7 +54,7 @@ enum Task {
         /// Architecture of the guest
         #[arg(long, default_value = std::env::consts::ARCH)]
         arch: String,
-        /// Where to put it [default: target/guest/<arch>]
+        /// Where to put it [default: target/guest/ARCH]
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
