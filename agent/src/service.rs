@@ -145,7 +145,7 @@ fn answer(exit: Exit) -> WaitProcessResponse {
     WaitProcessResponse { exit_status: exit.status, exited_at_ns: exit.at_ns, ..Default::default() }
 }
 
-/// The agent's own resident size (proc_pid_status(5), `VmRSS`).
+/// The agent's own resident size (`VmRSS` of proc(5)).
 fn resident_kib() -> Option<u64> {
     resident_kib_of(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
