@@ -172,3 +172,75 @@ async fn send(
     *client = Some(connected);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use async_trait::async_trait;
+    use protobuf::{Message as _, well_known_types::empty::Empty};
+    use skep_containerd_api::events_ttrpc::{Events, create_events};
+    use ttrpc::r#async::{Server, TtrpcContext};
+
+    use super::*;
+
+    /// A containerd that notes what it is sent, and refuses every other event at first.
+    #[derive(Default)]
+    struct Daemon {
+        seen: Mutex<Vec<(String, String, String)>>,
+        calls: Mutex<u32>,
+    }
+
+    #[async_trait]
+    impl Events for Daemon {
+        async fn forward(&self, context: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            {
+                let mut calls = self.calls.lock().unwrap();
+                *calls += 1;
+                if *calls % 2 == 1 {
+                    return Err(ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::UNAVAILABLE, "busy")));
+                }
+            }
+            assert_eq!(context.metadata["containerd-namespace-ttrpc"], ["ns"]);
+            let envelope = request.envelope.unwrap();
+            let exit = TaskExit::parse_from_bytes(&envelope.event.value).unwrap();
+            self.seen.lock().unwrap().push((envelope.namespace, envelope.topic, exit.id));
+            Ok(Empty::new())
+        }
+    }
+
+    fn exit(id: u32) -> TaskExit {
+        TaskExit { id: id.to_string(), ..TaskExit::default() }
+    }
+
+    #[tokio::test]
+    async fn events_arrive_in_order_though_containerd_comes_late_and_refuses_some() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ttrpc.sock");
+        let publisher = Publisher::start("ns", path.to_str());
+        for id in 0..5 {
+            publisher.publish(&exit(id));
+        }
+        // Nobody listens yet.
+        publisher.flush(Duration::from_millis(200)).await;
+        let daemon = Arc::new(Daemon::default());
+        let service: Arc<dyn Events + Send + Sync> = Arc::<Daemon>::clone(&daemon);
+        let address = format!("unix://{}", path.display());
+        let mut server = Server::new().bind(&address).unwrap().register_service(create_events(service));
+        server.start().await.unwrap();
+        publisher.flush(Duration::from_secs(20)).await;
+        let seen = daemon.seen.lock().unwrap().clone();
+        let expected: Vec<_> =
+            (0..5).map(|id| ("ns".to_owned(), "/tasks/exit".to_owned(), id.to_string())).collect();
+        assert_eq!(seen, expected);
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_loses_events_and_waits_for_nobody() {
+        let publisher = Publisher::start("ns", Some("/no/such/socket"));
+        for id in 0..u32::try_from(QUEUE).unwrap() + 10 {
+            publisher.publish(&exit(id));
+        }
+        assert_eq!(publisher.queue.capacity(), 0);
+    }
+}
