@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 
+use crate::container::faults;
 use crate::error::{Code, Refusal};
 use crate::fdio::FdStream;
 use crate::log;
@@ -61,6 +62,36 @@ pub(crate) fn start<T: Serialize>(
         ForkResult::Parent { child } => {
             let pid = child.as_raw();
             Ok(Helper { pid, answer, exit: reaper.watch(pid), births })
+        }
+    }
+}
+
+/// Forks a process that is to become something else: `job` returns only why it did not, which is told on the first
+/// descriptor of `pass`. It has them as [`start`] says.
+pub(crate) fn fork_into(
+    reaper: &Arc<Reaper>,
+    pass: &[BorrowedFd<'_>],
+    job: impl FnOnce(&[RawFd]) -> Refusal,
+) -> Result<(i32, ExitWatch), Refusal> {
+    let moved: Vec<RawFd> = pass.iter().map(BorrowedFd::as_raw_fd).collect();
+    // SAFETY: as in `start`.
+    match unsafe { fork() }.map_err(|e| cannot("fork a process", e))? {
+        ForkResult::Child => {
+            crate::fatal::enter_child();
+            let code = std::panic::catch_unwind(AssertUnwindSafe(|| {
+                let Ok(fds) = take_over(&moved) else { return 125 };
+                let Some(faults) = fds.first() else { return 125 };
+                crate::fatal::answer_on(*faults);
+                faults::tell(*faults, &job(&fds));
+                127
+            }))
+            .unwrap_or(101);
+            // SAFETY: as in `child`.
+            unsafe { libc::_exit(code) }
+        }
+        ForkResult::Parent { child } => {
+            let pid = child.as_raw();
+            Ok((pid, reaper.watch(pid)))
         }
     }
 }

@@ -63,8 +63,7 @@ impl Sandbox {
             return Err(Refusal::new(Code::AlreadyExists, "this guest is a sandbox already"));
         }
         if request.realtime_ns != 0 {
-            clock::set_realtime(request.realtime_ns)
-                .map_err(|e| Refusal::internal(format!("cannot set the clock: {e}")))?;
+            set_clock(request.realtime_ns)?;
         }
         if !request.entropy.is_empty() {
             credit(&request.entropy).map_err(|e| Refusal::internal(format!("cannot add entropy: {e}")))?;
@@ -108,9 +107,7 @@ fn check(request: &CreateSandboxRequest) -> Result<(), Refusal> {
     if length != 0 && !(ENTROPY_MIN..=ENTROPY_MAX).contains(&length) {
         return Err(Refusal::invalid(format!("entropy: {length} bytes, not {ENTROPY_MIN} to {ENTROPY_MAX}")));
     }
-    if request.realtime_ns < 0 {
-        return Err(Refusal::invalid(format!("realtime_ns {}: before the epoch", request.realtime_ns)));
-    }
+    check_clock(request.realtime_ns)?;
     if request.shares.len() > SHARES_MAX {
         return Err(Refusal::invalid(format!("shares: {}, more than {SHARES_MAX}", request.shares.len())));
     }
@@ -132,6 +129,19 @@ fn check(request: &CreateSandboxRequest) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+fn check_clock(realtime_ns: i64) -> Result<(), Refusal> {
+    if realtime_ns < 0 {
+        return Err(Refusal::invalid(format!("realtime_ns {realtime_ns}: before the epoch")));
+    }
+    Ok(())
+}
+
+/// Steps the guest's clock to the host's, nanoseconds since the epoch.
+pub(crate) fn set_clock(realtime_ns: i64) -> Result<(), Refusal> {
+    check_clock(realtime_ns)?;
+    clock::set_realtime(realtime_ns).map_err(|e| Refusal::internal(format!("cannot set the clock: {e}")))
 }
 
 fn attach(share: &Share) -> Result<(), Refusal> {

@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use skep_protocol::api::{
-    Agent, ContainerRequest, CreateContainerRequest, CreateContainerResponse, CreateSandboxRequest,
-    CreateSandboxResponse, Empty, ExecProcessRequest, ListProcessesResponse, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest, StartProcessResponse, TtrpcContext, WaitProcessResponse,
+    Agent, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
+    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecProcessRequest, ListProcessesResponse,
+    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SetClockResponse, SignalProcessRequest,
+    StartProcessResponse, TtrpcContext, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessResponse,
 };
 
 use crate::container::Containers;
 use crate::error::Refusal;
-use crate::power;
 use crate::reaper::Exit;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{self, Sandbox};
+use crate::{clock, power};
 
 /// The agent's side of the protocol.
 #[derive(Debug)]
@@ -82,8 +84,8 @@ impl Agent for Service {
         _: &TtrpcContext,
         request: ProcessRequest,
     ) -> ttrpc::Result<WaitProcessResponse> {
-        let exit = self.containers.wait(&request.container_id, &request.exec_id).await?;
-        Ok(answer(exit))
+        let (exit, oom_kills) = self.containers.wait(&request.container_id, &request.exec_id).await?;
+        Ok(WaitProcessResponse { oom_kills, ..answer(exit) })
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: SignalProcessRequest) -> ttrpc::Result<Empty> {
@@ -132,6 +134,36 @@ impl Agent for Service {
         let container = self.containers.get(&request.container_id)?;
         self.whole(async move |_| container.pause(false).await).await?;
         Ok(Empty::new())
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ContainerStatsResponse> {
+        Ok(self.containers.get(&request.container_id)?.stats()?)
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let UpdateContainerRequest { container_id, resources, .. } = request;
+        self.whole(async move |containers| containers.update(&container_id, &resources).await).await?;
+        Ok(Empty::new())
+    }
+
+    async fn wait_oom(&self, _: &TtrpcContext, request: WaitOomRequest) -> ttrpc::Result<WaitOomResponse> {
+        let container = self.containers.get(&request.container_id)?;
+        let oom_kills = container.wait_oom(request.seen).await?;
+        Ok(WaitOomResponse { oom_kills, ..Default::default() })
+    }
+
+    async fn set_clock(&self, _: &TtrpcContext, request: SetClockRequest) -> ttrpc::Result<SetClockResponse> {
+        let was_ns = clock::realtime_ns();
+        sandbox::set_clock(request.realtime_ns)?;
+        Ok(SetClockResponse { was_ns, ..Default::default() })
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -4,12 +4,13 @@ use std::{env, fs, io, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: [&str; 10] = [
+const INPUTS: [&str; 11] = [
     "bootstrap",
     "details",
     "envelope",
     "events",
     "introspection",
+    "metrics",
     "mount",
     "process",
     "runtimeoptions",

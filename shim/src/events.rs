@@ -12,7 +12,8 @@ use skep_containerd_api::{
     events::ForwardRequest,
     events_ttrpc::EventsClient,
     topics::{
-        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskPaused, TaskResumed, TaskStart,
+        TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+        TaskStart,
     },
 };
 use tokio::sync::{mpsc, oneshot};
@@ -45,6 +46,7 @@ topics! {
     TaskCreate: "/tasks/create",
     TaskStart: "/tasks/start",
     TaskExit: "/tasks/exit",
+    TaskOOM: "/tasks/oom",
     TaskDelete: "/tasks/delete",
     TaskExecAdded: "/tasks/exec-added",
     TaskExecStarted: "/tasks/exec-started",

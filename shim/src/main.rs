@@ -12,6 +12,7 @@ mod events;
 mod info;
 mod input;
 mod log;
+mod metrics;
 mod pod;
 mod serve;
 mod service;

@@ -153,6 +153,7 @@ impl Pod {
             ..TaskCreate::default()
         });
         task.report_exit(task.container.init(), &self.publisher);
+        task.report_oom(&self.publisher);
         Ok(task)
     }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::{any::Any, empty::Empty};
-use skep::container::{ErrorKind, Process, ProcessState, stdio::StdioRequest};
+use skep::container::{ErrorKind, Guest as _, Process, ProcessState, stdio::StdioRequest};
 use skep_containerd_api::{
     Task as TaskApi,
     details::ProcessDetails,
@@ -23,6 +24,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::{
     convert::{Failure, any, optional_timestamp},
+    metrics::metrics,
     pod::Pod,
     task::{GivenStdio, Task},
 };
@@ -155,6 +157,19 @@ impl Service {
     }
 }
 
+/// What `Update` brings: the resources of an OCI specification, in JSON.
+fn resources(request: &UpdateTaskRequest) -> Result<LinuxResources, Failure> {
+    let invalid = |reason: String| Failure::new(ErrorKind::InvalidArgument, &reason);
+    let any = request.resources.as_ref().ok_or_else(|| invalid("update without resources".into()))?;
+    if !any.type_url.ends_with("/LinuxResources") {
+        return Err(invalid(format!(
+            "resources of type {:?} are not those of a Linux container",
+            any.type_url
+        )));
+    }
+    serde_json::from_slice(&any.value).map_err(|error| invalid(format!("resources: {error}")))
+}
+
 fn details(exec_id: String) -> Option<Any> {
     any(&ProcessDetails { exec_id, ..ProcessDetails::default() }).ok()
 }
@@ -284,9 +299,13 @@ impl TaskApi for Service {
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.pod.task(&request.id)?;
-        Err(Failure::unimplemented("changing the limits of a container that exists is not supported yet")
-            .into())
+        let pod = Arc::clone(&self.pod);
+        detached(async move {
+            let task = pod.task(&request.id)?;
+            task.container.update(resources(&request)?).await?;
+            Ok(Empty::new())
+        })
+        .await
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
@@ -300,8 +319,15 @@ impl TaskApi for Service {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.pod.task(&request.id)?;
-        Err(Failure::unimplemented("metrics are not supported yet").into())
+        let pod = Arc::clone(&self.pod);
+        detached(async move {
+            let task = pod.task(&request.id)?;
+            let stats = task.container.stats().await?;
+            let metrics = metrics(&stats, task.sandbox.size(), task.sandbox.timings().elapsed());
+            let stats = any(&metrics).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+            Ok(StatsResponse { stats: Some(stats).into(), ..StatsResponse::default() })
+        })
+        .await
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {

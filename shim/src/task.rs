@@ -10,7 +10,10 @@ use skep::{
     container::{Container, Exit, Process},
     sandbox::Sandbox,
 };
-use skep_containerd_api::{task::CreateTaskRequest, topics::TaskExit};
+use skep_containerd_api::{
+    task::CreateTaskRequest,
+    topics::{TaskExit, TaskOOM},
+};
 use tokio::sync::watch;
 
 use crate::{convert::timestamp, events::Publisher};
@@ -43,6 +46,8 @@ pub(crate) struct Task {
     given: Mutex<HashMap<String, GivenStdio>>,
     /// Closed when the event of a process's exit has been published.
     reports: Mutex<HashMap<String, watch::Receiver<()>>>,
+    /// Kills for want of memory that have been told.
+    oom_told: Mutex<u64>,
 }
 
 /// A lock that a panic elsewhere does not take away.
@@ -69,6 +74,7 @@ impl Task {
             bundle: request.bundle.clone(),
             given: Mutex::new(HashMap::from([(String::new(), given)])),
             reports: Mutex::default(),
+            oom_told: Mutex::new(0),
         })
     }
 
@@ -102,6 +108,34 @@ impl Task {
         }
     }
 
+    /// Publishes kills for want of memory while init runs.
+    pub(crate) fn report_oom(self: &Arc<Self>, publisher: &Publisher) {
+        let (task, publisher) = (Arc::clone(self), publisher.clone());
+        tokio::spawn(async move {
+            let mut kills = task.container.oom_kills();
+            let told = async {
+                while kills.changed().await.is_ok() {
+                    let kills = *kills.borrow_and_update();
+                    task.tell_oom(kills, &publisher);
+                }
+            };
+            tokio::select! {
+                () = told => {}
+                _ = task.container.init().wait() => {}
+            }
+        });
+    }
+
+    /// Publishes that processes were killed, unless that has been told.
+    fn tell_oom(&self, kills: u64, publisher: &Publisher) {
+        let mut told = lock(&self.oom_told);
+        if kills > *told {
+            *told = kills;
+            publisher
+                .publish(&TaskOOM { container_id: self.container.id().to_owned(), ..TaskOOM::default() });
+        }
+    }
+
     /// Publishes a process's exit when it comes: after its start, and init's after all others'.
     pub(crate) fn report_exit(self: &Arc<Self>, process: &Arc<Process>, publisher: &Publisher) {
         let (done, report) = watch::channel(());
@@ -115,6 +149,7 @@ impl Task {
             // Whoever starts it at this moment has to publish that first.
             let held = process.hold().await;
             drop(held);
+            task.tell_oom(exit.oom_kills, &publisher);
             publisher.publish(&exit_event(&task, &process, &exit));
             drop(done);
         });

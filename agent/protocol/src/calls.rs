@@ -119,6 +119,13 @@ impl AgentCalls {
         let call = self.client.wait_process(ttrpc::context::Context::default(), request);
         call.await.map_err(|error| self.error("WaitProcess", error))
     }
+
+    /// Waits, without limit, for processes of the container to be killed for want of memory. Not counted as a round
+    /// trip.
+    pub async fn wait_oom(&self, request: &api::WaitOomRequest) -> Result<api::WaitOomResponse, CallError> {
+        let call = self.client.wait_oom(ttrpc::context::Context::default(), request);
+        call.await.map_err(|error| self.error("WaitOom", error))
+    }
 }
 
 /// The timeout stays on this side: a deadline sent along would make the server drop the call half done.
@@ -156,6 +163,12 @@ calls! {
     pause_container = "PauseContainer": ContainerRequest => Empty;
     /// Thaws a container's processes.
     resume_container = "ResumeContainer": ContainerRequest => Empty;
+    /// What the container uses.
+    container_stats = "ContainerStats": ContainerRequest => ContainerStatsResponse;
+    /// Changes the container's limits.
+    update_container = "UpdateContainer": UpdateContainerRequest => Empty;
+    /// Steps the guest's clock.
+    set_clock = "SetClock": SetClockRequest => SetClockResponse;
     /// Kills what still runs and powers the guest off; the answer may be lost with the guest.
     shutdown = "Shutdown": Empty => Empty;
 }

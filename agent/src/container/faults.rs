@@ -2,7 +2,10 @@
 //!
 //! It carries lines: the fault itself as JSON, and what libcontainer logged as plain text.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::io::Write as _;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
@@ -71,9 +74,22 @@ impl Faults {
     }
 }
 
-/// The fault in what a process told.
+/// Tells a fault on the pipe of the process that this is.
+pub(crate) fn tell(pipe: RawFd, refusal: &Refusal) {
+    // SAFETY: the descriptor belongs to this process for as long as it has not exec'd, and is not closed here.
+    let mut pipe = ManuallyDrop::new(unsafe { File::from_raw_fd(pipe) });
+    if let Ok(mut text) = serde_json::to_vec(refusal) {
+        text.push(b'\n');
+        // Without a reader there is nobody to tell.
+        let _ = pipe.write_all(&text);
+    }
+}
+
+/// The fault in what a process told, be it as such or as the answer of one that panicked.
 fn fault(text: &[u8]) -> Option<Refusal> {
-    text.split(|b| *b == b'\n').find_map(|line| serde_json::from_slice(line).ok())
+    let told = |line| serde_json::from_slice(line).ok();
+    let panicked = |line| serde_json::from_slice::<Result<(), Refusal>>(line).ok()?.err();
+    text.split(|b| *b == b'\n').find_map(|line| told(line).or_else(|| panicked(line)))
 }
 
 fn explain(refusal: Refusal, text: &[u8]) -> Refusal {
@@ -94,6 +110,8 @@ fn explain(refusal: Refusal, text: &[u8]) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
 
     fn after(write: impl FnOnce(BorrowedFd<'_>)) -> Result<(), Refusal> {
@@ -114,7 +132,10 @@ mod tests {
     fn a_fault_is_passed_on_as_it_was_told() {
         let fault = Refusal::invalid("exec \"x\": no such file");
         let text = serde_json::to_vec(&fault).expect("json");
-        assert_eq!(after(|write| assert!(nix::unistd::write(write, &text).is_ok())), Err(fault));
+        assert_eq!(after(|write| assert!(nix::unistd::write(write, &text).is_ok())), Err(fault.clone()));
+        assert_eq!(after(|write| tell(write.as_raw_fd(), &fault)), Err(fault.clone()));
+        let answer = serde_json::to_vec(&Err::<(), _>(&fault)).expect("json");
+        assert_eq!(after(|write| assert!(nix::unistd::write(write, &answer).is_ok())), Err(fault));
     }
 
     #[test]

@@ -117,7 +117,8 @@ async fn wait_event(
     }
 }
 
-fn event<'a>(events: &'a str, key: &str) -> Option<&'a str> {
+/// The value of a line of a flat-keyed file.
+pub(super) fn event<'a>(events: &'a str, key: &str) -> Option<&'a str> {
     events.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
 }
 
@@ -136,7 +137,8 @@ fn tree(group: &Path) -> Vec<PathBuf> {
     found
 }
 
-fn control(what: &'static str, group: &Path) -> impl FnOnce(io::Error) -> GroupError {
+/// The error of an operation on a group.
+pub(super) fn control(what: &'static str, group: &Path) -> impl FnOnce(io::Error) -> GroupError {
     let path = group.to_owned();
     move |source| GroupError::Control { what, path, source }
 }

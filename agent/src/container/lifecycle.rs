@@ -9,12 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use skep_protocol::api::ContainerStatsResponse;
 
 use super::faults::Faults;
-use super::make;
-use super::start::{Born, ProcessHead, bear};
-use super::{Paths, Process, group, rootfs};
+use super::join::{Joint, Target};
+use super::start::{Born, ProcessHead};
+use super::{Paths, Process, group, oom, rootfs, stats, update};
 use crate::error::{Code, Refusal};
+use crate::helper;
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::Streams;
 
@@ -34,6 +36,7 @@ pub(crate) struct Container {
     paths: Paths,
     init: Arc<Process>,
     faults: Mutex<Option<Faults>>,
+    joint: Joint,
     execs: Mutex<BTreeMap<String, Arc<Exec>>>,
     paused: Mutex<bool>,
     /// Held by whoever changes the container as a whole.
@@ -55,14 +58,15 @@ impl Exec {
 }
 
 impl Container {
-    pub(crate) fn new(id: &str, born: Born) -> Self {
+    pub(crate) fn new(id: &str, joint: Joint, born: Born) -> Self {
         let init = Process::new(format!("container {id:?}"));
         init.set_born(born.pid, born.exit, born.terminal);
         Self {
             id: id.to_owned(),
             paths: Paths::new(id),
             init: Arc::new(init),
-            faults: Mutex::new(Some(born.faults)),
+            faults: Mutex::new(born.faults),
+            joint,
             execs: Mutex::default(),
             paused: Mutex::new(false),
             turn: tokio::sync::Mutex::default(),
@@ -102,7 +106,7 @@ impl Container {
     /// Makes and starts an added process.
     pub(crate) async fn start_exec(&self, id: &str, reaper: &Arc<Reaper>) -> Result<i32, Refusal> {
         let exec = self.exec(id)?;
-        // libcontainer writes the container's state anew with each process, without a lock of its own.
+        // Not while the container is deleted or paused.
         let _turn = self.turn.lock().await;
         self.check_takes_processes()?;
         let init = self.init.live_pid().unwrap_or_default();
@@ -110,11 +114,8 @@ impl Container {
         let Some((spec, head, streams)) = lock(&exec.birth).take() else {
             return Err(Refusal::precondition(format!("exec {id:?}: already started")));
         };
-        let born = bear(reaper, &head, streams, |fds, terminal| {
-            make::exec(&make::Exec { id: &self.id, init, process: &spec, terminal }, fds)
-        })
-        .await;
-        match born {
+        let target = Target { paths: &self.paths, joint: &self.joint, init };
+        match target.join(reaper, &head, &spec, streams, START_LIMIT).await {
             Ok(born) => {
                 let pid = born.pid;
                 exec.process.set_born(pid, born.exit, born.terminal);
@@ -162,8 +163,9 @@ impl Container {
 
     /// Sends a signal to one process, or to every one of the container.
     pub(crate) fn signal(&self, exec: &str, signal: u32, all: bool) -> Result<(), Refusal> {
-        if !(1..=SIGNAL_MAX).contains(&signal) {
-            return Err(Refusal::invalid(format!("signal {signal}: not 1 to {SIGNAL_MAX}")));
+        // 0 asks whether there is somebody.
+        if signal > SIGNAL_MAX {
+            return Err(Refusal::invalid(format!("signal {signal}: not 0 to {SIGNAL_MAX}")));
         }
         let process = self.process(exec)?;
         if all {
@@ -187,6 +189,36 @@ impl Container {
     /// Pids of the container's processes.
     pub(crate) fn pids(&self) -> Result<Vec<u32>, Refusal> {
         Ok(group::pids(&self.paths.group_dir())?)
+    }
+
+    /// What its processes use.
+    pub(crate) fn stats(&self) -> Result<ContainerStatsResponse, Refusal> {
+        Ok(stats::read(&self.paths.group_dir())?)
+    }
+
+    /// Changes its limits.
+    pub(crate) async fn update(&self, resources: &[u8], reaper: &Arc<Reaper>) -> Result<(), Refusal> {
+        let _turn = self.turn.lock().await;
+        if self.init.exit().is_some() {
+            return Err(Refusal::precondition(format!("{}: has exited", self.init.name())));
+        }
+        let resources = update::parse(resources)?;
+        let helper = helper::start(reaper, &[], |_| update::apply(&self.paths.group, &resources))?;
+        helper.finish::<()>(START_LIMIT).await.map(drop)
+    }
+
+    /// How many of its processes were killed for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        oom::kills(&self.paths.group_dir())
+    }
+
+    /// Waits until more than `seen` were, or until the first process has exited.
+    pub(crate) async fn wait_oom(&self, seen: u64) -> Result<u64, Refusal> {
+        let group = self.paths.group_dir();
+        tokio::select! {
+            kills = oom::more_kills(&group, seen) => Ok(kills?),
+            _ = self.init.wait() => Ok(self.oom_kills()),
+        }
     }
 
     /// Sets the size of a process's terminal.

@@ -6,9 +6,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
-use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
-use libcontainer::oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use pathrs::Root;
 use serde::Serialize;
@@ -21,7 +20,7 @@ use crate::error::{Refusal, chain};
 
 /// The container's spec as given to libcontainer, and its seccomp profile, which processes that join need.
 const CONFIG: &str = "config.json";
-const SECCOMP: &str = "seccomp.json";
+pub(super) const SECCOMP: &str = "seccomp.json";
 
 /// A container to make.
 #[derive(Debug)]
@@ -31,15 +30,6 @@ pub(crate) struct Create<'a> {
     pub(crate) rootfs: &'a Path,
     pub(crate) overlay: bool,
     /// Where its terminal is sent, if it has one.
-    pub(crate) terminal: Option<&'a Path>,
-}
-
-/// A process to add to a container.
-#[derive(Debug)]
-pub(crate) struct Exec<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) init: i32,
-    pub(crate) process: &'a [u8],
     pub(crate) terminal: Option<&'a Path>,
 }
 
@@ -87,39 +77,9 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
         .ok_or_else(|| Refusal::internal("libcontainer made a container without a pid"))
 }
 
-/// Adds a process to a running container and starts it; returns its pid. `fds` as for `create`.
-pub(crate) fn exec(request: &Exec<'_>, fds: &[RawFd]) -> Result<i32, Refusal> {
-    let paths = Paths::new(request.id);
-    let process: Process = parse("process", request.process)?;
-    spec::check_process(&process)?;
-    let seccomp = paths.bundle.join(SECCOMP);
-    let seccomp: Option<LinuxSeccomp> = if seccomp.exists() { Some(load(&seccomp)?) } else { None };
-    // libcontainer believes its state file, which nobody updated since the container was made.
-    let mut container = Container::load(paths.state.clone()).map_err(|e| failed("load the container", &e))?;
-    container
-        .set_status(ContainerStatus::Running)
-        .save()
-        .map_err(|e| failed("save the container's state", &e))?;
-    // This process's own name: helpers of two execs may be at work at once.
-    let file = paths.bundle.join(format!("process-{}.json", std::process::id()));
-    store(&file, &spec::bare(&process))?;
-    let (faults, stdio) = split_fds(fds)?;
-    let payload = Payload::new(&process, seccomp, faults);
-    let built = builder(request.id, payload, stdio, request.terminal)?
-        .as_tenant()
-        .with_detach(true)
-        .with_process(Some(&file))
-        .with_sub_cgroup(sub_group(request.init, &paths.group))
-        .build();
-    if let Err(error) = fs::remove_file(&file) {
-        tracing::warn!("cannot remove {}: {error}", file.display());
-    }
-    built.map(nix_pid).map_err(|e| failed("add a process to the container", &e))
-}
-
 /// The group below the container's own in which its first process is: one that runs systemd, say, may have
 /// moved itself, and a group with groups below it takes no processes.
-fn sub_group(init: i32, group: &Path) -> Option<String> {
+pub(super) fn sub_group(init: i32, group: &Path) -> Option<String> {
     let line = fs::read_to_string(format!("/proc/{init}/cgroup")).ok()?;
     let path = line.lines().find_map(|line| line.strip_prefix("0::"))?;
     let below = Path::new(path).strip_prefix(group).ok()?.to_str()?;
@@ -169,7 +129,8 @@ fn failed(what: &str, error: &LibcontainerError) -> Refusal {
     }
 }
 
-fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
+/// Reads what the host sent.
+pub(super) fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(json).map_err(|e| Refusal::invalid(format!("{field}: {e}")))
 }
 
@@ -179,7 +140,8 @@ fn store(path: &Path, value: &impl Serialize) -> Result<(), Refusal> {
     written.map_err(|e| Refusal::internal(format!("cannot write {}: {e}", path.display())))
 }
 
-fn load<T: DeserializeOwned>(path: &PathBuf) -> Result<T, Refusal> {
+/// Reads what [`create`] wrote.
+pub(super) fn load<T: DeserializeOwned>(path: &PathBuf) -> Result<T, Refusal> {
     let fail = |e: std::io::Error| Refusal::internal(format!("cannot read {}: {e}", path.display()));
     serde_json::from_slice(&fs::read(path).map_err(fail)?).map_err(|e| fail(e.into()))
 }

@@ -2,19 +2,23 @@
 
 mod capabilities;
 mod devices;
-mod faults;
+pub(crate) mod faults;
 mod group;
 mod id;
+mod join;
 mod lifecycle;
 mod lookup;
 mod make;
+mod oom;
 mod paths;
 mod payload;
 mod process;
 mod rootfs;
 mod spec;
 mod start;
+mod stats;
 mod table;
+mod update;
 
 use std::os::unix::fs::DirBuilderExt as _;
 

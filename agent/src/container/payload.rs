@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::OpenOptions;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
@@ -23,7 +23,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::unistd::{Gid, Uid};
 
 use super::capabilities::Capabilities;
-use super::lookup;
+use super::{faults, lookup};
 use crate::error::{Refusal, chain};
 
 /// What runs in the container, and how.
@@ -162,15 +162,15 @@ impl Payload {
         Err(lookup::exec_failed(program, command, error))
     }
 
+    /// All the steps, one after the other.
+    pub(crate) fn enter(&self) -> Result<Infallible, Refusal> {
+        // Set once: this is the only call.
+        let _ = self.program.set(self.prepare()?);
+        self.run()
+    }
+
     fn report(&self, refusal: &Refusal) {
-        // SAFETY: the descriptor belongs to this process for as long as it has not exec'd, and is not closed
-        // here.
-        let mut faults = ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(self.faults) });
-        if let Ok(mut text) = serde_json::to_vec(refusal) {
-            text.push(b'\n');
-            // Without a reader there is nobody to tell.
-            let _ = faults.write_all(&text);
-        }
+        faults::tell(self.faults, refusal);
     }
 }
 

@@ -137,6 +137,17 @@ pub(crate) fn check_process(process: &Process) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// Refuses what only a container's first process can have.
+pub(crate) fn check_joins(process: &Process) -> Result<(), SpecError> {
+    if process.scheduler().is_some() {
+        return Err(SpecError::Unsupported { field: "process.scheduler" });
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return Err(SpecError::Unsupported { field: "process.execCPUAffinity" });
+    }
+    Ok(())
+}
+
 /// Hooks that run outside the container would run in the guest, where none of their programs is.
 fn check_hooks(spec: &Spec) -> Result<(), SpecError> {
     let Some(hooks) = spec.hooks() else { return Ok(()) };

@@ -2,7 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,17 +31,65 @@ pub(crate) struct ProcessHead {
     console_size: Option<Size>,
 }
 
+impl ProcessHead {
+    /// The size that its terminal is to have from the start.
+    pub(crate) fn size(&self) -> Option<Size> {
+        self.console_size
+    }
+}
+
 /// What PID 1 itself has to know of a spec.
 #[derive(Debug, Deserialize)]
 pub(crate) struct SpecHead {
     #[serde(default)]
     pub(crate) process: ProcessHead,
+    #[serde(default)]
+    pub(crate) linux: LinuxHead,
 }
 
+/// What processes that are added have to know of a spec.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct LinuxHead {
+    #[serde(default)]
+    namespaces: Vec<NamespaceHead>,
+    personality: Option<PersonalityHead>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamespaceHead {
+    #[serde(rename = "type")]
+    typ: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct PersonalityHead {
+    domain: String,
+}
+
+impl LinuxHead {
+    /// Whether the container has a namespace of that type.
+    pub(crate) fn has(&self, typ: &str) -> bool {
+        self.namespaces.iter().any(|namespace| namespace.typ == typ)
+    }
+
+    /// The execution domain, as OCI has it.
+    pub(crate) fn personality(&self) -> Option<&str> {
+        self.personality.as_ref().map(|personality| personality.domain.as_str())
+    }
+}
+
+/// Of a terminal, in characters.
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct Size {
+pub(crate) struct Size {
     height: u16,
     width: u16,
+}
+
+impl Size {
+    /// As the kernel has it.
+    pub(crate) fn window(self) -> libc::winsize {
+        libc::winsize { ws_row: self.height, ws_col: self.width, ws_xpixel: 0, ws_ypixel: 0 }
+    }
 }
 
 /// A process that was just made.
@@ -50,7 +98,8 @@ pub(crate) struct Born {
     pub(crate) pid: i32,
     pub(crate) exit: ExitWatch,
     pub(crate) terminal: Option<Terminal>,
-    pub(crate) faults: Faults,
+    /// Where it tells why it does not run its program, if it does not yet.
+    pub(crate) faults: Option<Faults>,
 }
 
 /// Makes a process by `job` in a helper and connects its stdio to `streams`.
@@ -97,7 +146,7 @@ pub(crate) async fn bear(
     } else if let Some(ends) = ends {
         streams.pump_pipes(ends).map_err(internal)?;
     }
-    Ok(Born { pid, exit, terminal, faults })
+    Ok(Born { pid, exit, terminal, faults: Some(faults) })
 }
 
 /// A socket on which libcontainer hands over the terminal that it made inside the container.
@@ -120,22 +169,27 @@ impl TerminalSocket {
     /// Takes the terminal. The process is made by now, so it has been sent.
     fn receive(&self) -> std::io::Result<Terminal> {
         let (stream, _) = self.listener.accept()?;
-        let mut byte = [0; 64];
-        let mut space = nix::cmsg_space!([RawFd; 1]);
-        let mut parts = [IoSliceMut::new(&mut byte)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                // SAFETY: the kernel made these descriptors for this process just now.
-                let mut fds = fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-                if let Some(master) = fds.next() {
-                    return Terminal::new(master);
-                }
+        receive_terminal(&stream)
+    }
+}
+
+/// Takes a terminal that was sent.
+pub(crate) fn receive_terminal(stream: &UnixStream) -> std::io::Result<Terminal> {
+    let mut byte = [0; 64];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control {
+            // SAFETY: the kernel made these descriptors for this process just now.
+            let mut fds = fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+            if let Some(master) = fds.next() {
+                return Terminal::new(master);
             }
         }
-        Err(std::io::Error::other("no terminal came from the container"))
     }
+    Err(std::io::Error::other("no terminal came from the container"))
 }
 
 impl Drop for TerminalSocket {
@@ -151,11 +205,13 @@ mod tests {
 
     #[test]
     fn the_head_of_a_spec_is_all_that_is_read() {
-        let text =
-            r#"{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"args":["x"]},"linux":7}"#;
+        let text = r#"{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"args":["x"]},"linux":{"seccomp":7}}"#;
         let head: SpecHead = serde_json::from_str(text).expect("json");
         assert!(head.process.terminal);
         assert_eq!(head.process.console_size.map(|size| (size.height, size.width)), Some((24, 80)));
+        let text = r#"{"linux":{"namespaces":[{"type":"user"}],"personality":{"domain":"LINUX32"}}}"#;
+        let linux = serde_json::from_str::<SpecHead>(text).expect("json").linux;
+        assert!(linux.has("user") && !linux.has("time") && linux.personality() == Some("LINUX32"));
         let bare: SpecHead = serde_json::from_str("{}").expect("json");
         assert!(!bare.process.terminal);
     }

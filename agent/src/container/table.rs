@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skep_protocol::StdioRegistry;
 use skep_protocol::api::{CreateContainerRequest, ExecProcessRequest, RootfsMode};
 
+use super::join::Joint;
 use super::lifecycle::{Container, Exec};
 use super::make::{self, Create};
 use super::start::{ProcessHead, SpecHead, bear};
@@ -76,7 +77,7 @@ impl Containers {
         match born {
             Ok(born) => {
                 let pid = born.pid;
-                Ok((Container::new(id, born), pid))
+                Ok((Container::new(id, Joint::new(&head.linux), born), pid))
             }
             Err(refusal) => {
                 if let Err(error) = super::lifecycle::scrub(&Paths::new(id)).await {
@@ -104,10 +105,16 @@ impl Containers {
         if exec.is_empty() { container.start().await } else { container.start_exec(exec, &self.reaper).await }
     }
 
-    /// Waits until a process has ended.
-    pub(crate) async fn wait(&self, container: &str, exec: &str) -> Result<Exit, Refusal> {
-        let process = self.get(container)?.process(exec)?;
-        Ok(process.wait().await)
+    /// Waits until a process has ended; with how many of its container were killed for want of memory by then.
+    pub(crate) async fn wait(&self, container: &str, exec: &str) -> Result<(Exit, u64), Refusal> {
+        let container = self.get(container)?;
+        let exit = container.process(exec)?.wait().await;
+        Ok((exit, container.oom_kills()))
+    }
+
+    /// Changes the limits of a container.
+    pub(crate) async fn update(&self, container: &str, resources: &[u8]) -> Result<(), Refusal> {
+        self.get(container)?.update(resources, &self.reaper).await
     }
 
     /// Forgets an exec process, or removes a container.

@@ -103,6 +103,7 @@ impl Container {
             execs: Mutex::default(),
             share,
             paused: AtomicBool::new(false),
+            oom: tokio::sync::watch::Sender::new(0),
             call_limit,
         }))
     }

@@ -11,6 +11,15 @@ use crate::{journal::Journal, sandbox::Sandbox};
 /// How long to wait for news of the VM's end after the agent became unreachable.
 const NEWS: Duration = Duration::from_secs(2);
 
+/// How large a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+}
+
 /// What a container needs of its sandbox.
 #[async_trait]
 pub trait Guest: Debug + Send + Sync {
@@ -22,6 +31,9 @@ pub trait Guest: Debug + Send + Sync {
 
     /// The directory that the guest sees.
     fn share_dir(&self) -> &Path;
+
+    /// How large its VM is: no container can have more.
+    fn size(&self) -> Size;
 
     /// Notes that a phase is over.
     fn mark(&self, phase: &str);
@@ -45,6 +57,11 @@ impl Guest for Sandbox {
 
     fn share_dir(&self) -> &Path {
         self.share_dir()
+    }
+
+    fn size(&self) -> Size {
+        let options = self.options();
+        Size { vcpus: options.vcpus.get(), memory: options.memory.bytes() }
     }
 
     fn mark(&self, phase: &str) {

@@ -9,12 +9,15 @@ use std::{
     time::Duration,
 };
 
+use oci_spec::runtime::LinuxResources;
 use skep_protocol::{AgentCalls, api};
+use tokio::sync::watch as channel;
 
 use super::{
-    ContainerError, Exit, Guest, Process, ProcessState,
+    ContainerError, ContainerStats, Exit, Guest, Process, ProcessState,
     create::detach,
     guest::explain,
+    resources,
     spec::rewrite_process,
     stdio::{Stdio, StdioRequest},
 };
@@ -42,6 +45,7 @@ pub struct Container {
     pub(super) execs: Mutex<HashMap<String, Arc<Process>>>,
     pub(super) share: Arc<Mutex<Share>>,
     pub(super) paused: AtomicBool,
+    pub(super) oom: channel::Sender<u64>,
     pub(super) call_limit: Duration,
 }
 
@@ -95,6 +99,7 @@ impl Container {
         }
         if process.exec_id().is_empty() {
             self.guest.mark("container-started");
+            super::oom::watch(&self.guest, &self.id, process, self.oom.clone());
         } else {
             watch(&self.guest, process);
         }
@@ -208,10 +213,8 @@ impl Container {
     /// Sets the size of a process's terminal.
     pub async fn resize(&self, process: &Process, rows: u32, columns: u32) -> Result<(), ContainerError> {
         if !process.stdio().terminal {
-            return Err(ContainerError::Invalid {
-                what: "terminal",
-                reason: format!("{} has none", process.name()),
-            });
+            // Callers ask without looking, and take its absence for no fault.
+            return Ok(());
         }
         if process.state() == ProcessState::Stopped {
             return Err(state_error("resize the terminal of", process));
@@ -226,6 +229,42 @@ impl Container {
         match self.agent().resize_terminal(&request).await {
             Ok(_) => Ok(()),
             Err(error) => Err(explain(&*self.guest, "resizing the terminal", error).await),
+        }
+    }
+
+    /// How many of its processes were killed for want of memory, as they are. An [`Exit`] tells what came last.
+    pub fn oom_kills(&self) -> channel::Receiver<u64> {
+        self.oom.subscribe()
+    }
+
+    /// What its processes use, by its cgroup in the guest. Numbers are the guest's: they may be anything.
+    pub async fn stats(&self) -> Result<ContainerStats, ContainerError> {
+        let request =
+            api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
+        match self.agent().container_stats(&request).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(explain(&*self.guest, "reading the container's figures", error).await),
+        }
+    }
+
+    /// Changes its limits, within what its VM has; what is not set stays.
+    pub async fn update(&self, resources: LinuxResources) -> Result<(), ContainerError> {
+        if self.init.state() == ProcessState::Stopped {
+            return Err(state_error("update", &self.init));
+        }
+        let resources = resources::check(resources, self.guest.size())?;
+        let json = serde_json::to_vec(&resources).map_err(|error| ContainerError::Internal {
+            operation: "encoding the limits",
+            reason: error.to_string(),
+        })?;
+        let request = api::UpdateContainerRequest {
+            container_id: self.id.clone(),
+            resources: json,
+            ..api::UpdateContainerRequest::default()
+        };
+        match self.agent().update_container(&request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(explain(&*self.guest, "changing the limits", error).await),
         }
     }
 

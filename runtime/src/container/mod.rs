@@ -4,15 +4,18 @@ mod create;
 mod error;
 mod guest;
 mod instance;
+mod oom;
 mod process;
+mod resources;
 pub mod spec;
 pub mod stdio;
 
 pub use create::{CreateRequest, guest_dir};
 pub use error::{ContainerError, ErrorKind};
-pub use guest::Guest;
+pub use guest::{Guest, Size};
 pub use instance::Container;
 pub use process::{Exit, KILLED, Process, ProcessState};
+pub use skep_protocol::api::{ContainerStatsResponse as ContainerStats, IoStats};
 pub use spec::GuestSpec;
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub struct Exit {
     pub status: u32,
     /// When this host heard of it: the guest's clock is not trusted.
     pub at: SystemTime,
+    /// Processes of its container that were killed for want of memory by then, as the guest says.
+    pub oom_kills: u64,
     /// Why, if it did not end by itself.
     pub reason: Option<String>,
 }
@@ -30,11 +32,12 @@ pub struct Exit {
 impl Exit {
     pub(super) fn answered(answer: &api::WaitProcessResponse) -> Self {
         // The guest may answer anything; a status has eight bits.
-        Self { status: answer.exit_status & 0xff, at: SystemTime::now(), reason: None }
+        let status = answer.exit_status & 0xff;
+        Self { status, at: SystemTime::now(), oom_kills: answer.oom_kills, reason: None }
     }
 
     pub(super) fn lost(reason: String) -> Self {
-        Self { status: KILLED, at: SystemTime::now(), reason: Some(reason) }
+        Self { status: KILLED, at: SystemTime::now(), oom_kills: 0, reason: Some(reason) }
     }
 }
 

@@ -27,6 +27,8 @@ type Key = (String, String);
 struct FakeAgent {
     exits: Mutex<HashMap<Key, watch::Sender<Option<u32>>>>,
     signals: Mutex<Vec<(Key, u32, bool)>>,
+    oom_kills: watch::Sender<u64>,
+    updates: Mutex<Vec<String>>,
     refused: Mutex<HashSet<&'static str>>,
     stdio: StdioRegistry,
 }
@@ -98,7 +100,27 @@ impl Agent for FakeAgent {
             exits[&(request.container_id, request.exec_id)].subscribe()
         };
         let exit_status = exit.wait_for(Option::is_some).await.unwrap().unwrap();
-        Ok(api::WaitProcessResponse { exit_status, exited_at_ns: i64::MIN, ..Default::default() })
+        let oom_kills = *self.oom_kills.borrow();
+        Ok(api::WaitProcessResponse { exit_status, exited_at_ns: i64::MIN, oom_kills, ..Default::default() })
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        request: api::WaitOomRequest,
+    ) -> ttrpc::Result<api::WaitOomResponse> {
+        let mut kills = self.oom_kills.subscribe();
+        let oom_kills = *kills.wait_for(|kills| *kills > request.seen).await.unwrap();
+        Ok(api::WaitOomResponse { oom_kills, ..Default::default() })
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        self.updates.lock().unwrap().push(String::from_utf8(request.resources).unwrap());
+        Ok(Empty::new())
     }
 
     async fn signal_process(
@@ -162,6 +184,10 @@ impl Guest for FakeGuest {
         self.dir.path()
     }
 
+    fn size(&self) -> Size {
+        Size { vcpus: 2, memory: 256 << 20 }
+    }
+
     fn mark(&self, _: &str) {}
 
     async fn ended(&self) -> String {
@@ -189,6 +215,8 @@ impl Bench {
         let agent = Arc::new(FakeAgent {
             exits: Mutex::default(),
             signals: Mutex::default(),
+            oom_kills: watch::Sender::new(0),
+            updates: Mutex::default(),
             refused: Mutex::default(),
             stdio: stdio.clone(),
         });
@@ -387,4 +415,35 @@ async fn pausing() {
     assert_eq!(kind(add(&container, "e1").await), ErrorKind::FailedPrecondition);
     container.resume().await.unwrap();
     add(&container, "e1").await.unwrap();
+}
+
+#[tokio::test]
+async fn kills_for_want_of_memory_are_told() {
+    let bench = Bench::new().await;
+    let container = bench.running("c1").await;
+    let mut kills = container.oom_kills();
+    assert_eq!(*kills.borrow_and_update(), 0);
+    bench.agent.oom_kills.send_replace(2);
+    soon(kills.changed()).await.unwrap();
+    assert_eq!(*kills.borrow_and_update(), 2);
+    bench.agent.oom_kills.send_replace(3);
+    bench.agent.end("c1", "", 137);
+    assert_eq!(soon(container.init().wait()).await.oom_kills, 3);
+}
+
+#[tokio::test]
+async fn limits_change_within_the_vm() {
+    let bench = Bench::new().await;
+    let container = bench.create("c1").await;
+    let resources = |json: &str| serde_json::from_str(json).unwrap();
+    container.update(resources(r#"{"memory": {"limit": 1048576}}"#)).await.unwrap();
+    assert_eq!(*bench.agent.updates.lock().unwrap(), [r#"{"memory":{"limit":1048576}}"#]);
+    let error = container.update(resources(r#"{"memory": {"limit": 1073741824}}"#)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    assert!(error.to_string().contains("1073741824") && error.to_string().contains("268435456"), "{error}");
+    container.start(container.init()).await.unwrap();
+    bench.agent.end("c1", "", 0);
+    soon(container.init().wait()).await;
+    assert_eq!(kind(container.update(resources("{}")).await), ErrorKind::FailedPrecondition);
+    assert_eq!(bench.agent.updates.lock().unwrap().len(), 1);
 }

@@ -90,6 +90,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
             rollback.made = None;
             let sandbox = Sandbox {
                 id: request.id,
+                options: request.options,
                 dir,
                 journal,
                 vm,

@@ -9,6 +9,7 @@
 
 mod create;
 mod dir;
+mod pause;
 mod record;
 mod state;
 mod sweep;
@@ -101,6 +102,9 @@ pub enum SandboxError {
     /// The agent refused to be this sandbox.
     #[error(transparent)]
     Call(#[from] CallError),
+    /// Not in this state.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// No entropy for the guest.
     #[error("cannot read random bytes for the guest: {0}")]
     Random(std::io::Error),
@@ -126,6 +130,7 @@ fn console_suffix(console: &str) -> String {
 #[derive(Debug)]
 pub struct Sandbox {
     id: String,
+    options: PodOptions,
     dir: SandboxDir,
     journal: Arc<Journal>,
     vm: Arc<dyn Vm>,
@@ -147,6 +152,11 @@ impl Sandbox {
     /// The caller's name for it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Size of its VM and the like.
+    pub fn options(&self) -> &PodOptions {
+        &self.options
     }
 
     /// Its directory, mode 0700.
@@ -204,10 +214,16 @@ impl Sandbox {
     /// left it is a success.
     pub async fn destroy(&self) -> Result<(), UndoErrors> {
         let _one_at_a_time = self.destroying.lock().await;
+        let stopped = self.state() == State::Paused;
         if self.transition(State::destroy_begins) == Ok(State::Destroyed) {
             return Ok(());
         }
-        self.power_off().await;
+        if stopped {
+            // Nobody would hear that it is asked.
+            self.kill().await;
+        } else {
+            self.power_off().await;
+        }
         let (dir, journal) = (self.dir.clone(), Arc::clone(&self.journal));
         let result = undo::blocking(move || undo::undo_all(&dir, &journal)).await;
         let ok = result.is_ok();
@@ -236,6 +252,10 @@ impl Sandbox {
                 }
             }
         }
+        self.kill().await;
+    }
+
+    async fn kill(&self) {
         self.session.close().await;
         if let Err(e) = self.vm.kill().await {
             tracing::warn!(sandbox = self.id, "{e}");

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum State {
     /// Its agent has answered.
     Ready,
+    /// Its virtual CPUs are stopped.
+    Paused,
     /// It is being undone.
     Destroying,
     /// Undoing it has failed; something is left, and destroying it again goes on.
@@ -27,6 +29,7 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ready => "ready",
+            Self::Paused => "paused",
             Self::Destroying => "being destroyed",
             Self::Broken => "partly destroyed",
             Self::Destroyed => "destroyed",
@@ -38,6 +41,16 @@ impl State {
     /// Whether containers may be made in it.
     pub fn is_ready(self) -> Result<(), StateError> {
         if self == Self::Ready { Ok(()) } else { Err(StateError { state: self }) }
+    }
+
+    /// Its virtual CPUs are to stop.
+    pub(super) fn pause(self) -> Result<Self, StateError> {
+        self.is_ready().map(|()| Self::Paused)
+    }
+
+    /// They are to run again.
+    pub(super) fn resume(self) -> Result<Self, StateError> {
+        if self == Self::Paused { Ok(Self::Ready) } else { Err(StateError { state: self }) }
     }
 
     /// Somebody destroys it: possible in every state. What is destroyed stays so.
@@ -59,7 +72,7 @@ impl State {
 mod tests {
     use super::*;
 
-    const ALL: [State; 4] = [State::Ready, State::Destroying, State::Broken, State::Destroyed];
+    const ALL: [State; 5] = [State::Ready, State::Paused, State::Destroying, State::Broken, State::Destroyed];
 
     #[test]
     fn every_state_allows_destroying() {
@@ -76,6 +89,15 @@ mod tests {
         assert_eq!(broken.destroy_begins().unwrap(), State::Destroying);
         assert_eq!(State::Destroyed.destroy_begins().unwrap(), State::Destroyed);
         assert_eq!(State::Destroyed.destroy_ends(false), State::Destroyed);
+    }
+
+    #[test]
+    fn pausing_and_resuming_alternate() {
+        assert_eq!(State::Ready.pause().unwrap().resume(), Ok(State::Ready));
+        for state in ALL {
+            assert_eq!(state.pause().is_ok(), state == State::Ready);
+            assert_eq!(state.resume().is_ok(), state == State::Paused);
+        }
     }
 
     #[test]

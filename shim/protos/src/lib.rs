@@ -37,6 +37,8 @@ generated! {
     events_ttrpc,
     /// What a shim says of itself (`-info`).
     introspection,
+    /// What a task uses.
+    metrics,
     /// A mount as containerd describes it.
     mount,
     /// Processes of a task and their states.
@@ -51,7 +53,7 @@ generated! {
     topics,
 }
 
-pub use task_ttrpc::Task;
+pub use task_ttrpc::{Task, TaskClient};
 
 /// Names under which containerd calls the task service.
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
@@ -95,6 +97,7 @@ mod tests {
     #[test]
     fn full_names_are_containerds() {
         assert_eq!(topics::TaskExit::descriptor().full_name(), "containerd.events.TaskExit");
+        assert_eq!(metrics::Metrics::descriptor().full_name(), "io.containerd.cgroups.v2.Metrics");
         assert_eq!(introspection::RuntimeInfo::descriptor().full_name(), "containerd.types.RuntimeInfo");
         assert_eq!(runtimeoptions::Options::descriptor().full_name(), "runtimeoptions.v1.Options");
         assert_eq!(

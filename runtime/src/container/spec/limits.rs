@@ -83,7 +83,11 @@ fn rewrite_devices(
     Ok(kept)
 }
 
-fn rewrite_resources(resources: &mut LinuxResources, notes: &mut Vec<String>) -> Result<(), SpecError> {
+/// Takes out what means nothing in a guest; refuses what would not be kept.
+pub(in crate::container) fn rewrite_resources(
+    resources: &mut LinuxResources,
+    notes: &mut Vec<String>,
+) -> Result<(), SpecError> {
     for (present, field, reason) in [
         (
             resources.block_io().as_ref().is_some_and(|limits| *limits != LinuxBlockIo::default()),
@@ -91,7 +95,8 @@ fn rewrite_resources(resources: &mut LinuxResources, notes: &mut Vec<String>) ->
             "the guest's file systems are shared by the host, not block devices",
         ),
         (
-            resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty()),
+            // Kubernetes forbids every size that its host knows.
+            resources.hugepage_limits().iter().flatten().any(|size| size.limit() != 0),
             "linux.resources.hugepageLimits",
             "the guest has no huge pages set aside",
         ),

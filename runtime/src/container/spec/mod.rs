@@ -12,6 +12,7 @@ use std::{io, path::Path};
 
 use oci_spec::runtime::{Hooks, Process, Spec};
 
+pub(super) use limits::rewrite_resources;
 pub use mounts::{Probe, SourceKind, Volume};
 
 /// Why a specification can't be used.
