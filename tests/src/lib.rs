@@ -12,4 +12,5 @@ pub mod image;
 pub mod init;
 pub mod process;
 pub mod suite;
+pub mod task_api;
 pub mod vsock;

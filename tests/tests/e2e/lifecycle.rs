@@ -1,13 +1,13 @@
 //! Tasks and processes from create to delete, by signals, execs and restarts of containerd.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use skep_tests::census::{self, Member};
-use skep_tests::ctr::Runtime;
+use skep_tests::ctr::{Runtime, Subject};
 use skep_tests::events::Recorder;
 use skep_tests::process::wait_for;
 use skep_tests::suite::Lease;
@@ -31,6 +31,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("same_id_again", same_id_again),
     Case::both("containerd_restart", containerd_restart).everywhere(),
     Case::both("containerd_killed", containerd_killed),
+    Case::both("restarts_in_every_state", restarts_in_every_state),
+    Case::both("pause", pause).everywhere(),
+    Case::both("kill_of_a_paused_one", kill_of_a_paused_one),
     Case::skep("round_trips", round_trips),
     Case::skep("vsock_channel", vsock_channel),
 ];
@@ -289,6 +292,90 @@ fn restart(lease: &mut Lease, signal: Signal) -> Result<()> {
     subject.wait_status("survivor", "STOPPED")?;
     ensure!(subject.delete_task("survivor")? == 7);
     subject.remove("survivor")
+}
+
+/// What runs, is paused, has ended or has a terminal stays so, however containerd ends.
+fn restarts_in_every_state(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    subject.run("runs").flags(["--null-io"]).sh(PATIENT).detached()?;
+    subject.run("waits").flags(["--null-io"]).sh(PATIENT).detached()?;
+    subject.ctr(["task", "pause", "waits"])?.succeeded()?;
+    subject.run("over").flags(["--null-io"]).sh("exit 9").detached()?;
+    subject.run("screen").terminal().sh(&format!("test -t 0 || exit 1; {PATIENT}")).detached()?;
+    subject.wait_status("over", "STOPPED")?;
+    let sorted = |subject: &Subject<'_>| {
+        let mut tasks = subject.tasks()?;
+        tasks.sort_by(|one, other| one.id.cmp(&other.id));
+        anyhow::Ok(tasks)
+    };
+    let before = sorted(&subject)?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        lease.containerd.restart(signal)?;
+        let subject = lease.subject();
+        wait_for(&format!("the tasks to be as before {signal}"), Duration::from_secs(30), || {
+            Ok((sorted(&subject)? == before).then_some(()))
+        })
+        .with_context(|| format!("{before:?} became {:?}", subject.tasks()))?;
+        for id in ["runs", "screen"] {
+            let exec = subject.exec(id, &format!("after-{signal}")).sh(UNTIL_READY);
+            exec.output()?.succeeded()?;
+        }
+    }
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.ctr(["task", "resume", "waits"])?.succeeded()?;
+    subject.exec("waits", "e1").sh(UNTIL_READY).output()?.succeeded()?;
+    for id in ["runs", "waits", "screen"] {
+        subject.kill(id, "SIGTERM")?.succeeded()?;
+        ensure!(recorder.wait(id, "exit")?.number("exit_status") == 7);
+        subject.wait_status(id, "STOPPED")?;
+    }
+    for (id, code) in [("runs", 7), ("waits", 7), ("screen", 7), ("over", 9)] {
+        ensure!(subject.delete_task(id)? == code, "{id}");
+        subject.remove(id)?;
+    }
+    Ok(())
+}
+
+fn pause(lease: &mut Lease) -> Result<()> {
+    const AWAY: Duration = Duration::from_secs(5);
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("still").flags(["--null-io"]).sh(PATIENT).detached()?;
+    subject.exec("still", "e1").sh(UNTIL_READY).output()?.succeeded()?;
+    subject.ctr(["task", "pause", "still"])?.succeeded()?;
+    subject.wait_status("still", "PAUSED")?;
+    let exec = subject.exec("still", "e2").args(["true"]).output()?;
+    ensure!(exec.code() != 0 && exec.err().contains("paused"), "{}", exec.describe());
+    std::thread::sleep(AWAY);
+    subject.ctr(["task", "resume", "still"])?.succeeded()?;
+    subject.wait_status("still", "RUNNING")?;
+    // It has not lost the time in which it did nothing.
+    let before = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let date = subject.exec("still", "e3").args(["date", "+%s"]).output()?.text()?;
+    let after = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let date: u64 = date.parse().with_context(|| format!("no date: {date:?}"))?;
+    ensure!((before.saturating_sub(1)..=after + 1).contains(&date), "{before} {date} {after}");
+    subject.kill("still", "SIGTERM")?.succeeded()?;
+    recorder.wait("still", "exit")?;
+    ensure!(subject.delete_task("still")? == 7);
+    recorder.wait("still", "delete")?;
+    let mut summaries = recorder.summaries("still");
+    summaries.retain(|summary| !summary.contains(" e"));
+    ensure!(summaries == ["create", "start", "paused", "resumed", "exit", "delete"], "{summaries:?}");
+    subject.remove("still")
+}
+
+/// Nobody has to resume it for that.
+fn kill_of_a_paused_one(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    subject.run("frozen").flags(["--null-io"]).sh(PATIENT).detached()?;
+    subject.ctr(["task", "pause", "frozen"])?.succeeded()?;
+    subject.wait_status("frozen", "PAUSED")?;
+    subject.kill("frozen", "SIGKILL")?.succeeded()?;
+    subject.wait_status("frozen", "STOPPED")?;
+    ensure!(subject.delete_task("frozen")? == 137);
+    subject.remove("frozen")
 }
 
 /// From Create to Start the guest is asked three times at most.

@@ -5,9 +5,11 @@
 
 mod bad_input;
 mod basics;
+mod calls;
 mod confinement;
 mod failures;
 mod lifecycle;
+mod resources;
 mod rootfs;
 
 use std::process::ExitCode;
@@ -70,6 +72,8 @@ fn main() -> ExitCode {
         confinement::CASES,
         rootfs::CASES,
         lifecycle::CASES,
+        calls::CASES,
+        resources::CASES,
         failures::CASES,
         bad_input::CASES,
     ];

@@ -1,0 +1,188 @@
+//! What containers use and may use: metrics, limits and their changes, and what happens to who wants more.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skep_tests::ctr::{Runtime, Subject};
+use skep_tests::events::Recorder;
+use skep_tests::process::wait_for;
+use skep_tests::suite::Lease;
+use skep_tests::task_api::Shim;
+use ttrpc::Code;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::both("metrics", metrics).everywhere(),
+    Case::both("update", update),
+    Case::skep("update_beyond_the_vm", update_beyond_the_vm),
+    Case::both("oom", oom).everywhere(),
+    Case::both("oom_of_a_child", oom_of_a_child),
+    Case::both("oom_of_an_exec", oom_of_an_exec),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// Figures of a task, whatever its runtime and its host's cgroups call them.
+#[derive(Debug)]
+struct Figures {
+    memory: u64,
+    memory_limit: u64,
+    cpu: Duration,
+    periods: u64,
+    pids: u64,
+    pids_limit: u64,
+    oom_kills: u64,
+}
+
+impl Figures {
+    fn of(subject: &Subject<'_>, id: &str) -> Result<Self> {
+        let text = subject.ctr(["task", "metrics", "--format", "json", id])?.text()?;
+        let all: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        let get = |path: &str| all.pointer(path).and_then(Value::as_u64).unwrap_or_default();
+        let v2 = all.pointer("/memory/usage").is_some_and(Value::is_u64);
+        Ok(if v2 {
+            Self {
+                memory: get("/memory/usage"),
+                memory_limit: get("/memory/usage_limit"),
+                cpu: Duration::from_micros(get("/cpu/usage_usec")),
+                periods: get("/cpu/nr_periods"),
+                pids: get("/pids/current"),
+                pids_limit: get("/pids/limit"),
+                oom_kills: get("/memory_events/oom_kill"),
+            }
+        } else {
+            Self {
+                memory: get("/memory/usage/usage"),
+                memory_limit: get("/memory/usage/limit"),
+                cpu: Duration::from_nanos(get("/cpu/usage/total")),
+                periods: get("/cpu/throttling/periods"),
+                pids: get("/pids/current"),
+                pids_limit: get("/pids/limit"),
+                oom_kills: get("/memory_oom_control/oom_kill"),
+            }
+        })
+    }
+}
+
+/// Memory that is in use, two processes, and time that goes by with work.
+const BUSY: &str =
+    "dd if=/dev/zero of=/dev/shm/used bs=1M count=20 2>/dev/null; echo >/tmp/ready; while :; do :; done";
+
+fn metrics(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let limit = 96 * MIB;
+    let run = subject.run("busy").flags(["--null-io", "--memory-limit", &limit.to_string()]);
+    run.sh(&format!("sleep 1000 & {BUSY}")).detached()?;
+    subject.exec("busy", "e1").sh("until test -e /tmp/ready; do sleep 0.05; done").output()?.succeeded()?;
+    let first = Figures::of(&subject, "busy")?;
+    ensure!((20 * MIB..limit).contains(&first.memory), "{first:?}");
+    ensure!(first.memory_limit == limit && first.oom_kills == 0, "{first:?}");
+    ensure!(first.pids == 2 && first.cpu > Duration::ZERO, "{first:?}");
+    let later = wait_for("processor time to go by", Duration::from_secs(30), || {
+        let later = Figures::of(&subject, "busy")?;
+        Ok((later.cpu >= first.cpu + Duration::from_millis(300)).then_some(later))
+    })?;
+    ensure!(later.pids == 2, "{later:?}");
+    subject.remove("busy")
+}
+
+fn update(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let run = subject.run("changed").flags(["--null-io", "--memory-limit", &(96 * MIB).to_string()]);
+    run.sh("while :; do :; done").detached()?;
+    let shim = Shim::of(&lease.containerd, "changed")?;
+    let update = |resources: Value| {
+        shim.update("changed", &resources).map_err(|refused| anyhow::anyhow!("{resources}: {refused:?}"))
+    };
+    ensure!(Figures::of(&subject, "changed")?.periods == 0);
+    update(json!({"memory": {"limit": 48 * MIB}}))?;
+    update(json!({"pids": {"limit": 17}}))?;
+    update(json!({"cpu": {"quota": 20_000, "period": 100_000, "shares": 512}}))?;
+    let figures = wait_for("the quota to matter", Duration::from_secs(30), || {
+        let figures = Figures::of(&subject, "changed")?;
+        Ok((figures.periods > 0).then_some(figures))
+    })?;
+    // What is not named stays.
+    ensure!(figures.memory_limit == 48 * MIB && figures.pids_limit == 17, "{figures:?}");
+    update(json!({"cpu": {"quota": -1}}))?;
+    update(json!({"cpu": {"cpus": "0"}}))?;
+    let allowed = subject.exec("changed", "e1").args(["grep", "Cpus_allowed_list", "/proc/self/status"]);
+    let allowed = allowed.output()?.text()?;
+    ensure!(allowed.split_whitespace().last() == Some("0"), "{allowed}");
+    update(json!({"memory": {"limit": -1}}))?;
+    let figures = Figures::of(&subject, "changed")?;
+    ensure!(figures.memory_limit > 96 * MIB, "{figures:?}");
+    subject.remove("changed")
+}
+
+fn update_beyond_the_vm(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let flags = ["--null-io", "--annotation", "org.skep.memory-mib=256", "--annotation", "org.skep.vcpus=1"];
+    subject.run("bounded").flags(flags).args(["sleep", "1000"]).detached()?;
+    let shim = Shim::of(&lease.containerd, "bounded")?;
+    for (resources, words) in [
+        (json!({"memory": {"limit": 512 * MIB}}), ["536870912", "256 MiB"]),
+        (json!({"cpu": {"quota": 150_000, "period": 100_000}}), ["150000 us", "1 virtual CPU"]),
+        (json!({"cpu": {"cpus": "0-1"}}), ["names 1", "has 1 virtual CPU"]),
+    ] {
+        let Err((code, text)) = shim.update("bounded", &resources) else {
+            anyhow::bail!("{resources} is not refused");
+        };
+        ensure!(code == Code::INVALID_ARGUMENT, "{resources}: {code:?} {text}");
+        ensure!(words.iter().all(|word| text.contains(word)), "{resources}: {text}");
+    }
+    // Nothing of that was done.
+    let figures = Figures::of(&subject, "bounded")?;
+    ensure!(figures.memory_limit == 256 * MIB, "{figures:?}");
+    subject.remove("bounded")
+}
+
+/// Wants more memory than it may have: all of a block is allocated and written.
+const GREEDY: [&str; 5] = ["dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"];
+const LITTLE: [&str; 2] = ["--memory-limit", "33554432"];
+
+fn oom(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("greedy").flags(["--null-io"]).flags(LITTLE).args(GREEDY).detached()?;
+    let exit = recorder.wait("greedy", "exit")?;
+    ensure!(exit.number("exit_status") == 137, "{exit:?}");
+    recorder.wait("greedy", "oom")?;
+    subject.wait_status("greedy", "STOPPED")?;
+    if lease.runtime == Runtime::Skep {
+        // Who hears of the exit knows the reason by then. containerd's own shim tells them in any order.
+        let summaries = recorder.summaries("greedy");
+        ensure!(summaries == ["create", "start", "oom", "exit"], "{summaries:?}");
+    }
+    ensure!(subject.delete_task("greedy")? == 137);
+    subject.remove("greedy")
+}
+
+fn oom_of_a_child(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    let script = format!("{} 2>/dev/null; echo $? >/tmp/code; while :; do sleep 1; done", GREEDY.join(" "));
+    subject.run("parent").flags(["--null-io"]).flags(LITTLE).sh(&script).detached()?;
+    recorder.wait("parent", "oom")?;
+    let code = subject.exec("parent", "e1").sh("until test -s /tmp/code; do sleep 0.05; done; cat /tmp/code");
+    ensure!(code.output()?.text()? == "137");
+    let task = subject.task("parent")?;
+    ensure!(task.as_ref().is_some_and(|task| task.status == "RUNNING"), "{task:?}");
+    if lease.runtime == Runtime::Skep {
+        ensure!(Figures::of(&subject, "parent")?.oom_kills == 1);
+    }
+    subject.remove("parent")
+}
+
+fn oom_of_an_exec(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("host").flags(["--null-io"]).flags(LITTLE).args(["sleep", "1000"]).detached()?;
+    let output = subject.exec("host", "e1").args(GREEDY).output()?;
+    ensure!(output.code() == 137, "{}", output.describe());
+    recorder.wait("host", "oom")?;
+    ensure!(subject.task("host")?.is_some_and(|task| task.status == "RUNNING"));
+    subject.remove("host")
+}
