@@ -1,6 +1,7 @@
 //! The benchmark: what a container in a microVM costs, beside the same container by runc in the same run.
 
 mod bare;
+mod execs;
 mod report;
 mod sample;
 
@@ -24,7 +25,14 @@ pub struct Options {
     pub runs: usize,
     /// Under which containerd.
     pub line: Line,
+    /// How many processes are added to one container, to see what they leave.
+    pub execs: usize,
+    /// How many containers are run one after another, and again some at a time.
+    pub containers: usize,
 }
+
+/// Containers that run at a time where many do.
+const AT_ONCE: usize = 10;
 
 /// Measures everything. `progress` is told what goes on.
 pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> {
@@ -39,15 +47,25 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> 
         for round in 0..=options.runs {
             progress(&format!("round {round} of {}", options.runs));
             let bare = bare::boot(&build)?;
-            let skep = sample::take(lease, Runtime::Skep)?;
-            let runc = sample::take(lease, Runtime::Runc)?;
+            let mut skep = sample::take(lease, Runtime::Skep)?;
+            let mut runc = sample::take(lease, Runtime::Runc)?;
+            skep.extend(execs::take(lease, Runtime::Skep)?);
+            runc.extend(execs::take(lease, Runtime::Runc)?);
             if round > 0 {
                 for (runtime, sample) in [(Runtime::Skep, bare), (Runtime::Skep, skep), (Runtime::Runc, runc)]
                 {
-                    for (name, value) in sample {
-                        report.add(&name, runtime, value);
-                    }
+                    report.add_all(runtime, sample);
                 }
+            }
+        }
+        if options.execs > 0 {
+            progress("many execs");
+            report.add_all(Runtime::Skep, execs::many(lease, options.execs)?);
+        }
+        if options.containers > 0 {
+            for runtime in [Runtime::Skep, Runtime::Runc] {
+                progress(&format!("many containers with {runtime}"));
+                report.add_all(runtime, execs::containers(lease, runtime, options.containers, AT_ONCE)?);
             }
         }
         progress("the agent's size");

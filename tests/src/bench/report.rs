@@ -7,6 +7,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
+use super::sample::Sample;
 use crate::ctr::Runtime;
 
 /// The values of one figure.
@@ -66,6 +67,7 @@ const TARGETS: &[(&str, f64)] = &[
     ("boot by bare kernel", 1.5),
     ("agent-ready to first output", 500.0),
     ("round trips from Create to Start", 3.0),
+    ("exec by runc's", 3.0),
 ];
 
 impl Report {
@@ -79,6 +81,12 @@ impl Report {
         match runtime {
             Runtime::Skep => figure.skep.0.push(value),
             Runtime::Runc => figure.runc.0.push(value),
+        }
+    }
+
+    pub(super) fn add_all(&mut self, runtime: Runtime, sample: Sample) {
+        for (name, value) in sample {
+            self.add(&name, runtime, value);
         }
     }
 
@@ -96,6 +104,10 @@ impl Report {
             (median("bare kernel to its first process"), median("boot to agent-ready"))
         {
             self.add("boot by bare kernel", Runtime::Skep, boot / bare);
+        }
+        let trip = self.figures.iter().find(|figure| figure.name == "exec round trip");
+        if let Some(ratio) = trip.map(|trip| trip.skep.median() / trip.runc.median()) {
+            self.add("exec by runc's", Runtime::Skep, ratio);
         }
     }
 
@@ -154,6 +166,7 @@ enum Unit {
     Bytes,
     Ratio,
     Count,
+    Throughput,
 }
 
 impl Unit {
@@ -162,8 +175,10 @@ impl Unit {
             Self::Bytes
         } else if name.starts_with("round trips") {
             Self::Count
-        } else if name.starts_with("boot by") {
+        } else if name.starts_with("boot by") || name.starts_with("exec by") {
             Self::Ratio
+        } else if name.starts_with("throughput") {
+            Self::Throughput
         } else {
             Self::Milliseconds
         }
@@ -173,6 +188,7 @@ impl Unit {
         match self {
             Self::Bytes => format!("{:.2}", value / MB),
             Self::Ratio => format!("{value:.2}"),
+            Self::Throughput => format!("{value:.1}"),
             Self::Milliseconds | Self::Count => format!("{value:.0}"),
         }
     }
@@ -181,6 +197,7 @@ impl Unit {
         match self {
             Self::Milliseconds => " ms",
             Self::Bytes => " MB",
+            Self::Throughput => " MB/s",
             Self::Ratio | Self::Count => "",
         }
     }

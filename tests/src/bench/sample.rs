@@ -117,7 +117,7 @@ pub(super) fn agent(lease: &Lease) -> Result<f64> {
 }
 
 /// Resident sizes of the shim and of what it runs on the host.
-fn resident(lease: &Lease, sample: &mut Sample) -> Result<()> {
+pub(super) fn resident(lease: &Lease, sample: &mut Sample) -> Result<()> {
     for member in census::processes(&lease.containerd.scope())? {
         let name = match member.program() {
             program if program.starts_with("containerd-shim") => "shim resident",

@@ -17,6 +17,12 @@ struct Arguments {
     /// Under which containerd: 1.6, 1.7 or 2.
     #[arg(long, default_value = "1.6", value_parser = line)]
     containerd: Line,
+    /// How many processes are added to one container, to see whether the shim grows.
+    #[arg(long, default_value_t = 0)]
+    execs: usize,
+    /// How many containers are run one after another, and again ten at a time.
+    #[arg(long, default_value_t = 0)]
+    containers: usize,
     /// Prints JSON in the place of a table.
     #[arg(long)]
     json: bool,
@@ -41,7 +47,12 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     process::catch_interrupts()?;
-    let options = Options { runs: arguments.runs, line: arguments.containerd };
+    let options = Options {
+        runs: arguments.runs,
+        line: arguments.containerd,
+        execs: arguments.execs,
+        containers: arguments.containers,
+    };
     let report = bench::run(&options, &mut |what| eprintln!("{what}"))?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -1,0 +1,222 @@
+//! Processes that are added to a running container: their round trip, their streams, and what many of them leave.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use nix::sys::stat::Mode;
+
+use super::sample::{Sample, milliseconds, processor_time, resident};
+use crate::census;
+use crate::ctr::Runtime;
+use crate::suite::Lease;
+use crate::task_api::{NewProcess, Refusal, Shim};
+
+const ID: &str = "bench";
+/// Round trips of which one run takes the mean.
+const TRIPS: usize = 20;
+/// Bytes that go over a stream.
+const AMOUNT: usize = 64 << 20;
+/// The same over a terminal, which is slower.
+const TERMINAL_AMOUNT: usize = 8 << 20;
+
+fn refused((code, text): Refusal) -> anyhow::Error {
+    anyhow!("the shim refused: {text} ({code:?})")
+}
+
+/// Adds, starts, awaits and deletes a process that does nothing.
+fn trip(shim: &Shim, exec: &str) -> Result<()> {
+    shim.add(ID, &NewProcess { exec, args: &["true"], ..NewProcess::default() }).map_err(refused)?;
+    shim.start(ID, exec).map_err(refused)?;
+    let status = shim.wait(ID, exec).map_err(refused)?;
+    ensure!(status == 0, "status {status}");
+    shim.delete(ID, exec).map_err(refused)
+}
+
+/// Round trips and streams of one container.
+pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
+    with_container(lease, runtime, |shim| {
+        let mut sample = Sample::new();
+        trip(shim, "first")?;
+        let vmm = vmm(lease)?;
+        let before = vmm.map(processor_time).transpose()?;
+        let begin = Instant::now();
+        for number in 0..TRIPS {
+            trip(shim, &format!("e{number}"))?;
+        }
+        let per_trip = |total: f64| total / f64::from(u32::try_from(TRIPS).unwrap_or(u32::MAX));
+        sample.push(("exec round trip".to_owned(), per_trip(milliseconds(begin.elapsed()))));
+        if let (Some(vmm), Some(before)) = (vmm, before) {
+            let spent = per_trip(processor_time(vmm)? - before);
+            sample.push(("exec round trip: VMM's processor time".to_owned(), spent));
+        }
+        let fifos = Fifos::new(lease)?;
+        for (name, terminal, amount) in
+            [("of a process", false, AMOUNT), ("of a terminal", true, TERMINAL_AMOUNT)]
+        {
+            let out = output(shim, &fifos, terminal, amount)?;
+            sample.push((format!("throughput of output {name}"), out));
+            let input = input(shim, &fifos, terminal, amount)?;
+            sample.push((format!("throughput of input {name}"), input));
+        }
+        Ok(sample)
+    })
+}
+
+/// The shim's resident size before and after so many execs.
+pub(super) fn many(lease: &Lease, count: usize) -> Result<Sample> {
+    with_container(lease, Runtime::Skep, |shim| {
+        let shim_size = || {
+            let mut sizes = Sample::new();
+            resident(lease, &mut sizes)?;
+            sizes.into_iter().find(|(name, _)| name == "shim resident").context("no shim runs")
+        };
+        // As many as it takes for every buffer to be there.
+        for number in 0..TRIPS {
+            trip(shim, &format!("w{number}"))?;
+        }
+        let (_, before) = shim_size()?;
+        for number in 0..count {
+            trip(shim, &format!("m{number}"))?;
+        }
+        let (_, after) = shim_size()?;
+        Ok(vec![
+            (format!("after {TRIPS} execs: shim resident"), before),
+            (format!("after {count} more execs: shim resident"), after),
+        ])
+    })
+}
+
+fn with_container(
+    lease: &Lease,
+    runtime: Runtime,
+    measure: impl FnOnce(&Shim) -> Result<Sample>,
+) -> Result<Sample> {
+    let subject = lease.with(runtime);
+    subject.run(ID).flags(["--null-io"]).args(["sleep", "100000"]).detached()?;
+    let sample = Shim::of(&lease.containerd, ID).and_then(|shim| measure(&shim));
+    subject.remove(ID)?;
+    sample
+}
+
+fn vmm(lease: &Lease) -> Result<Option<i32>> {
+    let all = census::processes(&lease.containerd.scope())?;
+    Ok(all.into_iter().find(|member| member.program().starts_with("qemu-system")).map(|member| member.pid))
+}
+
+/// Two named pipes as containerd's clients make them.
+struct Fifos {
+    stdin: PathBuf,
+    stdout: PathBuf,
+}
+
+impl Fifos {
+    fn new(lease: &Lease) -> Result<Self> {
+        let directory = lease.scratch("bench-fifos")?;
+        let fifo = |name: &str| -> Result<PathBuf> {
+            let path = directory.join(name);
+            nix::unistd::mkfifo(&path, Mode::from_bits_truncate(0o600))?;
+            Ok(path)
+        };
+        Ok(Self { stdin: fifo("stdin")?, stdout: fifo("stdout")? })
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    // For reading and writing, so that opening waits for nobody.
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .with_context(|| format!("opening {}", path.display()))
+}
+
+/// Runs `script` with its streams on `fifos`; MB/s from the first byte that `work` sees to its end.
+fn run(
+    shim: &Shim,
+    fifos: &Fifos,
+    process: NewProcess<'_>,
+    work: impl FnOnce(&Fifos) -> Result<(Instant, usize)> + Send,
+) -> Result<f64> {
+    let exec = process.exec;
+    let process = NewProcess { stdin: Some(&fifos.stdin), stdout: Some(&fifos.stdout), ..process };
+    thread::scope(|scope| {
+        let working = scope.spawn(|| work(fifos));
+        shim.add(ID, &process).map_err(refused)?;
+        shim.start(ID, exec).map_err(refused)?;
+        let (begin, bytes) = working.join().map_err(|_| anyhow!("the other end of a stream panicked"))??;
+        let took = begin.elapsed().as_secs_f64();
+        shim.wait(ID, exec).map_err(refused)?;
+        shim.delete(ID, exec).map_err(refused)?;
+        Ok(f64::from(u32::try_from(bytes)?) / 1e6 / took)
+    })
+}
+
+fn output(shim: &Shim, fifos: &Fifos, terminal: bool, amount: usize) -> Result<f64> {
+    let script = format!("head -c {amount} /dev/zero");
+    let process = NewProcess { exec: "out", args: &["sh", "-c", &script], terminal, ..Default::default() };
+    run(shim, fifos, process, |fifos| {
+        let mut file = open(&fifos.stdout)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut begin = None;
+        let mut seen = 0;
+        while seen < amount {
+            seen += file.read(&mut buffer)?;
+            begin.get_or_insert_with(Instant::now);
+        }
+        Ok((begin.unwrap_or_else(Instant::now), seen))
+    })
+}
+
+fn input(shim: &Shim, fifos: &Fifos, terminal: bool, amount: usize) -> Result<f64> {
+    let raw = if terminal { "stty raw -echo; " } else { "" };
+    let script = format!("{raw}echo ready; head -c {amount} >/dev/null; echo done");
+    let process = NewProcess { exec: "in", args: &["sh", "-c", &script], terminal, ..Default::default() };
+    run(shim, fifos, process, |fifos| {
+        let (mut to, mut from) = (open(&fifos.stdin)?, open(&fifos.stdout)?);
+        let mut said = String::new();
+        let mut expect = |word: &str| -> Result<()> {
+            let mut buffer = [0; 256];
+            while !said.contains(word) {
+                let count = from.read(&mut buffer)?;
+                said.push_str(&String::from_utf8_lossy(&buffer[..count]));
+            }
+            Ok(())
+        };
+        expect("ready")?;
+        let begin = Instant::now();
+        let block = vec![b'x'; 64 << 10];
+        for _ in 0..amount / block.len() {
+            to.write_all(&block)?;
+        }
+        expect("done")?;
+        Ok((begin, amount))
+    })
+}
+
+/// Containers made and removed: `count` one after another, then as many by `at_once` users. Milliseconds for each.
+pub(super) fn containers(lease: &Lease, runtime: Runtime, count: usize, at_once: usize) -> Result<Sample> {
+    let one = |number: usize| {
+        let subject = lease.with(runtime);
+        let output = subject.run(&format!("many-{number}")).args(["echo", "there"]).output()?;
+        ensure!(output.text()? == "there", "{}", output.describe());
+        Ok(())
+    };
+    let each =
+        |begin: Instant| milliseconds(begin.elapsed()) / f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let begin = Instant::now();
+    (0..count).try_for_each(one)?;
+    let mut sample = vec![(format!("each of {count} containers, one after another"), each(begin))];
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let users: Vec<_> = (0..at_once)
+            .map(|user| scope.spawn(move || (user..count).step_by(at_once).try_for_each(one)))
+            .collect();
+        users.into_iter().try_for_each(|user| user.join().map_err(|_| anyhow!("a user panicked"))?)
+    })?;
+    sample.push((format!("each of {count} containers, {at_once} at a time"), each(begin)));
+    Ok(sample)
+}
