@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MsFlags, mount};
 use skep_protocol::PROTOCOL_VERSION;
-use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Share};
+use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Network, Share};
 
 use crate::clock;
 use crate::error::{Code, Refusal};
+use crate::network;
 
 /// Least entropy that makes a difference.
 const ENTROPY_MIN: usize = 32;
@@ -32,6 +33,7 @@ pub(crate) struct Sandbox {
 #[derive(Debug, Default)]
 struct State {
     created: bool,
+    network_settled: bool,
     mounted: Vec<String>,
 }
 
@@ -92,6 +94,18 @@ impl Sandbox {
             return Ok(());
         }
         Err(Refusal::precondition("this guest is no sandbox yet"))
+    }
+
+    /// Makes the guest's network what the host says, which it may say once.
+    pub(crate) fn settle_network(&self, network: &Network) -> Result<(), Refusal> {
+        self.check_created()?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.network_settled {
+            return Err(Refusal::precondition("network: the guest has one already"));
+        }
+        network::settle(network)?;
+        state.network_settled = true;
+        Ok(())
     }
 
     /// Where shares are mounted, last first.

@@ -7,8 +7,8 @@ use skep_protocol::api::{
     Agent, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
     CreateSandboxRequest, CreateSandboxResponse, Empty, ExecProcessRequest, ListProcessesResponse,
     ProcessRequest, ResizeTerminalRequest, SetClockRequest, SetClockResponse, SignalProcessRequest,
-    StartProcessResponse, TtrpcContext, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
-    WaitProcessResponse,
+    StartProcessRequest, StartProcessResponse, TtrpcContext, UpdateContainerRequest, WaitOomRequest,
+    WaitOomResponse, WaitProcessResponse,
 };
 
 use crate::container::Containers;
@@ -70,9 +70,12 @@ impl Agent for Service {
     async fn start_process(
         &self,
         _: &TtrpcContext,
-        request: ProcessRequest,
+        request: StartProcessRequest,
     ) -> ttrpc::Result<StartProcessResponse> {
-        let ProcessRequest { container_id, exec_id, .. } = request;
+        let StartProcessRequest { container_id, exec_id, network, .. } = request;
+        if let Some(network) = network.into_option() {
+            self.sandbox.settle_network(&network)?;
+        }
         let pid = self.whole(async move |containers| containers.start(&container_id, &exec_id).await).await?;
         // By it the benchmark knows what the agent costs once it has run something.
         tracing::debug!("resident_kib={}", resident_kib().unwrap_or_default());

@@ -21,6 +21,7 @@ async fn main() -> anyhow::Result<()> {
             id: format!("boot-{}-{n}", std::process::id()),
             hostname: Some("skep".into()),
             options: PodOptions::defaults(&config),
+            network: skep::network::NetworkRequest::Own,
         };
         let sandbox = Sandbox::create(&config, request).await?;
         let phases: Vec<String> = sandbox

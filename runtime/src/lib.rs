@@ -7,6 +7,7 @@
 //! - [`guest`]: the artefact a VM boots, and whether it fits this host;
 //! - [`journal`]: every host resource that a sandbox holds, on disk, so that whoever comes can undo it;
 //! - [`hypervisor`]: one interface over QEMU and bhyve;
+//! - [`network`]: taking over what the caller made in a network namespace;
 //! - [`sandbox`]: one microVM with its host resources;
 //! - [`share`]: what of the host a guest sees;
 //! - [`container`]: OCI containers and processes in a sandbox.
@@ -16,6 +17,7 @@ pub mod container;
 pub mod guest;
 pub mod hypervisor;
 pub mod journal;
+pub mod network;
 pub mod os;
 pub mod sandbox;
 pub mod share;

@@ -10,10 +10,11 @@ use std::{
 use skep::{
     config::{Config, PodOptions},
     container::{
-        Container, CreateRequest, ErrorKind, Exit, Guest, guest_dir,
+        Container, CreateRequest, ErrorKind, Exit, Guest, guest_dir, of_network,
         spec::{Context, probe_host, rewrite},
         stdio::StdioRequest,
     },
+    network::NetworkRequest,
     sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
     share::{Rootfs, RootfsMount},
 };
@@ -211,10 +212,19 @@ impl Pod {
             tracing::info!(container = request.id, "{note}");
         }
         let sandbox = if let Some(sandbox) = &*slot {
+            if let NetworkRequest::Join(path) = &spec.network
+                && !sandbox.network().is(path)
+            {
+                return Err(Failure::unimplemented(&format!(
+                    "container {} asks for the network namespace {}, which is not that of its sandbox",
+                    request.id,
+                    path.display()
+                )));
+            }
             Arc::clone(sandbox)
         } else {
             let sandbox = tokio::select! {
-                booted = self.boot(spec.hostname.clone(), options) => booted?,
+                booted = self.boot(spec.hostname.clone(), spec.network.clone(), options) => booted?,
                 // Dropping the boot undoes it.
                 Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
             };
@@ -233,7 +243,12 @@ impl Pod {
         Ok((container, sandbox))
     }
 
-    async fn boot(&self, hostname: Option<String>, options: PodOptions) -> Result<Arc<Sandbox>, Failure> {
+    async fn boot(
+        &self,
+        hostname: Option<String>,
+        network: NetworkRequest,
+        options: PodOptions,
+    ) -> Result<Arc<Sandbox>, Failure> {
         // Under runc a container without a name of its own has the host's; a guest is not the host.
         let hostname = hostname.unwrap_or_else(|| self.group.chars().take(MAX_HOSTNAME).collect());
         let request = SandboxRequest {
@@ -241,6 +256,7 @@ impl Pod {
             id: self.group.clone(),
             hostname: Some(hostname),
             options,
+            network,
         };
         let sandbox =
             Sandbox::create(&self.config, request).await.map_err(|error| sandbox_failure(&error))?;
@@ -347,6 +363,7 @@ fn rootfs(request: &CreateTaskRequest, bundle: &Path, spec: &oci_spec::runtime::
 fn sandbox_failure(error: &SandboxError) -> Failure {
     let kind = match error {
         SandboxError::Request { .. } => ErrorKind::InvalidArgument,
+        SandboxError::Network(error) => of_network(error),
         SandboxError::Guest(_) | SandboxError::Hypervisor(_) => ErrorKind::FailedPrecondition,
         SandboxError::Dir(skep::sandbox::DirError::Exists { .. }) => ErrorKind::AlreadyExists,
         SandboxError::Connect { .. } => ErrorKind::DeadlineExceeded,

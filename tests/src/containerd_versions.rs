@@ -1,18 +1,17 @@
 //! The versions of containerd that the suite runs against: what this machine has, the rest from Debian's releases.
 //!
-//! A package of another release is unpacked into the cache, not installed. It comes from the mirror that the machine's
-//! own apt sources name, verified with the machine's own keys, through an apt with lists of its own.
+//! A package of another release is unpacked into the cache, not installed.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::process::{Input, Running, run};
+use crate::debian::Apt;
+use crate::process::run;
 
 /// Names the directory with the versions that [`fetch`] has put there.
 pub const CACHE_VARIABLE: &str = "SKEP_CONTAINERD_CACHE";
@@ -113,12 +112,12 @@ pub fn fetch(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Vec<Install
     }
     if !missing.is_empty() {
         fs::create_dir_all(cache).with_context(|| format!("creating {}", cache.display()))?;
-        let apt = Apt::new(&missing, cache)?;
+        let suites: Vec<_> = missing.iter().map(|line| line.suite()).collect();
         progress("reading the package lists of Debian's other releases");
-        apt.run(&["update"])?;
+        let apt = Apt::new(&suites, cache)?;
         for line in missing {
             progress(&format!("fetching containerd {line} from Debian {}", line.suite()));
-            apt.unpack(line, &unpacked(line, cache))?;
+            apt.unpack(&["containerd"], line.suite(), &unpacked(line, cache))?;
         }
     }
     let found = Line::ALL.map(|line| {
@@ -132,93 +131,6 @@ pub fn fetch(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<Vec<Install
 
 fn unpacked(line: Line, cache: &Path) -> PathBuf {
     cache.join(line.to_string())
-}
-
-/// An apt with sources and lists of its own, and everything else as the machine has it.
-struct Apt {
-    work: tempfile::TempDir,
-}
-
-impl Apt {
-    fn new(lines: &[Line], cache: &Path) -> Result<Self> {
-        let (mirror, architecture) = mirror()?;
-        let work = tempfile::tempdir_in(cache)
-            .with_context(|| format!("creating a directory in {}", cache.display()))?;
-        for directory in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(work.path().join(directory))?;
-        }
-        let sources: Vec<String> = lines
-            .iter()
-            .map(|line| format!("deb [arch={architecture}] {mirror} {} main", line.suite()))
-            .collect();
-        fs::write(work.path().join("sources.list"), sources.join("\n") + "\n")?;
-        Ok(Self { work })
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<()> {
-        let path = |name: &str| self.work.path().join(name).display().to_string();
-        let mut command = Command::new("apt-get");
-        command.env("LC_ALL", "C").current_dir(self.work.path()).arg("-q");
-        for option in [
-            &format!("Dir::Etc::sourcelist={}", path("sources.list")),
-            "Dir::Etc::sourceparts=/dev/null",
-            &format!("Dir::State::lists={}", path("lists")),
-            &format!("Dir::Cache={}", path("cache")),
-            // The unprivileged user of apt's downloads can't read a cache in root's home.
-            "APT::Sandbox::User=root",
-            "Acquire::Languages=none",
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-            "Acquire::Retries=3",
-        ] {
-            command.args(["-o", option]);
-        }
-        command.args(arguments);
-        Running::spawn(command, Input::Empty)?.wait(Duration::from_secs(600))?.succeeded()?;
-        Ok(())
-    }
-
-    fn unpack(&self, line: Line, target: &Path) -> Result<()> {
-        let work = self.work.path();
-        self.run(&["download", &format!("containerd/{}", line.suite())])?;
-        let deb = fs::read_dir(work)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .context("apt-get download left no package")?;
-        let part = work.join("unpacked");
-        let mut command = Command::new("dpkg-deb");
-        command.arg("-x").args([&deb, &part]);
-        run(command)?.succeeded()?;
-        fs::remove_file(&deb)?;
-        if target.exists() {
-            fs::remove_dir_all(target).with_context(|| format!("removing {}", target.display()))?;
-        }
-        fs::rename(&part, target).with_context(|| format!("putting {} in place", target.display()))
-    }
-}
-
-/// The Debian mirror that this machine uses, and its architecture.
-fn mirror() -> Result<(String, String)> {
-    let mut command = Command::new("apt-get");
-    command.args(["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ARCHITECTURE)"]);
-    command.arg("Created-By: Packages");
-    let targets = run(command)?.text()?;
-    let os_release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-    let release = os_release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or("sid");
-    choose_mirror(&targets, release.trim_matches('"')).with_context(|| {
-        format!(
-            "apt's sources have no Debian mirror with main of {release}: other containerds can't be fetched"
-        )
-    })
-}
-
-/// Chooses the mirror with the main component of the release itself: security and updates have a mirror of their own.
-fn choose_mirror(targets: &str, release: &str) -> Option<(String, String)> {
-    targets.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [uri, suite, "main", architecture] = words[..] else { return None };
-        let aliases = [release, "stable", "oldstable", "testing", "unstable"];
-        aliases.contains(&suite).then(|| (uri.to_owned(), architecture.to_owned()))
-    })
 }
 
 /// The installation of `line`, fetched if it is nowhere yet.
@@ -237,17 +149,6 @@ pub fn require(line: Line) -> Result<Installation> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mirror_is_that_of_the_release_itself() {
-        let targets = "http://s.example/debian-security/ bookworm-security main amd64\n\
-                       http://o.example/other/ nodistro main amd64\n\
-                       http://m.example/debian/ bookworm contrib amd64\n\
-                       http://m.example/debian/ bookworm main amd64\n";
-        let expected = ("http://m.example/debian/".to_owned(), "amd64".to_owned());
-        assert_eq!(choose_mirror(targets, "bookworm"), Some(expected));
-        assert_eq!(choose_mirror(targets, "trixie"), None);
-    }
 
     #[test]
     fn a_line_is_known_by_its_version() {

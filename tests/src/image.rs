@@ -242,7 +242,7 @@ impl Image {
 /// Names the static busybox to make images of.
 pub const BUSYBOX_VARIABLE: &str = "SKEP_BUSYBOX";
 
-fn installed_busybox() -> Result<PathBuf> {
+pub(crate) fn installed_busybox() -> Result<PathBuf> {
     const PLACES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
     if let Some(path) = std::env::var_os(BUSYBOX_VARIABLE).filter(|path| !path.is_empty()) {
         return Ok(path.into());

@@ -70,7 +70,13 @@ pub(crate) const RUN: &[Need] = &[
 ];
 
 /// What the end-to-end tests look at and play with besides.
-pub(crate) const TESTS: &[Need] = &[program("iproute2", "ip"), program("nftables", "nft")];
+pub(crate) const TESTS: &[Need] = &[
+    program("iproute2", "ip"),
+    program("nftables", "nft"),
+    // What nerdctl's CNI plugins run.
+    program("iptables", "iptables"),
+    file("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
+];
 
 /// Debian's own Python: another one in PATH need not have the modules that packages install.
 pub(crate) const SYSTEM_PYTHON: &str = "/usr/bin/python3";

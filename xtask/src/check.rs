@@ -1,7 +1,7 @@
 //! `cargo xtask test`, `bench` and `lint`: running others' checks with all they need in place.
 
 use anyhow::{Context as _, Result};
-use skep_tests::containerd_versions;
+use skep_tests::{containerd_versions, nerdctl};
 
 use crate::cache::Cache;
 use crate::phases::Phases;
@@ -20,6 +20,9 @@ pub(crate) fn test(arguments: &[String], cache: &Cache) -> Result<()> {
         containerd_versions::fetch(&containerd_versions::default_cache()?, &mut |what| step.note(what))?;
     let versions: Vec<_> = versions.into_iter().map(|installation| installation.version).collect();
     step.done(&versions.join(", "));
+    let mut step = Step::start("finding nerdctl");
+    let tools = nerdctl::fetch(&containerd_versions::default_cache()?, &mut |what| step.note(what))?;
+    step.done(&tools.nerdctl.display().to_string());
     heading("Tests");
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--workspace", "--locked"]).envs(setup.environment());

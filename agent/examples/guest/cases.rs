@@ -12,7 +12,7 @@ use skep_protocol::api::{
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::vm::{Outcome, Vm, process};
+use crate::vm::{Outcome, Vm, process, start};
 
 type Case = for<'a> fn(&'a Vm) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 
@@ -147,7 +147,7 @@ pub(crate) async fn timed(vm: &Vm) -> anyhow::Result<Vec<f64>> {
     let mut stdout = vm.session.open_stdio(token).await?;
     vm.create("t", &spec(&["/bin/echo", "hello"]), Stdio { stdout: token, ..Stdio::new() }, false).await?;
     lap();
-    vm.agent().start_process(&process("t", "")).await?;
+    vm.agent().start_process(&start("t", "")).await?;
     lap();
     let mut text = [0; 5];
     stdout.read_exact(&mut text).await?;
@@ -266,7 +266,7 @@ async fn faults(vm: &Vm) -> anyhow::Result<()> {
     println!("        a missing bind source: {error:#}");
     // Nothing of all this is left, and the id is free.
     expect(&vm.run("f", &spec(&["echo", "fine"]), false).await?, 0, "fine\n")?;
-    let error = vm.agent().start_process(&process("nobody", "")).await.err().context("no error")?;
+    let error = vm.agent().start_process(&start("nobody", "")).await.err().context("no error")?;
     ensure!(error.code == Code::NOT_FOUND, "{error:?}");
     Ok(())
 }
@@ -282,7 +282,7 @@ async fn exec_run(vm: &Vm, container: &str, id: &str, process_spec: &Value) -> a
     request.stdio = Some(Stdio { stdout: out, stderr: err, ..Stdio::new() }).into();
     vm.agent().exec_process(&request).await?;
     let which = process(container, id);
-    if let Err(error) = vm.agent().start_process(&which).await {
+    if let Err(error) = vm.agent().start_process(&start(container, id)).await {
         vm.agent().delete_process(&which).await.context("delete after a failed start")?;
         return Err(error.into());
     }
@@ -300,7 +300,7 @@ async fn exec(vm: &Vm) -> anyhow::Result<()> {
     base["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
         {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
     vm.create("c", &base, Stdio::new(), false).await?;
-    vm.agent().start_process(&process("c", "")).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     let user = |script: &str| {
         let mut process = sh(script)["process"].take();
         process["user"] = json!({"uid": 33, "gid": 33});
@@ -343,7 +343,7 @@ async fn exec(vm: &Vm) -> anyhow::Result<()> {
     mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                        "options": ["nosuid", "noexec", "nodev", "relatime", "rw"]}));
     vm.create("n", &nested, Stdio { stdout: token, ..Stdio::new() }, false).await?;
-    vm.agent().start_process(&process("n", "")).await?;
+    vm.agent().start_process(&start("n", "")).await?;
     let mut moved = [0; 6];
     stdout.read_exact(&mut moved).await?;
     let outcome = exec_run(vm, "n", "e", &sh("cat /proc/self/cgroup")["process"]).await?;
@@ -367,7 +367,7 @@ async fn stdio(vm: &Vm) -> anyhow::Result<()> {
     let (tin, tout) = (session.draw_token(), session.draw_token());
     let (mut stdin, mut stdout) = (session.open_stdio(tin).await?, session.open_stdio(tout).await?);
     vm.create("c", &spec(&["cat"]), Stdio { stdin: tin, stdout: tout, ..Stdio::new() }, false).await?;
-    vm.agent().start_process(&process("c", "")).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     let sent: Vec<u8> = (0..8_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let from = Instant::now();
     let feed = async {
@@ -386,7 +386,7 @@ async fn stdio(vm: &Vm) -> anyhow::Result<()> {
     let token = session.draw_token();
     let mut stdout = session.open_stdio(token).await?;
     vm.create("d", &sh("seq 1 300000"), Stdio { stdout: token, ..Stdio::new() }, false).await?;
-    vm.agent().start_process(&process("d", "")).await?;
+    vm.agent().start_process(&start("d", "")).await?;
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let waiting = tokio::time::timeout(Duration::from_millis(10), async {
         vm.agent().wait_process(&process("d", "")).await
@@ -413,7 +413,7 @@ async fn terminal(vm: &Vm) -> anyhow::Result<()> {
     tty["process"]["consoleSize"] = json!({"height": 24, "width": 80});
     tty["process"]["user"] = json!({"uid": 33, "gid": 33});
     vm.create("c", &tty, Stdio { stdin: tin, stdout: tout, ..Stdio::new() }, false).await?;
-    vm.agent().start_process(&process("c", "")).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     let mut head = [0; 7];
     stdout.read_exact(&mut head).await?;
     ensure!(&head == b"24 80\r\n", "{:?}", String::from_utf8_lossy(&head));
@@ -442,8 +442,8 @@ async fn signals(vm: &Vm) -> anyhow::Result<()> {
     vm.create("c", &sh(script), Stdio { stdout: token, ..Stdio::new() }, false).await?;
     let error = vm.agent().pause_container(&group()).await.err().context("paused what is not started")?;
     ensure!(error.code == Code::FAILED_PRECONDITION);
-    vm.agent().start_process(&which).await?;
-    let error = vm.agent().start_process(&which).await.err().context("started twice")?;
+    vm.agent().start_process(&start("c", "")).await?;
+    let error = vm.agent().start_process(&start("c", "")).await.err().context("started twice")?;
     ensure!(error.code == Code::FAILED_PRECONDITION);
     let mut ready = [0; 6];
     stdout.read_exact(&mut ready).await?;
@@ -461,7 +461,7 @@ async fn signals(vm: &Vm) -> anyhow::Result<()> {
     vm.agent().delete_process(&which).await?;
     // A paused container can be killed and deleted; one never started can be deleted.
     vm.create("c", &sh("sleep 1000 & sleep 1000"), Stdio::new(), false).await?;
-    vm.agent().start_process(&which).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     vm.agent().pause_container(&group()).await?;
     vm.agent().signal_process(&signal(9, true)).await?;
     ensure!(vm.agent().wait_process(&which).await?.exit_status == 137);
@@ -472,7 +472,7 @@ async fn signals(vm: &Vm) -> anyhow::Result<()> {
     let mut shared = sh("sleep 1000 & echo started");
     shared["linux"]["namespaces"] = json!([{"type": "mount"}]);
     vm.create("c", &shared, Stdio::new(), false).await?;
-    vm.agent().start_process(&which).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     vm.agent().wait_process(&which).await?;
     vm.agent().delete_process(&which).await?;
     let mut left = sh("ps | grep -c 'sleep 100[0]'");
@@ -493,7 +493,7 @@ async fn pod(vm: &Vm) -> anyhow::Result<()> {
     expect(&vm.run("h", &sh("hostname; cat /sys/class/net/lo/flags"), false).await?, 0, "bench-host\n0x9\n")?;
     // Two containers talk over the network that they share.
     vm.create("s", &sh("echo served | busybox nc -l -p 80 -w 5"), Stdio::new(), false).await?;
-    vm.agent().start_process(&process("s", "")).await?;
+    vm.agent().start_process(&start("s", "")).await?;
     let ask = "for i in 1 2 3 4 5 6 7 8 9; do busybox nc 127.0.0.1 80 </dev/null && break; sleep 0.1; done";
     expect(&vm.run("c", &sh(ask), false).await?, 0, "served\n")?;
     vm.agent().wait_process(&process("s", "")).await?;
@@ -595,7 +595,7 @@ async fn clean(vm: &Vm) -> anyhow::Result<()> {
         let mut tty = sh("echo x");
         tty["process"]["terminal"] = json!(true);
         vm.create("tty", &tty, Stdio::new(), false).await?;
-        vm.agent().start_process(&process("tty", "")).await?;
+        vm.agent().start_process(&start("tty", "")).await?;
         vm.agent().wait_process(&process("tty", "")).await?;
         vm.agent().delete_process(&process("tty", "")).await?;
     }
@@ -644,7 +644,7 @@ async fn reconnect(vm: &Vm) -> anyhow::Result<()> {
         false,
     )
     .await?;
-    vm.agent().start_process(&process("c", "")).await?;
+    vm.agent().start_process(&start("c", "")).await?;
     for _ in 0..3 {
         let from = Instant::now();
         vm.session.close().await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use skep_protocol::api::{
     CreateContainerRequest, CreateSandboxRequest, CreateSandboxResponse, Empty, ProcessRequest, RootfsMode,
-    Share, Stdio as Tokens,
+    Share, StartProcessRequest, Stdio as Tokens,
 };
 use skep_protocol::{AgentCalls, Endpoint, PROTOCOL_VERSION, Session};
 use tokio::io::AsyncReadExt as _;
@@ -189,7 +189,7 @@ impl Vm {
         let tokens = Tokens { stdout: out, stderr: err, ..Tokens::new() };
         self.create(id, spec, tokens, overlay).await?;
         let init = process(id, "");
-        let started = self.agent().start_process(&init).await;
+        let started = self.agent().start_process(&start(id, "")).await;
         if let Err(error) = started {
             self.agent().delete_process(&init).await.context("delete after a failed start")?;
             return Err(error.into());
@@ -210,6 +210,10 @@ impl Vm {
         let _ = self.agent().with_timeout(Duration::from_secs(5)).shutdown(&Empty::new()).await;
         self.machine.ended().await
     }
+}
+
+pub(crate) fn start(container: &str, exec: &str) -> StartProcessRequest {
+    StartProcessRequest { container_id: container.into(), exec_id: exec.into(), ..StartProcessRequest::new() }
 }
 
 pub(crate) fn process(container: &str, exec: &str) -> ProcessRequest {

@@ -150,7 +150,7 @@ calls! {
     /// Adds a process to a running container; it waits for [`AgentCalls::start_process`].
     exec_process = "ExecProcess": ExecProcessRequest => Empty;
     /// Lets a created process run.
-    start_process = "StartProcess": ProcessRequest => StartProcessResponse;
+    start_process = "StartProcess": StartProcessRequest => StartProcessResponse;
     /// Sends a signal to a process or to all of a container.
     signal_process = "SignalProcess": SignalProcessRequest => Empty;
     /// Forgets an exited exec process, or removes the container.

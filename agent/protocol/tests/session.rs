@@ -17,7 +17,7 @@ async fn calls_answers_and_errors() {
         let request = api::CreateSandboxRequest { sandbox_id: kind.to_owned(), ..Default::default() };
         let answer = session.agent().create_sandbox(&request).await.unwrap();
         assert_eq!(answer.agent_version, format!("agent of {kind}"));
-        let error = session.agent().start_process(&api::ProcessRequest::default()).await.unwrap_err();
+        let error = session.agent().start_process(&api::StartProcessRequest::default()).await.unwrap_err();
         assert_eq!((error.code, error.method), (Code::NOT_FOUND, "StartProcess"));
         // A refusal is a round trip too; a wait is none.
         let waited = session.agent().wait_process(&api::ProcessRequest::default()).await.unwrap();

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use load::ConfigError;
 pub use options::{AnnotationError, PodOptions};
-pub use values::{Memory, RootfsMode, Seconds, Vcpus};
+pub use values::{Interfaces, Memory, RootfsMode, Seconds, Vcpus};
 
 use values::StateDir;
 
@@ -113,6 +113,8 @@ pub struct Sandbox {
     pub vcpus: Vcpus,
     /// Memory of a VM whose pod does not choose.
     pub memory_mib: Memory,
+    /// Network devices of a VM whose network is made after it and whose pod does not choose.
+    pub interfaces: Interfaces,
     /// The most virtual CPUs a pod may choose.
     pub max_vcpus: Vcpus,
     /// The most memory a pod may choose.
@@ -124,6 +126,7 @@ impl Default for Sandbox {
         Self {
             vcpus: Vcpus::DEFAULT,
             memory_mib: Memory::DEFAULT,
+            interfaces: Interfaces::DEFAULT,
             max_vcpus: Vcpus::MOST,
             max_memory_mib: Memory::MOST,
         }

@@ -9,10 +9,15 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
-use super::{Config, Memory, RootfsMode, Vcpus};
+use super::{Config, Interfaces, Memory, RootfsMode, Vcpus};
 
 /// Every annotation that is Skep's begins with this.
 const PREFIX: &str = "org.skep.";
+
+/// The networks of a nerdctl container: a JSON list of names, each of which becomes an interface.
+const NERDCTL_NETWORKS: &str = "nerdctl/networks";
+/// One that is none.
+const NERDCTL_NONE: &str = "none";
 
 /// The configuration's choices with a pod's own laid over them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -22,6 +27,8 @@ pub struct PodOptions {
     pub vcpus: Vcpus,
     /// Memory: `org.skep.memory-mib`.
     pub memory: Memory,
+    /// Network devices where the network is made after the VM: `org.skep.interfaces`.
+    pub interfaces: Interfaces,
     /// How roots of containers are made: `org.skep.rootfs`, "9p" or "overlay".
     pub rootfs: RootfsMode,
 }
@@ -30,7 +37,9 @@ pub struct PodOptions {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AnnotationError {
     /// No such annotation.
-    #[error("annotation {key}: unknown; known are org.skep.memory-mib, org.skep.rootfs, org.skep.vcpus")]
+    #[error(
+        "annotation {key}: unknown; known are org.skep.interfaces, org.skep.memory-mib, org.skep.rootfs, org.skep.vcpus"
+    )]
     Unknown {
         /// Its full name.
         key: String,
@@ -67,6 +76,7 @@ impl PodOptions {
         Self {
             vcpus: config.sandbox.vcpus,
             memory: config.sandbox.memory_mib,
+            interfaces: config.sandbox.interfaces,
             rootfs: config.container.rootfs,
         }
     }
@@ -77,6 +87,9 @@ impl PodOptions {
         annotations: &HashMap<String, String>,
     ) -> Result<Self, AnnotationError> {
         let mut options = Self::defaults(config);
+        if let Some(count) = annotations.get(NERDCTL_NETWORKS).and_then(|value| nerdctl_networks(value)) {
+            options.interfaces = count;
+        }
         // In order, so that of two errors it is always the same one that is told.
         let mut own: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
         own.sort();
@@ -90,6 +103,7 @@ impl PodOptions {
                     options.memory = number(key, value)?;
                     limit(key, &options.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
                 }
+                "interfaces" => options.interfaces = number(key, value)?,
                 "rootfs" => {
                     let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
                     options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, &e))?;
@@ -99,6 +113,13 @@ impl PodOptions {
         }
         Ok(options)
     }
+}
+
+/// How many interfaces nerdctl will make. What it writes otherwise is its own business.
+fn nerdctl_networks(value: &str) -> Option<Interfaces> {
+    let names: Vec<String> = serde_json::from_str(value).ok()?;
+    let count = names.iter().filter(|name| *name != NERDCTL_NONE).count();
+    u64::try_from(count).ok()?.try_into().ok()
 }
 
 fn number<T: TryFrom<u64, Error = String>>(key: &str, value: &str) -> Result<T, AnnotationError> {
@@ -150,6 +171,16 @@ mod tests {
         assert_eq!(options.memory.mib(), 512);
         assert_eq!(options.rootfs, RootfsMode::Overlay);
         assert_eq!(read(&[]).unwrap(), PodOptions::defaults(&Config::default()));
+    }
+
+    #[test]
+    fn there_is_a_device_for_each_network_of_nerdctl() {
+        let count = |pairs: &[(&str, &str)]| read(pairs).unwrap().interfaces.get();
+        assert_eq!(count(&[]), 1);
+        assert_eq!(count(&[("nerdctl/networks", "[\"none\"]")]), 0);
+        assert_eq!(count(&[("nerdctl/networks", "[\"bridge\",\"db\"]")]), 2);
+        assert_eq!(count(&[("nerdctl/networks", "of another form")]), 1);
+        assert_eq!(count(&[("nerdctl/networks", "[\"bridge\",\"db\"]"), ("org.skep.interfaces", "3")]), 3);
     }
 
     #[test]

@@ -83,6 +83,32 @@ impl fmt::Display for Vcpus {
     }
 }
 
+/// A count of network devices, 0 to 16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(try_from = "u64")]
+pub struct Interfaces(usize);
+
+impl Interfaces {
+    pub(super) const DEFAULT: Self = Self(1);
+    const MOST: usize = 16;
+
+    /// The count.
+    pub fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl TryFrom<u64> for Interfaces {
+    type Error = String;
+
+    fn try_from(count: u64) -> Result<Self, String> {
+        match usize::try_from(count) {
+            Ok(n) if n <= Self::MOST => Ok(Self(n)),
+            _ => Err(format!("{count} network interfaces; a VM can have up to {}", Self::MOST)),
+        }
+    }
+}
+
 /// A VM's memory in MiB, 64 to 1048576 (1 TiB).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(try_from = "u64")]

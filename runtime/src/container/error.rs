@@ -3,7 +3,7 @@
 use skep_protocol::{CallError, Code};
 
 use super::{spec::SpecError, stdio::StdioError};
-use crate::share::ShareError;
+use crate::{network::NetworkError, share::ShareError};
 
 /// Kinds of errors that callers tell apart. Named as gRPC's and ttrpc's codes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,9 @@ pub enum ContainerError {
     /// Root or volumes.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The sandbox's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The agent refused or did not answer.
     #[error(transparent)]
     Agent(#[from] CallError),
@@ -121,10 +124,23 @@ impl ContainerError {
                 ShareError::Inner { .. } | ShareError::Unsupported { .. } => ErrorKind::Unimplemented,
                 _ => ErrorKind::Unknown,
             },
+            Self::Network(error) => of_network(error),
             Self::Agent(error) => of_code(error.code),
             Self::Lost { .. } => ErrorKind::Unavailable,
             Self::Internal { .. } => ErrorKind::Unknown,
         }
+    }
+}
+
+/// Of which kind an error of the network is.
+pub fn of_network(error: &NetworkError) -> ErrorKind {
+    match error {
+        NetworkError::Namespace { .. } => ErrorKind::InvalidArgument,
+        NetworkError::Room { .. } | NetworkError::InUse { .. } => ErrorKind::FailedPrecondition,
+        NetworkError::Kind { .. } | NetworkError::OfAnother(_) | NetworkError::Unsupported(_) => {
+            ErrorKind::Unimplemented
+        }
+        NetworkError::System { .. } | NetworkError::Journal(_) => ErrorKind::Unknown,
     }
 }
 

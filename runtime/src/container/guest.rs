@@ -3,10 +3,10 @@
 use std::{fmt::Debug, path::Path, time::Duration};
 
 use async_trait::async_trait;
-use skep_protocol::{CallError, Code, Session};
+use skep_protocol::{CallError, Code, Session, api};
 
 use super::ContainerError;
-use crate::{journal::Journal, sandbox::Sandbox};
+use crate::{journal::Journal, network::NetworkError, sandbox::Sandbox};
 
 /// How long to wait for news of the VM's end after the agent became unreachable.
 const NEWS: Duration = Duration::from_secs(2);
@@ -38,6 +38,12 @@ pub trait Guest: Debug + Send + Sync {
     /// Notes that a phase is over.
     fn mark(&self, phase: &str);
 
+    /// What the guest has to be told of its network before a process runs; nothing once it knows.
+    async fn take_network(&self) -> Result<Option<api::Network>, NetworkError>;
+
+    /// The guest knows its network.
+    fn network_settled(&self);
+
     /// Returns when the VM has ended, with the reason; any number of callers.
     async fn ended(&self) -> String;
 
@@ -66,6 +72,14 @@ impl Guest for Sandbox {
 
     fn mark(&self, phase: &str) {
         self.timings().mark(phase);
+    }
+
+    async fn take_network(&self) -> Result<Option<api::Network>, NetworkError> {
+        self.take_network().await
+    }
+
+    fn network_settled(&self) {
+        self.network().settled();
     }
 
     async fn ended(&self) -> String {

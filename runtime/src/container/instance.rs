@@ -93,8 +93,20 @@ impl Container {
         if process.state() != ProcessState::Created {
             return Err(state_error("start", process));
         }
-        match self.agent().start_process(&process.request()).await {
-            Ok(answer) => process.started(answer.pid),
+        // By now whoever makes networks for containers has made this one: the guest learns of it with the call that
+        // lets the first process run.
+        let network = match process.exec_id() {
+            "" => self.guest.take_network().await?,
+            _ => None,
+        };
+        let settles = network.is_some();
+        match self.agent().start_process(&process.start_request(network)).await {
+            Ok(answer) => {
+                if settles {
+                    self.guest.network_settled();
+                }
+                process.started(answer.pid);
+            }
             Err(error) => return Err(explain(&*self.guest, "starting the process", error).await),
         }
         if process.exec_id().is_empty() {

@@ -11,7 +11,7 @@ pub mod spec;
 pub mod stdio;
 
 pub use create::{CreateRequest, guest_dir};
-pub use error::{ContainerError, ErrorKind};
+pub use error::{ContainerError, ErrorKind, of_network};
 pub use guest::{Guest, Size};
 pub use instance::Container;
 pub use process::{Exit, KILLED, Process, ProcessState};

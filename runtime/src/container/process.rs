@@ -194,6 +194,15 @@ impl Process {
         }
     }
 
+    pub(super) fn start_request(&self, network: Option<api::Network>) -> api::StartProcessRequest {
+        api::StartProcessRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            network: network.into(),
+            ..api::StartProcessRequest::default()
+        }
+    }
+
     fn pumps(&self) -> Option<std::sync::Arc<Pumps>> {
         self.pumps.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

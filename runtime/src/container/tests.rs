@@ -82,7 +82,7 @@ impl Agent for FakeAgent {
     async fn start_process(
         &self,
         _: &TtrpcContext,
-        request: api::ProcessRequest,
+        request: api::StartProcessRequest,
     ) -> ttrpc::Result<api::StartProcessResponse> {
         self.check("start")?;
         let pid = if request.exec_id.is_empty() { 7 } else { 8 };
@@ -190,6 +190,12 @@ impl Guest for FakeGuest {
 
     fn mark(&self, _: &str) {}
 
+    async fn take_network(&self) -> Result<Option<api::Network>, crate::network::NetworkError> {
+        Ok(None)
+    }
+
+    fn network_settled(&self) {}
+
     async fn ended(&self) -> String {
         let mut end = self.end.subscribe();
         end.wait_for(Option::is_some).await.unwrap().clone().unwrap()
@@ -236,7 +242,13 @@ impl Bench {
         spec.set_root(Some(serde_json::from_str(r#"{"path": "/run/skep/share/x/rootfs"}"#).unwrap()));
         let request = CreateRequest {
             id: id.to_owned(),
-            spec: GuestSpec { spec, hostname: None, volumes: Vec::new(), notes: Vec::new() },
+            spec: GuestSpec {
+                spec,
+                hostname: None,
+                network: crate::network::NetworkRequest::Own,
+                volumes: Vec::new(),
+                notes: Vec::new(),
+            },
             // No mounts at all: those need root.
             rootfs: Rootfs::Mounts(Vec::new()),
             rootfs_mode: RootfsMode::Shared,

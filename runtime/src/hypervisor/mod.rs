@@ -10,6 +10,7 @@ pub mod qemu;
 mod spec;
 
 use std::fmt::Debug;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,6 +38,8 @@ pub struct Capabilities {
 pub struct Place {
     /// A directory of the VM's own, mode 0700.
     pub dir: PathBuf,
+    /// The network namespace in which the VMM is to live and its taps are to be (Linux).
+    pub netns: Option<Arc<OwnedFd>>,
     /// Where each process and other resource of the host is recorded before it is acquired.
     pub journal: Arc<Journal>,
 }

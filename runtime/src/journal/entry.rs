@@ -29,6 +29,14 @@ pub enum Entry {
         /// Where.
         target: PathBuf,
     },
+    /// An interface of a network namespace that is not the sandbox's own, taken over for its VM; undone by giving it
+    /// back. The namespace may be gone, and its interfaces with it.
+    Redirect {
+        /// The namespace.
+        netns: PathBuf,
+        /// Its name there.
+        interface: String,
+    },
     /// A directory outside of the sandbox's own, that is removed with all that is in it but never across a mount.
     Directory {
         /// Which.
@@ -45,7 +53,7 @@ impl Entry {
     /// Whether it is still there after a power cut, so that its record must be, too.
     pub(super) fn outlives_the_kernel(&self) -> bool {
         match self {
-            Self::Process { .. } | Self::Vm { .. } | Self::Mount { .. } => false,
+            Self::Process { .. } | Self::Vm { .. } | Self::Mount { .. } | Self::Redirect { .. } => false,
             Self::Directory { .. } | Self::File { .. } => true,
         }
     }
@@ -57,6 +65,9 @@ impl fmt::Display for Entry {
             Self::Process { role, process } => write!(f, "{role} process {}", process.pid),
             Self::Vm { name } => write!(f, "VM {name}"),
             Self::Mount { target } => write!(f, "mount on {}", target.display()),
+            Self::Redirect { netns, interface } => {
+                write!(f, "interface {interface} of the network namespace {}", netns.display())
+            }
             Self::Directory { path } => write!(f, "directory {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
         }

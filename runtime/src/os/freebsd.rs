@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +45,11 @@ fn kinfo(pid: i32) -> io::Result<Option<libc::kinfo_proc>> {
 fn start_of(info: &libc::kinfo_proc) -> u64 {
     let seconds = u64::try_from(info.ki_start.tv_sec).unwrap_or(0);
     seconds * 1_000_000 + u64::try_from(info.ki_start.tv_usec).unwrap_or(0)
+}
+
+/// There are no network namespaces.
+pub(super) fn enter_netns(_: BorrowedFd<'_>) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 pub(super) fn start_time(pid: u32) -> io::Result<Option<u64>> {

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -15,6 +15,11 @@ const STAT: usize = 1536;
 
 pub(super) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::rand::getrandom(buffer, rustix::rand::GetRandomFlags::empty())?)
+}
+
+/// Moves the calling thread into a network namespace.
+pub(super) fn enter_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))?)
 }
 
 pub(super) fn start_time(pid: u32) -> io::Result<Option<u64>> {

@@ -23,6 +23,16 @@ pub use mount::{MountError, MountRequest, mount, mounts_below, unmount};
 pub use process::{ExitWatch, ProcessError, ProcessIdentity, Signal, own_start_time, resident_bytes};
 pub use tree::{TreeError, remove_tree};
 
+/// Makes `command` run in a network namespace. Only on Linux there are any; elsewhere it will not start.
+pub fn enter_netns(command: &mut std::process::Command, netns: std::sync::Arc<std::os::fd::OwnedFd>) {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::process::CommandExt as _;
+
+    let enter = move || system::enter_netns(netns.as_fd());
+    // SAFETY: one system call on a descriptor that the closure owns; it neither allocates nor takes a lock.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// Fills `buffer` from the system's random source.
 pub fn random(buffer: &mut [u8]) -> std::io::Result<()> {
     let mut rest = buffer;

@@ -13,6 +13,7 @@ use crate::config::{Channel, Config};
 use crate::guest::Guest;
 use crate::hypervisor::{self, ConsolePort, Place, Share, Vm, VmSpec, Vsock};
 use crate::journal::Journal;
+use crate::network::Network;
 use crate::os::{ProcessIdentity, random};
 
 /// Where the agent listens in a guest that has a vsock.
@@ -73,26 +74,30 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         };
         record::write(&dir.file("sandbox.json"), &record)?;
         timings.mark("directory");
-        let spec = spec(config, &request, &guest, &dir);
-        let place = Place { dir: dir.path().to_owned(), journal: Arc::clone(&journal) };
+        let mut spec = spec(config, &request, &guest, &dir);
+        let network = Network::open(&request.network, request.options.interfaces.get(), &spec.name)?;
+        spec.nics = network.nics();
+        let netns = network.namespace();
+        let place = Place { dir: dir.path().to_owned(), netns, journal: Arc::clone(&journal) };
         let vm = driver.boot(spec, place).await?;
         timings.mark("vmm-started");
         let session = connect(config, &vm).await?;
         timings.mark("agent-answered");
         match introduce(config, &request, &session, &timings).await {
-            Ok(()) => Ok((vm, session)),
+            Ok(()) => Ok((vm, session, network)),
             Err(e) => Err(reason_of(e, &vm).await),
         }
     }
     .await;
     match made {
-        Ok((vm, session)) => {
+        Ok((vm, session, network)) => {
             rollback.made = None;
             let sandbox = Sandbox {
                 id: request.id,
                 options: request.options,
                 dir,
                 journal,
+                network: Arc::new(network),
                 vm,
                 session,
                 timings,
@@ -248,6 +253,7 @@ mod tests {
             id: id.into(),
             hostname: None,
             options: PodOptions::defaults(&Config::default()),
+            network: crate::network::NetworkRequest::Own,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::config::{Config, PodOptions};
 use crate::guest::GuestError;
 use crate::hypervisor::{HypervisorError, Vm, VmExit};
 pub use crate::journal::{Entry, EntryId, Journal, JournalError};
+use crate::network::{Network, NetworkError, NetworkRequest};
 
 pub use dir::DirError;
 pub use record::{RecordError, SandboxRecord};
@@ -52,6 +53,8 @@ pub struct SandboxRequest {
     pub hostname: Option<String>,
     /// Size of the VM and the like.
     pub options: PodOptions,
+    /// Where its network comes from.
+    pub network: NetworkRequest,
 }
 
 /// A sandbox cannot be made.
@@ -77,6 +80,9 @@ pub enum SandboxError {
     /// Its state file cannot be written.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Its network cannot be had.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The VM cannot be started.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
@@ -133,6 +139,7 @@ pub struct Sandbox {
     options: PodOptions,
     dir: SandboxDir,
     journal: Arc<Journal>,
+    network: Arc<Network>,
     vm: Arc<dyn Vm>,
     session: Session,
     timings: Timings,
@@ -187,6 +194,24 @@ impl Sandbox {
     /// Where every resource of the host is recorded before it is acquired and struck off after its release.
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// Its network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Takes over the interfaces in its network namespace, unless the guest knows its network already; the answer is
+    /// what it has to be told.
+    pub async fn take_network(&self) -> Result<Option<skep_protocol::api::Network>, NetworkError> {
+        let (network, journal) = (Arc::clone(&self.network), Arc::clone(&self.journal));
+        match tokio::task::spawn_blocking(move || network.take(&journal)).await {
+            Ok(taken) => taken,
+            Err(e) => {
+                let source = std::io::Error::other(e);
+                Err(NetworkError::System { action: "take over the sandbox's network".into(), source })
+            }
+        }
     }
 
     /// Where it is in its life.

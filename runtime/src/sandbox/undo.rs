@@ -43,6 +43,9 @@ pub enum UndoError {
     /// A mount.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// An interface.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// A directory.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -77,7 +80,7 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
     entries.sort_by_key(|(_, entry)| match entry {
         Entry::Process { .. } => 0,
         Entry::Vm { .. } => 1,
-        Entry::Mount { .. } | Entry::Directory { .. } | Entry::File { .. } => 2,
+        Entry::Mount { .. } | Entry::Redirect { .. } | Entry::Directory { .. } | Entry::File { .. } => 2,
     });
     for (id, entry) in entries {
         match undo(&entry) {
@@ -105,6 +108,9 @@ fn undo(entry: &Entry) -> Result<(), UndoError> {
         Entry::Process { process, .. } => Ok(process.kill_and_wait(KILL)?),
         Entry::Vm { name } => Ok(crate::hypervisor::release(name)?),
         Entry::Mount { target } => Ok(unmount(target)?),
+        Entry::Redirect { netns, interface } => {
+            Ok(crate::network::release(&crate::network::Taken { netns, interface })?)
+        }
         Entry::Directory { path } => Ok(remove_tree(path)?),
         Entry::File { path } => match std::fs::remove_file(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -9,6 +9,7 @@ mod calls;
 mod confinement;
 mod failures;
 mod lifecycle;
+mod network;
 mod resources;
 mod rootfs;
 
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         lifecycle::CASES,
         calls::CASES,
         resources::CASES,
+        network::CASES,
         failures::CASES,
         bad_input::CASES,
     ];

@@ -95,7 +95,7 @@ impl Agent for TestAgent {
     async fn start_process(
         &self,
         _context: &TtrpcContext,
-        _request: api::ProcessRequest,
+        _request: api::StartProcessRequest,
     ) -> ttrpc::Result<api::StartProcessResponse> {
         Err(api::error(Code::NOT_FOUND, "no such process"))
     }

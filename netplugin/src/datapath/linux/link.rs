@@ -1,7 +1,7 @@
 //! Bridges and veth pairs.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -180,7 +180,7 @@ impl Route {
         let mut inner = by_name(peer.0);
         inner.attributes.push(LinkAttribute::Address(peer.1.0.to_vec()));
         inner.attributes.push(LinkAttribute::Mtu(mtu));
-        inner.attributes.push(LinkAttribute::NetNsFd(netns.file.as_raw_fd()));
+        inner.attributes.push(LinkAttribute::NetNsFd(netns.as_fd().as_raw_fd()));
         let mut message = by_name(host_ifname);
         message.attributes.push(LinkAttribute::Mtu(mtu));
         message.attributes.push(LinkAttribute::Controller(bridge));

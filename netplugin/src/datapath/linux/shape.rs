@@ -2,12 +2,13 @@
 //!
 //! A token bucket on the host's end limits what goes to the sandbox. What comes from it is redirected to a device of
 //! its own (ifb) with another bucket: a queue works only where packets leave, and the sandbox's own end is in its
-//! hands. Source of facts: the kernel's `include/uapi/linux/pkt_sched.h`, `pkt_cls.h`, `tc_act/tc_mirred.h`.
+//! hands. Source of facts: the kernel's `include/uapi/linux/pkt_sched.h`.
 
 use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
+use skep_netlink::{ingress, redirect};
 
 use super::link::Link;
 use super::netlink::{Route, allow, kernel};
@@ -80,14 +81,9 @@ pub(super) fn shape(
     let shaper = route.need_link(&name)?;
     route.raise_quiet(shaper.index, &name)?;
     route.change(bucket(shaper.index, &limit), NLM_F_CREATE | NLM_F_EXCL).map_err(failed)?;
-    let ingress =
-        queue(port.index, TcHandle::INGRESS, TcHandle { major: 0xffff, minor: 0 }, "ingress", Vec::new());
-    route.change(Message::NewQueueDiscipline(ingress), NLM_F_CREATE | NLM_F_EXCL).map_err(failed)?;
-    let parent = TcHandle { major: 0xffff, minor: 0 };
-    let mut filter = queue(port.index, parent, TcHandle::UNSPEC, "u32", redirect(shaper.index));
-    // Priority 1, for every protocol (ETH_P_ALL).
-    filter.header.info = 1 << 16 | u32::from(3_u16.to_be());
-    route.change(Message::NewTrafficFilter(filter), NLM_F_CREATE | NLM_F_EXCL).map_err(failed)
+    let ingress = Message::NewQueueDiscipline(ingress(port.index));
+    route.change(ingress, NLM_F_CREATE | NLM_F_EXCL).map_err(failed)?;
+    route.change(redirect(port.index, shaper.index, 1), NLM_F_CREATE | NLM_F_EXCL).map_err(failed)
 }
 
 fn queue(index: u32, parent: TcHandle, handle: TcHandle, kind: &str, options: Vec<u8>) -> TcMessage {
@@ -103,27 +99,6 @@ fn queue(index: u32, parent: TcHandle, handle: TcHandle, kind: &str, options: Ve
 fn bucket(index: u32, limit: &Limit) -> Message {
     let handle = TcHandle { major: 1, minor: 0 };
     Message::NewQueueDiscipline(queue(index, TcHandle::ROOT, handle, "tbf", limit.options()))
-}
-
-/// The options of a `u32` filter that matches everything and redirects it to a device.
-fn redirect(to: u32) -> Vec<u8> {
-    // struct tc_u32_sel: terminal, one key; struct tc_u32_key: no bit of it looked at.
-    let mut selector = vec![1, 0, 1, 0];
-    selector.extend([0; 12]);
-    selector.extend([0; 16]);
-    // struct tc_mirred: the action steals the packet (4) and sends it out of the device (1).
-    let mirred: Vec<u8> = [0_u32, 0, 4, 0, 0, 1, to].iter().flat_map(|number| number.to_ne_bytes()).collect();
-    let mut buffer = Vec::new();
-    let mut attrs = Attrs(&mut buffer);
-    attrs.bytes(5, &selector); // TCA_U32_SEL
-    attrs.nest(7, |actions| {
-        // TCA_U32_ACT
-        actions.nest(1, |action| {
-            action.text(1, "mirred");
-            action.nest(2, |options| options.bytes(2, &mirred));
-        });
-    });
-    buffer
 }
 
 /// Removes what [`shape`] made and does not go with the port.

@@ -12,6 +12,8 @@ use std::{io, path::Path};
 
 use oci_spec::runtime::{Hooks, Process, Spec};
 
+use crate::network::NetworkRequest;
+
 pub(super) use limits::rewrite_resources;
 pub use mounts::{Probe, SourceKind, Volume};
 
@@ -67,6 +69,8 @@ pub struct GuestSpec {
     pub spec: Spec,
     /// The sandbox's host name, if the specification sets one.
     pub hostname: Option<String>,
+    /// Where the sandbox's network comes from. One that it names itself must be the sandbox's, if that runs already.
+    pub network: NetworkRequest,
     /// What has to be shared with the guest, in the order of the mounts.
     pub volumes: Vec<Volume>,
     /// What was left out because it has no meaning in a guest, for the log.
@@ -90,7 +94,7 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
     let mut linux = spec.linux().clone().ok_or_else(|| {
         SpecError::invalid("linux", "missing: the guest is Linux and runs Linux images only")
     })?;
-    namespaces::rewrite(&mut linux, context.sandbox_pid)?;
+    let network = namespaces::rewrite(&mut linux, context.sandbox_pid)?;
     limits::rewrite(&mut linux, context.id, &mut notes)?;
     if let Some(domain) = spec.domainname() {
         // The container has the sandbox's UTS namespace, so the runtime in the guest would not set this by itself.
@@ -114,7 +118,7 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
     spec.set_domainname(None);
     spec.set_annotations(None);
     spec.set_hooks(None);
-    Ok(GuestSpec { spec, hostname, volumes, notes })
+    Ok(GuestSpec { spec, hostname, network, volumes, notes })
 }
 
 /// Rewrites a process, of `config.json` or of an exec request.

@@ -5,12 +5,20 @@ use std::path::Path;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType as Type};
 
 use super::SpecError;
+use crate::network::NetworkRequest;
 
 const FIELD: &str = "linux.namespaces";
 
-/// Leaves in the list what the guest has to make; refuses the host's namespaces.
-pub(super) fn rewrite(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<(), SpecError> {
+/// Leaves in the list what the guest has to make, and says where the network comes from; refuses the host's
+/// namespaces.
+pub(super) fn rewrite(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<NetworkRequest, SpecError> {
     let given = linux.namespaces().clone().unwrap_or_default();
+    let network = given
+        .iter()
+        .filter(|namespace| namespace.typ() == Type::Network)
+        .find_map(|namespace| path_of(namespace))
+        .filter(|path| !sandbox_pid.is_some_and(|pid| is_of(path, pid)))
+        .map_or(NetworkRequest::Own, |path| NetworkRequest::Join(path.to_owned()));
     // Whoever leaves one of these out asks for the host's.
     for (kind, name, option) in [
         (Type::Network, "network", "without --net-host or hostNetwork"),
@@ -42,20 +50,20 @@ pub(super) fn rewrite(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<(),
         kept.push(namespace);
     }
     linux.set_namespaces(Some(kept));
-    Ok(())
+    Ok(network)
+}
+
+fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
+    namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())
 }
 
 /// Whether the guest makes this one; otherwise the container has the sandbox's.
 fn keep(namespace: &LinuxNamespace, sandbox_pid: Option<u32>) -> Result<bool, SpecError> {
-    let shared = match namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty()) {
+    let shared = match path_of(namespace) {
         None => false,
         Some(path) if sandbox_pid.is_some_and(|pid| is_of(path, pid)) => true,
-        Some(path) if namespace.typ() == Type::Network => {
-            return Err(SpecError::unsupported(
-                format!("{FIELD} network"),
-                format!("connecting a microVM to the network in {} is not supported yet", path.display()),
-            ));
-        }
+        // The sandbox takes it over.
+        Some(_) if namespace.typ() == Type::Network => false,
         Some(path) => {
             return Err(SpecError::unsupported(
                 format!("{FIELD} {}", namespace.typ()),

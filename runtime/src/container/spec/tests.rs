@@ -138,7 +138,7 @@ fn namespaces_of_the_host_are_refused_by_name() {
             "{error}"
         );
     }
-    for kind in ["network", "pid", "ipc", "uts", "mount", "user"] {
+    for kind in ["pid", "ipc", "uts", "mount", "user"] {
         let mut spec = linux();
         let list = spec["linux"]["namespaces"].as_array_mut().unwrap();
         list.retain(|n| n["type"] != kind);
@@ -146,6 +146,18 @@ fn namespaces_of_the_host_are_refused_by_name() {
         let error = refusal(spec);
         assert!(error.contains("/proc/1/ns/x"), "{kind}: {error}");
     }
+}
+
+#[test]
+fn a_network_namespace_with_a_path_is_taken_over() {
+    assert_eq!(run(linux()).unwrap().network, NetworkRequest::Own);
+    let mut spec = linux();
+    let list = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    list.retain(|n| n["type"] != "network");
+    list.push(json!({"type": "network", "path": "/run/netns/a"}));
+    let after = run(spec).unwrap();
+    assert_eq!(after.network, NetworkRequest::Join("/run/netns/a".into()));
+    assert_eq!(kinds(&after.spec), [Type::Pid, Type::Mount, Type::Cgroup]);
 }
 
 #[test]
@@ -158,6 +170,7 @@ fn a_member_of_a_pod_shares_what_the_sandbox_has() {
         {"type": "network", "path": "/proc/77/ns/net"}
     ]);
     assert_eq!(kinds(&run_in(spec.clone(), Some(77)).unwrap().spec), [Type::Pid, Type::Mount, Type::Cgroup]);
+    assert_eq!(run_in(spec.clone(), Some(77)).unwrap().network, NetworkRequest::Own);
     assert!(run_in(spec.clone(), Some(7)).is_err());
     spec["linux"]["namespaces"][0] = json!({"type": "pid", "path": "/proc/77/ns/pid"});
     assert_eq!(kinds(&run_in(spec.clone(), Some(77)).unwrap().spec), [Type::Mount, Type::Cgroup]);

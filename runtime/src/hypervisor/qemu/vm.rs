@@ -81,6 +81,9 @@ pub(super) async fn start(
     tracing::debug!(?command, "qemu");
     command.env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(netns) = &place.netns {
+        crate::os::enter_netns(&mut command, Arc::clone(netns));
+    }
     let (mut child, process, entry) = place.journal.spawn("vmm", command, &inherited)?;
     // QEMU's copies are the only ones from here on: when it ends, its sockets refuse.
     drop(inherited);

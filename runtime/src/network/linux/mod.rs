@@ -1,0 +1,151 @@
+//! Taking over what is in a network namespace.
+
+mod inventory;
+mod redirect;
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skep_netlink::{Netns, NetnsError, Route};
+use skep_protocol::api;
+
+use super::plan::{Device, assign, choose, is_tap};
+use super::{NetworkError, NetworkRequest, Taken};
+use crate::hypervisor::Nic;
+use crate::journal::{Entry, Journal};
+
+impl From<NetnsError> for NetworkError {
+    fn from(error: NetnsError) -> Self {
+        Self::Namespace { path: error.path, reason: error.why }
+    }
+}
+
+/// The sandbox's network namespace and the VM's devices in it.
+#[derive(Debug)]
+pub struct Network {
+    netns: Netns,
+    /// Given to the VMM.
+    descriptor: Arc<OwnedFd>,
+    /// Whether it goes with the sandbox.
+    own: bool,
+    devices: Vec<Device>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// Nobody has looked yet what there is.
+    Open,
+    /// The interfaces are taken over, and the guest has to be told.
+    Taken(api::Network),
+    /// The guest knows.
+    Settled,
+}
+
+impl Network {
+    /// Finds or makes the namespace; `name` is the VM's, `room` the number of its devices where nothing is there yet.
+    pub fn open(request: &NetworkRequest, room: usize, name: &str) -> Result<Self, NetworkError> {
+        let (netns, own, count) = match request {
+            NetworkRequest::Own => (Netns::create()?, true, room),
+            NetworkRequest::Join(path) => {
+                let netns = Netns::open(path)?;
+                let found = netns.run(|| inventory::look(&mut route()?))?;
+                if found.iter().any(is_tap) {
+                    return Err(NetworkError::OfAnother(path.clone()));
+                }
+                let found = choose(found)?.len();
+                (netns, false, if found == 0 { room } else { found })
+            }
+        };
+        let descriptor =
+            netns.as_fd().try_clone_to_owned().map_err(NetworkError::system("copy a descriptor"))?;
+        Ok(Self {
+            netns,
+            descriptor: Arc::new(descriptor),
+            own,
+            devices: Device::of(name, count),
+            state: Mutex::new(State::Open),
+        })
+    }
+
+    /// The VM's devices; the VMM makes their taps in its namespace.
+    pub fn nics(&self) -> Vec<Nic> {
+        self.devices.iter().map(|device| device.nic()).collect()
+    }
+
+    /// Where the VMM is to live.
+    pub fn namespace(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(&self.descriptor))
+    }
+
+    /// Whether `path` is the sandbox's namespace.
+    pub fn is(&self, path: &Path) -> bool {
+        self.netns.is(path)
+    }
+
+    /// Takes over what there is and says what the guest has to be told, until [`Network::settled`]. What comes later
+    /// is not looked at. Blocks for some system calls.
+    pub fn take(&self, journal: &Journal) -> Result<Option<api::Network>, NetworkError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Settled => return Ok(None),
+            State::Taken(network) => return Ok(Some(network.clone())),
+            State::Open => {}
+        }
+        let mut network = api::Network::new();
+        if !self.devices.is_empty() || !self.own {
+            network.interfaces = self.netns.run(|| self.take_inside(journal))?;
+        }
+        *state = State::Taken(network.clone());
+        Ok(Some(network))
+    }
+
+    fn take_inside(&self, journal: &Journal) -> Result<Vec<api::Interface>, NetworkError> {
+        let mut route = route()?;
+        let found = choose(inventory::look(&mut route)?)?;
+        let mut interfaces = Vec::new();
+        for (found, device) in assign(found, &self.devices)? {
+            let interface = &found.interface.name;
+            // A namespace of the sandbox's own goes with the VMM, and all that is in it.
+            let entry = if self.own {
+                None
+            } else {
+                let (netns, interface) = (self.netns.path().to_owned(), interface.clone());
+                Some(journal.record(Entry::Redirect { netns, interface })?)
+            };
+            let taken = redirect::take(&mut route, &found, &device.tap());
+            if let (Err(NetworkError::InUse { .. }), Some(entry)) = (&taken, entry) {
+                journal.strike(entry)?;
+            }
+            taken?;
+            tracing::debug!(interface, tap = device.tap(), "taken over");
+            interfaces.push(found.interface);
+        }
+        Ok(interfaces)
+    }
+
+    /// The guest knows its network.
+    pub fn settled(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
+    }
+}
+
+fn route() -> Result<Route, NetworkError> {
+    Route::open().map_err(NetworkError::system("open a netlink socket"))
+}
+
+/// Gives an interface back to its namespace. That there is none any more is no error.
+pub(crate) fn release(taken: &Taken<'_>) -> Result<(), NetworkError> {
+    if !taken.netns.exists() {
+        return Ok(());
+    }
+    match Netns::open(taken.netns) {
+        Ok(netns) => netns.run(|| redirect::release(&mut route()?, taken.interface)),
+        // The file is there, the namespace is not: somebody has unmounted it.
+        Err(error) => {
+            tracing::debug!("{error}");
+            Ok(())
+        }
+    }
+}
