@@ -10,10 +10,12 @@
 //! - [`network`]: taking over what the caller made in a network namespace;
 //! - [`sandbox`]: one microVM with its host resources;
 //! - [`share`]: what of the host a guest sees;
-//! - [`container`]: OCI containers and processes in a sandbox.
+//! - [`container`]: OCI containers and processes in a sandbox;
+//! - [`doctor`]: what a host lacks to run them.
 
 pub mod config;
 pub mod container;
+pub mod doctor;
 pub mod guest;
 pub mod hypervisor;
 pub mod journal;

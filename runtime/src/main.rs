@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use skep::config::Config;
+use skep::doctor::Patient;
 use skep::guest::Guest;
 use skep::sandbox;
 
@@ -25,6 +26,15 @@ enum Verb {
     List,
     /// Removes what is left of sandboxes that nobody looks after any more.
     Gc,
+    /// Says what this host lacks to run containers, and what to type for it. Exit status 0: they would run; 1: not.
+    Doctor {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// containerd's socket, instead of `$CONTAINERD_ADDRESS` or the usual one.
+        #[arg(long, value_name = "SOCKET")]
+        containerd: Option<PathBuf>,
+    },
     /// Looks at the configuration.
     Config {
         #[command(subcommand)]
@@ -71,6 +81,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
         Verb::List => list(&Config::load(arguments.config.as_deref())?),
         Verb::Gc => gc(&Config::load(arguments.config.as_deref())?),
+        Verb::Doctor { json, containerd } => {
+            let patient = Patient { config: arguments.config.clone(), containerd: containerd.clone() };
+            doctor(&patient, *json)
+        }
         Verb::Config { verb: ConfigVerb::Check { file } } => {
             let file = file.as_deref().or(arguments.config.as_deref());
             Config::load(file)?;
@@ -92,6 +106,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn doctor(patient: &Patient, json: bool) -> anyhow::Result<ExitCode> {
+    use std::io::Write as _;
+
+    let report = skep::doctor::examine(patient);
+    let text = if json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
+    // Whoever reads may have heard enough.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn list(config: &Config) -> anyhow::Result<ExitCode> {

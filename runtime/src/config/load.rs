@@ -51,7 +51,7 @@ impl Config {
     /// Reads the file at `path`, or that which `$SKEP_CONFIG` names, or the system's if there is one; else the defaults
     /// hold. A file that is named must exist.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let named = path.map(Path::to_owned).or_else(|| std::env::var_os(VARIABLE).map(PathBuf::from));
+        let named = path.map(Path::to_owned).or_else(Self::named);
         match named {
             Some(path) => Self::read(&path),
             None => match Self::read(Self::system_path()) {
@@ -61,6 +61,11 @@ impl Config {
                 other => other,
             },
         }
+    }
+
+    /// The file that `$SKEP_CONFIG` names.
+    pub fn named() -> Option<PathBuf> {
+        std::env::var_os(VARIABLE).map(PathBuf::from)
     }
 
     /// Where the system's file is, if there is one.

@@ -9,6 +9,7 @@ mod log;
 pub mod qemu;
 mod spec;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -160,11 +161,20 @@ pub(crate) fn release(name: &str) -> Result<(), HypervisorError> {
 
 /// Finds a program as a shell does: a name in `PATH`, or a path.
 fn find_program(program: &Path) -> Option<PathBuf> {
+    find_program_in(program, &search_path())
+}
+
+/// `PATH`, or where programs usually are.
+pub(crate) fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
+}
+
+/// Finds a program as a shell with that `PATH` does.
+pub(crate) fn find_program_in(program: &Path, path: &OsStr) -> Option<PathBuf> {
     if program.components().count() > 1 || program.is_absolute() {
         return is_executable(program).then(|| program.to_owned());
     }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| is_executable(path))
+    std::env::split_paths(path).map(|dir| dir.join(program)).find(|path| is_executable(path))
 }
 
 fn is_executable(path: &Path) -> bool {

@@ -7,6 +7,7 @@ mod bad_input;
 mod basics;
 mod calls;
 mod confinement;
+mod doctor;
 mod failures;
 mod lifecycle;
 mod network;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         network::CASES,
         failures::CASES,
         bad_input::CASES,
+        doctor::CASES,
     ];
     let trials = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -81,7 +81,7 @@ fn cpu_flag(cpuinfo: &str) -> Option<&'static str> {
 }
 
 /// Chooses for this host. An error says why KVM, asked for by name, does not serve.
-pub(super) fn decide(choice: AccelChoice) -> Result<AccelDecision, String> {
+pub fn decide(choice: AccelChoice) -> Result<AccelDecision, String> {
     judge(choice, &Signs::of_this_host())
 }
 

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use super::{Capabilities, Hypervisor, HypervisorError, Place, Vm, VmSpec};
 use crate::config::{AccelChoice, Config};
 
-pub use accel::{Accel, AccelDecision};
+pub use accel::{Accel, AccelDecision, decide};
 pub use qmp::QmpError;
 
 /// The driver.
