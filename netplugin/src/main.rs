@@ -33,7 +33,12 @@ enum Verb {
         json: bool,
     },
     /// Undo attachments whose namespace is gone, and networks without attachments.
-    Gc,
+    Gc {
+        /// Remove, besides, what has our names and is in no record (see status). Only where this data directory is the
+        /// host's one and only.
+        #[arg(long)]
+        orphans: bool,
+    },
     /// Put back rules that somebody removed.
     Restore,
     /// Put them back whenever that happens, until stopped.
@@ -99,11 +104,20 @@ fn administer(arguments: &Arguments) -> anyhow::Result<ExitCode> {
                 .iter()
                 .flat_map(|network| &network.attachments)
                 .all(|one| one.problems.is_empty());
-            return Ok(if sound { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if sound && status.orphans.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
-        Verb::Gc => {
+        Verb::Gc { orphans } => {
             for undone in plugin::collect(&host, &store(None))? {
                 println!("removed {undone}");
+            }
+            if *orphans {
+                for orphan in plugin::remove_orphans(&host, &store(None))? {
+                    println!("removed {orphan}");
+                }
             }
         }
         Verb::Restore => {
@@ -179,6 +193,9 @@ fn table(status: &Status) -> String {
                 let _ = writeln!(text, "    problem: {problem}");
             }
         }
+    }
+    for orphan in &status.orphans {
+        let _ = writeln!(text, "orphan: {orphan} is in no record (skep-cni gc --orphans removes it)");
     }
     text
 }

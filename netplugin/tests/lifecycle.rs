@@ -367,3 +367,87 @@ fn wanted_addresses_are_given() {
     let taken = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
     assert!(taken["msg"].as_str().unwrap().contains("10.1.0.77 is taken"), "{taken}");
 }
+
+#[test]
+fn addresses_may_be_static() {
+    needs_root!();
+    let host = Host::new();
+    let before = host.ns.census();
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    conf["cniVersion"] = json!("1.0.0");
+    conf["ipam"] = json!({"type": "static", "routes": [{"dst": "0.0.0.0/0"}], "dns": {"nameservers": ["10.9.0.1"]},
+        "addresses": [{"address": "10.9.0.5/24", "gateway": "10.9.0.1"}, {"address": "fd09::5/64", "gateway": "fd09::1"}]});
+    let a = host.add("a", &conf);
+    assert_eq!((a.ip(), a.address(1)), ("10.9.0.5".to_owned(), "fd09::5".to_owned()));
+    assert_eq!(a.result["dns"]["nameservers"], json!(["10.9.0.1"]));
+    // This plugin wants to see what it gave.
+    let mut checked = conf.clone();
+    checked["prevResult"] = a.result.clone();
+    host.check(&a, &checked).unwrap();
+    // The same address again belongs to somebody already; the first keeps it.
+    let error = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("belongs to another sandbox"), "{error}");
+    host.check(&a, &checked).unwrap();
+    conf["ipam"]["addresses"] = json!([{"address": "10.9.0.6/24", "gateway": "10.9.0.1"}]);
+    let b = host.add("b", &conf);
+    b.ns.serve_tcp("0.0.0.0:80");
+    assert!(a.ns.reaches("10.9.0.6:80"));
+    host.del(&b, &conf);
+    host.del(&a, &conf);
+    assert_eq!(host.ns.census(), before);
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+/// Runs an administrator's command on a host; what it prints, and whether it was content.
+fn administer(host: &Host, args: &[&str]) -> (bool, String) {
+    let dir = host.data_dir();
+    let all: Vec<&str> = ["--data-dir", dir.to_str().unwrap()].iter().chain(args).copied().collect();
+    let output = host.ns.command(env!("CARGO_BIN_EXE_skep-cni"), &all, "");
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn what_no_record_speaks_of_is_found_and_removed() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let (kept, lost) = (host.add("kept", &conf), host.add("lost", &conf));
+    kept.ns.serve_tcp("0.0.0.0:80");
+    assert_eq!(administer(&host, &["status"]), (true, administer(&host, &["status"]).1));
+    let before = host.ns.census();
+    let files = host.files();
+    // Not ours, though one's name nearly is.
+    host.ns.ip("link add skv0 type veth peer name other");
+    host.ns.ip("link add skb-mine type bridge");
+    let port = lost.host_ifname();
+    std::fs::remove_file(host.data_dir().join(format!("attachments/pods/{}.json", &port[3..]))).unwrap();
+    let (content, told) = administer(&host, &["status"]);
+    assert!(!content);
+    for what in [
+        format!("interface {port}"),
+        format!("rules box_{}_in", &port[3..]),
+        format!("address {}", lost.ip()),
+    ] {
+        assert!(told.contains(&what), "{what}: {told}");
+    }
+    assert_eq!(told.matches("orphan: ").count(), 4, "{told}");
+    // Without the flag nothing but the records counts.
+    assert!(administer(&host, &["gc"]).0);
+    assert_eq!(administer(&host, &["status"]).1, told);
+    assert!(administer(&host, &["gc", "--orphans"]).0);
+    assert!(!host.ns.ruleset().contains(&port));
+    host.ns.ip("link del skv0");
+    host.ns.ip("link del skb-mine");
+    assert_ne!(host.ns.census(), before);
+    host.check(&kept, &conf).unwrap();
+    let again = host.add("lost", &conf);
+    assert!(again.ns.reaches(&format!("{}:80", kept.ip())));
+    assert!(administer(&host, &["status"]).0);
+    assert_eq!(host.files(), files);
+    // And a whole network whose records are gone.
+    std::fs::remove_dir_all(host.data_dir()).unwrap();
+    assert!(administer(&host, &["gc", "--orphans"]).0);
+    let left = host.ns.ip("-br link");
+    assert!(!left.contains("skv") && !left.contains("skb-"), "{left}");
+    assert!(!host.ns.ruleset().contains("skep"));
+}

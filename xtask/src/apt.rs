@@ -76,6 +76,7 @@ pub(crate) const TESTS: &[Need] = &[
     // What nerdctl's CNI plugins run.
     program("iptables", "iptables"),
     file("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
+    file("containernetworking-plugins", "/usr/lib/cni/host-local"),
 ];
 
 /// Debian's own Python: another one in PATH need not have the modules that packages install.

@@ -107,6 +107,28 @@ pub struct Existing {
     pub mtu: u32,
 }
 
+/// Something of ours on the host that no record speaks of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "kind", content = "name", rename_all = "camelCase")]
+pub enum Orphan {
+    /// An interface or a bridge.
+    Interface(String),
+    /// A chain (nftables) or an anchor (pf).
+    Rules(String),
+    /// An address that is taken in a network's file, by nobody.
+    Address(String),
+}
+
+impl std::fmt::Display for Orphan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interface(name) => write!(f, "interface {name}"),
+            Self::Rules(name) => write!(f, "packet filter rules {name}"),
+            Self::Address(name) => write!(f, "address {name}"),
+        }
+    }
+}
+
 /// The operating system's part.
 pub trait Datapath {
     /// Whether an attachment could be made on this host now: what STATUS reports.
@@ -159,6 +181,12 @@ pub trait Datapath {
         attachment: &Attachment,
         members: &dyn Fn(&crate::policy::GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError>;
+
+    /// What has our names and is in no record. The lock is held, `state` was read under it.
+    fn orphans(&self, state: &HostState) -> Result<Vec<Orphan>, DatapathError>;
+
+    /// Removes what [`Datapath::orphans`] found. The lock is still held. Goes on after an error.
+    fn remove_orphans(&self, orphans: &[Orphan], state: &HostState) -> Vec<DatapathError>;
 
     /// What a sandbox's interface carried.
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError>;

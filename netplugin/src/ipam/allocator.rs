@@ -141,6 +141,13 @@ impl Used {
     /// The version this code writes.
     pub const VERSION: u32 = 1;
 
+    /// Every address that is taken.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.subnets
+            .iter()
+            .flat_map(|(subnet, bitmap)| bitmap.iter().filter_map(|offset| address(subnet.network(), offset)))
+    }
+
     /// Frees an address; false if it was free.
     pub fn release(&mut self, ip: IpAddr) -> bool {
         self.subnets

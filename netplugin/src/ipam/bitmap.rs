@@ -52,6 +52,15 @@ impl Bitmap {
         None
     }
 
+    /// The offsets that are taken, lowest first.
+    pub fn iter(&self) -> impl Iterator<Item = u128> {
+        self.words.iter().flat_map(|(at, word)| {
+            (0..64)
+                .filter(move |n| word >> n & 1 == 1)
+                .filter_map(move |n| at.checked_mul(64)?.checked_add(n))
+        })
+    }
+
     /// How many are taken.
     pub fn len(&self) -> u64 {
         self.words.values().map(|word| u64::from(word.count_ones())).sum()

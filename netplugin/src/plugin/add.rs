@@ -134,6 +134,7 @@ impl<D: Datapath> Plugin<'_, D> {
                 attachment.mtu = network.mtu;
             }
             let leased = self.lease(network, attachment)?;
+            self.check_addresses(attachment)?;
             self.datapath.validate(network, attachment)?;
             if earlier.as_ref() != Some(&*network) {
                 self.store.save_network(network)?;
@@ -194,6 +195,21 @@ impl<D: Datapath> Plugin<'_, D> {
             .collect();
         self.take(network, attachment, addresses, own.routes.clone());
         Ok(Some(used))
+    }
+
+    /// Looks for another sandbox of the bridge that has one of the addresses (given by another plugin): making the
+    /// rules would find out as well, but undoing what was made until then would take the other's. The lock is held.
+    fn check_addresses(&self, attachment: &Attachment) -> Result<(), CniError> {
+        for other in self.store.attachments(&attachment.network)? {
+            let taken = other.ips().find(|ip| attachment.ips().any(|own| own == *ip));
+            if let Some(ip) = taken.filter(|_| other.id != attachment.id && other.bridge == attachment.bridge)
+            {
+                let why =
+                    format!("address {ip} belongs to another sandbox, container `{}`", other.container_id);
+                return Err(conflict(why));
+            }
+        }
+        Ok(())
     }
 
     /// Looks for another sandbox that has one of the wanted ports. The lock is held.

@@ -1,5 +1,6 @@
 //! What an administrator asks, beside the CNI: status, clean-up, another policy for a live sandbox.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::add::{network_of, settle};
 use super::{drop_network, not_attached, undo};
 use crate::cni::{Args, Attach, CniError, NetConf};
-use crate::datapath::{Counters, Datapath, DatapathError};
+use crate::datapath::{Counters, Datapath, DatapathError, Orphan};
 use crate::ipam::IpamConfig;
 use crate::network::{Attachment, HostState, Network, Store};
 use crate::policy::{GroupName, Policy};
@@ -64,11 +65,18 @@ pub struct AttachmentStatus {
 pub struct Status {
     /// Its networks.
     pub networks: Vec<NetworkStatus>,
+    /// What has our names and is in no record.
+    pub orphans: Vec<Orphan>,
 }
 
 /// Looks at every network and sandbox on record.
 pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniError> {
-    let HostState { networks, attachments } = store.load()?;
+    let (HostState { networks, attachments }, orphans) = {
+        let _lock = store.lock()?;
+        let state = store.load()?;
+        let orphans = find_orphans(datapath, store, &state)?;
+        (state, orphans)
+    };
     let networks = networks
         .into_iter()
         .map(|network| {
@@ -106,7 +114,7 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
             })
         })
         .collect::<Result<_, CniError>>()?;
-    Ok(Status { networks })
+    Ok(Status { networks, orphans })
 }
 
 /// Makes a network without waiting for its first sandbox, or brings it into line with a changed configuration; it
@@ -178,6 +186,49 @@ pub fn set_policy<D: Datapath>(
     datapath.restore(&|| store.load())?;
     datapath.update_policy(&record, &attachment, &members)?;
     Ok(())
+}
+
+/// What has our names and is in no record. The lock is held, `state` was read under it.
+fn find_orphans<D: Datapath>(
+    datapath: &D,
+    store: &Store,
+    state: &HostState,
+) -> Result<Vec<Orphan>, CniError> {
+    let mut found = datapath.orphans(state)?;
+    for network in &state.networks {
+        found.extend(
+            unowned(store, state, &network.name)?.into_iter().map(|ip| Orphan::Address(ip.to_string())),
+        );
+    }
+    Ok(found)
+}
+
+/// Addresses of a network that are taken in its file, by nobody.
+fn unowned(store: &Store, state: &HostState, network: &str) -> Result<Vec<IpAddr>, CniError> {
+    let owned: BTreeSet<IpAddr> =
+        state.attachments.iter().filter(|one| one.network == network).flat_map(Attachment::ips).collect();
+    Ok(store.used(network)?.addresses().filter(|ip| !owned.contains(ip)).collect())
+}
+
+/// Removes what has our names and is in no record. Only where the records are those of the whole host: with another
+/// directory's, everything that lives would look lost.
+pub fn remove_orphans<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<Orphan>, CniError> {
+    let _lock = store.lock()?;
+    let state = store.load()?;
+    let found = find_orphans(datapath, store, &state)?;
+    let mut errors: Vec<CniError> =
+        datapath.remove_orphans(&found, &state).into_iter().map(CniError::from).collect();
+    for network in &state.networks {
+        let lost = unowned(store, &state, &network.name)?;
+        if !lost.is_empty() {
+            let mut used = store.used(&network.name)?;
+            for ip in lost {
+                used.release(ip);
+            }
+            errors.extend(store.save_used(&network.name, &used).err().map(CniError::from));
+        }
+    }
+    CniError::collect(errors).map(|()| found)
 }
 
 /// Puts back rules that somebody removed; true if there was something to put back.

@@ -12,7 +12,9 @@ mod admin;
 mod del;
 mod gc;
 
-pub use admin::{AttachmentStatus, NetworkStatus, Status, collect, down, restore, set_policy, status, up};
+pub use admin::{
+    AttachmentStatus, NetworkStatus, Status, collect, down, remove_orphans, restore, set_policy, status, up,
+};
 
 use std::net::IpAddr;
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Counters, Datapath, DatapathError, Existing};
+use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
 use crate::network::{Attachment, HostState, Network, StateError};
 use crate::policy::GroupName;
@@ -95,6 +95,14 @@ impl Datapath for Host {
         _: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
         missing("changing a policy")
+    }
+
+    fn orphans(&self, _: &HostState) -> Result<Vec<Orphan>, DatapathError> {
+        missing("looking for what no record speaks of")
+    }
+
+    fn remove_orphans(&self, _: &[Orphan], _: &HostState) -> Vec<DatapathError> {
+        missing::<()>("removing what no record speaks of").err().into_iter().collect()
     }
 
     fn counters(&self, _: &Attachment) -> Result<Counters, DatapathError> {

@@ -10,6 +10,7 @@ mod link;
 mod netlink;
 mod netns;
 mod nft;
+mod orphans;
 mod rules;
 mod shape;
 mod vxlan;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use self::netlink::{Route, kernel};
 use self::nft::{Batch, Family, Nft, NftError};
-use super::{Counters, Datapath, DatapathError, Existing};
+use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
 use crate::network::{Attachment, HostState, Network, StateError};
 use crate::policy::GroupName;
@@ -235,6 +236,14 @@ impl Datapath for Host {
         rules::replace_policy(&mut batch, network, attachment);
         self.nft.commit(batch)?;
         cut::sandbox(&self.nft, network, attachment, members)
+    }
+
+    fn orphans(&self, state: &HostState) -> Result<Vec<Orphan>, DatapathError> {
+        orphans::find(self, state)
+    }
+
+    fn remove_orphans(&self, orphans: &[Orphan], state: &HostState) -> Vec<DatapathError> {
+        orphans::remove(self, orphans, state)
     }
 
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {

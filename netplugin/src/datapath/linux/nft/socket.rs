@@ -208,6 +208,21 @@ impl Nft {
         }
     }
 
+    /// The names of a table's chains; none if there is no table.
+    pub(crate) fn chains(&self, family: Family, table: &str) -> io::Result<Vec<String>> {
+        const GETCHAIN: u16 = 10 << 8 | 4;
+        const DUMP: u16 = 0x300;
+        // The kernel lists the chains of every table of the family.
+        let answers = self.ask(GETCHAIN, DUMP, family as u8, |_| {})?;
+        let text =
+            |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
+        Ok(answers
+            .iter()
+            .filter(|body| find_attribute(body, 1).is_some_and(|name| text(name) == table))
+            .filter_map(|body| find_attribute(body, 3).map(text))
+            .collect())
+    }
+
     /// How many rules a chain has; none if there is no chain.
     pub(crate) fn rules(&self, family: Family, table: &str, chain: &str) -> io::Result<Option<usize>> {
         const GETCHAIN: u16 = 10 << 8 | 4;
