@@ -9,6 +9,8 @@ use crate::progress::{Step, heading};
 use crate::setup::Setup;
 use crate::{apt, command, freebsd, workspace};
 
+/// What is not built without being asked for, and yet is to be checked: the benchmark.
+const FEATURES: &str = "skep-tests/bench";
 /// The version of cargo-deny that lint uses.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -25,7 +27,7 @@ pub(crate) fn test(arguments: &[String], cache: &Cache) -> Result<()> {
     step.done(&tools.nerdctl.display().to_string());
     heading("Tests");
     let mut cargo = workspace::cargo();
-    cargo.args(["test", "--workspace", "--locked"]).envs(setup.environment());
+    cargo.args(["test", "--workspace", "--locked", "--features", FEATURES]).envs(setup.environment());
     if !arguments.is_empty() {
         cargo.arg("--").args(arguments);
     }
@@ -64,6 +66,8 @@ pub(crate) fn lint(cache: &Cache) -> Result<()> {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--features",
+        FEATURES,
         "--locked",
         "--keep-going",
         "--",
@@ -72,7 +76,15 @@ pub(crate) fn lint(cache: &Cache) -> Result<()> {
     ]))?;
     command::run(
         workspace::cargo()
-            .args(["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"])
+            .args([
+                "doc",
+                "--workspace",
+                "--no-deps",
+                "--features",
+                FEATURES,
+                "--locked",
+                "--document-private-items",
+            ])
             .env("RUSTDOCFLAGS", "-Dwarnings"),
     )?;
     heading("FreeBSD hosts");

@@ -30,6 +30,10 @@ const FEATURES: &[(&str, &str)] = &[
     ("vsock", "CONFIG_VIRTIO_VSOCKETS"),
 ];
 
+/// Largest kernel and initramfs, bytes: both are loaded into every microVM. docs/SPECIFICATION.md promises them.
+const MOST_KERNEL: u64 = 8_000_000;
+const MOST_INITRAMFS: u64 = 6_000_000;
+
 /// The guest's directory for this machine's architecture, every part of it up to date.
 pub(crate) fn build(arch: &str, out: Option<&Path>, cache: &Cache) -> Result<PathBuf> {
     ensure!(ARCHES.contains(&arch), "no guest can be built for '{arch}', only for: {}", ARCHES.join(", "));
@@ -63,6 +67,8 @@ fn assemble(arch: &str, kernel: &kernel::Kernel, initramfs: &Path, out: &Path) -
         files: Files { kernel: describe_file(&kernel.image())?, initramfs: describe_file(initramfs)? },
         features: features(&config)?,
     };
+    within("kernel", &manifest.files.kernel, MOST_KERNEL)?;
+    within("initramfs, which is the agent,", &manifest.files.initramfs, MOST_INITRAMFS)?;
     let path = out.join("manifest.json");
     let mut json = serde_json::to_vec_pretty(&manifest).context("cannot write the manifest")?;
     json.push(b'\n');
@@ -81,6 +87,12 @@ fn assemble(arch: &str, kernel: &kernel::Kernel, initramfs: &Path, out: &Path) -
     let new = path.with_extension("json.new");
     std::fs::write(&new, &json).with_context(|| format!("cannot write {}", new.display()))?;
     std::fs::rename(&new, &path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn within(what: &str, file: &FileInfo, most: u64) -> Result<()> {
+    let (size, most_mb) = (megabytes(file.size), megabytes(most));
+    ensure!(file.size <= most, "the {what} has {size}, more than the {most_mb} of docs/SPECIFICATION.md");
+    Ok(())
 }
 
 fn describe_file(path: &Path) -> Result<FileInfo> {
@@ -122,6 +134,14 @@ pub(crate) fn describe(dir: &Path) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_too_large_is_refused() {
+        let file = |size| FileInfo { name: "kernel".to_owned(), sha256: String::new(), size };
+        within("kernel", &file(MOST_KERNEL), MOST_KERNEL).unwrap();
+        let error = within("kernel", &file(MOST_KERNEL + 10_000), MOST_KERNEL).unwrap_err().to_string();
+        assert_eq!(error, "the kernel has 8.01 MB, more than the 8.00 MB of docs/SPECIFICATION.md");
+    }
 
     #[test]
     fn features_follow_the_kernels_configuration() {

@@ -111,6 +111,19 @@ impl AgentCalls {
         }
     }
 
+    /// Makes the booted guest this sandbox; once, before any container. The texts of the answer are fit for a log.
+    pub async fn create_sandbox(
+        &self,
+        request: &api::CreateSandboxRequest,
+    ) -> Result<api::CreateSandboxResponse, CallError> {
+        let call = self.client.create_sandbox(ttrpc::context::Context::default(), request);
+        let mut answer = self.within("CreateSandbox", call).await?;
+        for text in [&mut answer.agent_version, &mut answer.kernel_release] {
+            *text = printable(text);
+        }
+        Ok(answer)
+    }
+
     /// Waits, without limit, for the process to exit. Not counted as a round trip.
     pub async fn wait_process(
         &self,
@@ -143,8 +156,6 @@ macro_rules! calls {
 }
 
 calls! {
-    /// Makes the booted guest this sandbox; once, before any container.
-    create_sandbox = "CreateSandbox": CreateSandboxRequest => CreateSandboxResponse;
     /// Creates a container and its init process, which waits for [`AgentCalls::start_process`].
     create_container = "CreateContainer": CreateContainerRequest => CreateContainerResponse;
     /// Adds a process to a running container; it waits for [`AgentCalls::start_process`].

@@ -300,7 +300,7 @@ mod tests {
         let status = std::process::Command::new("sh").args(["-c", &write, "sh", script]).status().unwrap();
         assert!(status.success());
         let text = format!(
-            "state_dir = '{0}/s'\n[guest]\ndir = '{0}/guest'\n[qemu]\nbinary = '{0}/vmm'\n\
+            "state_dir = '{0}/s'\nhypervisor = 'qemu'\n[guest]\ndir = '{0}/guest'\n[qemu]\nbinary = '{0}/vmm'\n\
              [timeouts]\nboot_s = 3\n",
             dir.display()
         );
