@@ -8,6 +8,7 @@ mod exit;
 mod log;
 pub mod qemu;
 mod spec;
+mod tsc;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
@@ -147,6 +148,7 @@ pub enum HypervisorError {
 
 /// The driver of that name.
 pub fn driver(config: &Config) -> Result<Arc<dyn Hypervisor>, HypervisorError> {
+    tsc::prepare();
     match config.hypervisor {
         HypervisorKind::Qemu => Ok(Arc::new(qemu::Qemu::new(config))),
         HypervisorKind::Bhyve => Ok(Arc::new(bhyve::Bhyve::default())),

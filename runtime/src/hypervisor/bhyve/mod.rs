@@ -78,7 +78,7 @@ impl Hypervisor for Bhyve {
         Capabilities { pause: true, vsock: false }
     }
 
-    async fn boot(&self, spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError> {
+    async fn boot(&self, mut spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError> {
         spec.check()?;
         if spec.vsock.is_some() {
             return Err(SpecError::Unsupported { hypervisor: "bhyve", what: "vsock" }.into());
@@ -88,6 +88,7 @@ impl Hypervisor for Bhyve {
             hint: "it is part of FreeBSD on amd64",
             key: "hypervisor",
         })?;
+        spec.cmdline.push_str(super::tsc::parameter().await);
         Ok(Arc::new(vm::start(&binary, spec, &place).await?))
     }
 }

@@ -43,6 +43,10 @@ const INSTALL: &str = if cfg!(target_os = "freebsd") {
     "install it with `apt-get install qemu-system-x86`"
 };
 
+/// What Linux has to be told under software emulation, as it knows by itself under KVM: on a busy host its check of the
+/// timer interrupt may give up too early and panic.
+const EMULATED: &str = " no_timer_check";
+
 #[async_trait]
 impl Hypervisor for Qemu {
     fn name(&self) -> &'static str {
@@ -53,7 +57,7 @@ impl Hypervisor for Qemu {
         Capabilities { pause: true, vsock: true }
     }
 
-    async fn boot(&self, spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError> {
+    async fn boot(&self, mut spec: VmSpec, place: Place) -> Result<Arc<dyn Vm>, HypervisorError> {
         spec.check()?;
         let binary = super::find_program(&self.binary).ok_or_else(|| HypervisorError::NoProgram {
             program: self.binary.display().to_string(),
@@ -62,6 +66,10 @@ impl Hypervisor for Qemu {
         })?;
         let accel = accel::decide(self.accel).map_err(|reason| HypervisorError::NoKvm { reason })?;
         tracing::info!(vm = spec.name, "{accel}");
+        if accel.accel == Accel::Tcg {
+            spec.cmdline.push_str(EMULATED);
+            spec.cmdline.push_str(super::tsc::parameter().await);
+        }
         let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place).await?;
         Ok(Arc::new(vm))
     }
