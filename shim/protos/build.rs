@@ -4,7 +4,7 @@ use std::{env, fs, io, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: [&str; 11] = [
+const INPUTS: [&str; 13] = [
     "bootstrap",
     "details",
     "envelope",
@@ -14,8 +14,10 @@ const INPUTS: [&str; 11] = [
     "mount",
     "process",
     "runtimeoptions",
+    "streaming",
     "task",
     "topics",
+    "transfer",
 ];
 
 fn main() -> io::Result<()> {

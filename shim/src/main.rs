@@ -18,6 +18,7 @@ mod serve;
 mod service;
 mod socket;
 mod start;
+mod streaming;
 mod task;
 
 use std::process::ExitCode;

@@ -12,7 +12,7 @@ use skep::{
     container::{
         Container, CreateRequest, ErrorKind, Exit, Guest, guest_dir, of_network,
         spec::{Context, probe_host, rewrite},
-        stdio::StdioRequest,
+        stdio::{StdioRequest, Streams},
     },
     network::NetworkRequest,
     sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
@@ -53,6 +53,8 @@ pub(crate) struct Pod {
     config: Config,
     /// Where events go.
     pub(crate) publisher: Publisher,
+    /// Standard streams that containerd connects to.
+    pub(crate) streams: Arc<Streams>,
     /// Locked while the sandbox is made or destroyed.
     sandbox: tokio::sync::Mutex<Option<Arc<Sandbox>>>,
     tasks: Mutex<HashMap<String, Slot>>,
@@ -88,6 +90,7 @@ impl Pod {
             socket,
             config,
             publisher,
+            streams: Arc::default(),
             sandbox: tokio::sync::Mutex::new(None),
             tasks: Mutex::default(),
         }
@@ -121,7 +124,7 @@ impl Pod {
             tasks.insert(id.to_owned(), Slot::Creating(slot));
         }
         let reservation = Reservation { pod: self, id };
-        let made = self.make(request, given_up.clone()).await;
+        let made = Box::pin(self.make(request, given_up.clone())).await;
         let (container, sandbox) = match made {
             Ok((container, _)) if *given_up.borrow() => {
                 self.discard(&container).await;
@@ -237,6 +240,8 @@ impl Pod {
             rootfs,
             rootfs_mode: options.rootfs,
             stdio,
+            namespace: self.namespace.clone(),
+            streams: Arc::clone(&self.streams),
             call_limit: self.config.timeouts.call_s.duration(),
         };
         let container = Container::create(Arc::clone(&sandbox) as Arc<dyn Guest>, request).await?;

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use skep::config::LogLevel;
-use skep_containerd_api::{Task, task_services};
+use skep_containerd_api::{Task, create_streaming, task_services};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -27,6 +27,7 @@ use crate::{
     service::Service,
     socket,
     start::{bundle, load_config},
+    streaming::StreamingService,
 };
 
 /// How long containerd may take to accept the last events; it gives the whole of a shutdown 3 s.
@@ -72,7 +73,11 @@ async fn serve(pod: Arc<Pod>, listener: UnixListener, path: &std::path::Path) ->
     let service: Arc<dyn Task + Send + Sync> =
         Arc::new(Service::new(Arc::clone(&pod), Arc::clone(&finished)));
     let listener = Listener::try_from(listener).context("the listening socket")?;
-    let mut server = Server::new().add_listener(listener).register_service(task_services(&service));
+    let streaming = Arc::new(StreamingService::new(Arc::clone(&pod.streams)));
+    let mut server = Server::new()
+        .add_listener(listener)
+        .register_service(task_services(&service))
+        .register_service(create_streaming(streaming));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     server.start().await?;

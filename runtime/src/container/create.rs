@@ -11,7 +11,7 @@ use super::{
     Container, ContainerError, Guest, GuestSpec, Process,
     guest::explain,
     instance::watch,
-    stdio::{Stdio, StdioRequest},
+    stdio::{Place, Stdio, StdioRequest, Streams},
 };
 use crate::{
     config::RootfsMode,
@@ -32,6 +32,10 @@ pub struct CreateRequest {
     pub rootfs_mode: RootfsMode,
     /// Standard streams of init.
     pub stdio: StdioRequest,
+    /// containerd's namespace, which loggers are told.
+    pub namespace: String,
+    /// The streams that have names.
+    pub streams: Arc<Streams>,
     /// Longest wait for an answer of the agent.
     pub call_limit: Duration,
 }
@@ -45,13 +49,15 @@ impl Container {
     /// Creates the container and its init process, which waits for [`Container::start`]. When it fails, nothing of
     /// the container is left on the host.
     pub async fn create(guest: Arc<dyn Guest>, request: CreateRequest) -> Result<Arc<Self>, ContainerError> {
-        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: streams, call_limit } = request;
+        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: named, namespace, streams, call_limit } =
+            request;
         let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
             operation: "encoding the specification",
             reason: error.to_string(),
         })?;
         let guest_rootfs = spec.spec.root().as_ref().map(|root| root.path().display().to_string());
-        let stdio = Stdio::open(&streams).await?;
+        let place = Place { namespace: &namespace, id: &id, journal: guest.journal(), streams: &streams };
+        let stdio = Stdio::open(&named, &place).await?;
 
         let share = {
             let guest = Arc::clone(&guest);
@@ -94,7 +100,7 @@ impl Container {
         };
         guest.mark("container-created");
 
-        let init = Arc::new(Process::new(&id, "", streams, pumps));
+        let init = Arc::new(Process::new(&id, "", named, pumps));
         watch(&guest, &init);
         Ok(Arc::new(Self {
             id,
@@ -104,6 +110,8 @@ impl Container {
             share,
             paused: AtomicBool::new(false),
             oom: tokio::sync::watch::Sender::new(0),
+            namespace,
+            streams,
             call_limit,
         }))
     }

@@ -113,11 +113,12 @@ impl ContainerError {
             Self::Spec(SpecError::Unsupported { .. }) => ErrorKind::Unimplemented,
             Self::Stdio(error) => match error {
                 StdioError::Scheme { .. } => ErrorKind::Unimplemented,
-                StdioError::Path { .. } => ErrorKind::InvalidArgument,
+                StdioError::Path { .. } | StdioError::Unfit { .. } => ErrorKind::InvalidArgument,
+                StdioError::Taken { .. } => ErrorKind::AlreadyExists,
                 StdioError::Open { error, .. } if error.kind() == std::io::ErrorKind::NotFound => {
                     ErrorKind::NotFound
                 }
-                StdioError::Open { .. } => ErrorKind::Unknown,
+                StdioError::Open { .. } | StdioError::Logger { .. } => ErrorKind::Unknown,
                 StdioError::Stream { .. } => ErrorKind::Unavailable,
             },
             Self::Share(error) => match error {

@@ -1,6 +1,6 @@
 //! What a container needs of the sandbox it is in.
 
-use std::{fmt::Debug, path::Path, time::Duration};
+use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use skep_protocol::{CallError, Code, Session, api};
@@ -27,7 +27,7 @@ pub trait Guest: Debug + Send + Sync {
     fn session(&self) -> &Session;
 
     /// Where the resources of the host are recorded.
-    fn journal(&self) -> &Journal;
+    fn journal(&self) -> &Arc<Journal>;
 
     /// The directory that the guest sees.
     fn share_dir(&self) -> &Path;
@@ -57,7 +57,7 @@ impl Guest for Sandbox {
         self.session()
     }
 
-    fn journal(&self) -> &Journal {
+    fn journal(&self) -> &Arc<Journal> {
         self.journal()
     }
 

@@ -19,7 +19,7 @@ use super::{
     guest::explain,
     resources,
     spec::rewrite_process,
-    stdio::{Stdio, StdioRequest},
+    stdio::{Place, Stdio, StdioRequest, Streams},
 };
 use crate::share::Share;
 
@@ -46,6 +46,8 @@ pub struct Container {
     pub(super) share: Arc<Mutex<Share>>,
     pub(super) paused: AtomicBool,
     pub(super) oom: channel::Sender<u64>,
+    pub(super) namespace: String,
+    pub(super) streams: Arc<Streams>,
     pub(super) call_limit: Duration,
 }
 
@@ -157,7 +159,13 @@ impl Container {
             operation: "encoding the process",
             reason: error.to_string(),
         })?;
-        let stdio = Stdio::open(&streams).await?;
+        let place = Place {
+            namespace: &self.namespace,
+            id: exec,
+            journal: self.guest.journal(),
+            streams: &self.streams,
+        };
+        let stdio = Stdio::open(&streams, &place).await?;
         let (tokens, pumps) = stdio.connect(self.guest.session()).await?;
         let request = api::ExecProcessRequest {
             container_id: self.id.clone(),

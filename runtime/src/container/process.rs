@@ -175,6 +175,7 @@ impl Process {
         if !pumps.drained(limit).await {
             tracing::warn!(process = self.name(), ?limit, "nobody read all output in time, the rest is lost");
         }
+        pumps.finish().await;
     }
 
     /// For errors and logs.

@@ -166,7 +166,7 @@ impl Agent for FakeAgent {
 struct FakeGuest {
     dir: tempfile::TempDir,
     session: Session,
-    journal: Journal,
+    journal: Arc<Journal>,
     end: watch::Sender<Option<String>>,
 }
 
@@ -176,7 +176,7 @@ impl Guest for FakeGuest {
         &self.session
     }
 
-    fn journal(&self) -> &Journal {
+    fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 
@@ -232,7 +232,7 @@ impl Bench {
             let _ = serve_channel(io, ChannelKind::Stream, handler, stdio).await;
         });
         let session = Session::connect(&Endpoint::Stream(socket), LIMIT).await.unwrap();
-        let journal = Journal::create(&dir.path().join("journal")).unwrap();
+        let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
         let guest = Arc::new(FakeGuest { dir, session, journal, end: watch::Sender::new(None) });
         Self { agent, guest, server }
     }
@@ -253,6 +253,8 @@ impl Bench {
             rootfs: Rootfs::Mounts(Vec::new()),
             rootfs_mode: RootfsMode::Shared,
             stdio,
+            namespace: "test".into(),
+            streams: Arc::default(),
             call_limit: LIMIT,
         };
         Container::create(Arc::<FakeGuest>::clone(&self.guest), request).await

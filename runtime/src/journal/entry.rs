@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::os::ProcessIdentity;
 
+/// Role of a process that writes down a container's output. It ends by itself when what it reads ends, and is given the
+/// time to write the last of it.
+pub const LOGGER: &str = "logger";
+
 /// A host resource, with all that is needed to undo it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]

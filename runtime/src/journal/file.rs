@@ -183,7 +183,7 @@ impl Journal {
         Ok(())
     }
 
-    fn error(&self, action: &'static str, source: io::Error) -> JournalError {
+    pub(super) fn error(&self, action: &'static str, source: io::Error) -> JournalError {
         JournalError::System { action, path: self.path.clone(), source }
     }
 }

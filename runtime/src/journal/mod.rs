@@ -15,6 +15,6 @@ mod file;
 mod replay;
 mod spawn;
 
-pub use entry::{Entry, EntryId};
+pub use entry::{Entry, EntryId, LOGGER};
 pub(crate) use file::lock;
 pub use file::{Journal, JournalError};

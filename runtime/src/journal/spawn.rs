@@ -5,7 +5,7 @@
 //! whoever opens the journal after the parent's death finds either the record or no process.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 
@@ -15,6 +15,9 @@ use crate::os::{ProcessIdentity, own_start_time};
 
 /// Room for a record: its fixed part, the role, two numbers.
 const RECORD: usize = 512;
+
+/// The first number that is no standard stream's.
+const FIRST: RawFd = 3;
 
 /// Stand for numbers that only the child knows.
 const PID: u32 = u32::MAX;
@@ -33,8 +36,44 @@ impl Journal {
     pub fn spawn(
         &self,
         role: &str,
-        mut command: Command,
+        command: Command,
         inherited: &[OwnedFd],
+    ) -> Result<(Child, ProcessIdentity, EntryId), JournalError> {
+        let inherited = inherited.iter().map(|fd| (fd.as_raw_fd(), fd.as_raw_fd())).collect();
+        self.spawn_with(role, command, inherited)
+    }
+
+    /// Like [`Journal::spawn`]; the descriptors become 3, 4 and so on, in this order.
+    pub fn spawn_numbered(
+        &self,
+        role: &str,
+        command: Command,
+        descriptors: &[OwnedFd],
+    ) -> Result<(Child, ProcessIdentity, EntryId), JournalError> {
+        let end = FIRST + RawFd::try_from(descriptors.len()).unwrap_or(RawFd::MAX - FIRST);
+        let system = |e: rustix::io::Errno| self.error("pass descriptors to a child of", e.into());
+        // Copies above the numbers that are to be taken, and those numbers taken here as well: then std's own pipe,
+        // by which it learns that exec failed, is not replaced in the child.
+        let copies: Vec<OwnedFd> = descriptors
+            .iter()
+            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, end))
+            .collect::<Result<_, _>>()
+            .map_err(system)?;
+        let mut taken = Vec::new();
+        while let fd = rustix::io::fcntl_dupfd_cloexec(&self.file, FIRST).map_err(system)?
+            && fd.as_raw_fd() < end
+        {
+            taken.push(fd);
+        }
+        self.spawn_with(role, command, copies.iter().map(AsRawFd::as_raw_fd).zip(FIRST..).collect())
+    }
+
+    /// `descriptors`: what the child inherits, each with the number it gets.
+    fn spawn_with(
+        &self,
+        role: &str,
+        mut command: Command,
+        descriptors: Vec<(RawFd, RawFd)>,
     ) -> Result<(Child, ProcessIdentity, EntryId), JournalError> {
         let program = command.get_program().into();
         let error = |source| JournalError::Spawn { program, source };
@@ -50,16 +89,15 @@ impl Journal {
         // Should the child write its record and then fail to exec, the id must not be used again.
         state.next += 1;
         let journal = self.file.as_raw_fd();
-        let inherited: Vec<RawFd> = inherited.iter().map(OwnedFd::as_raw_fd).collect();
         let in_child = move || {
             rustix::process::setsid()?;
-            for fd in &inherited {
-                // SAFETY: the parent's list keeps it open until spawn() has returned, and this is a copy of it.
-                let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
-                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-            }
             // SAFETY: `self` keeps the journal open until spawn() has returned.
-            pieces.write(unsafe { BorrowedFd::borrow_raw(journal) })
+            pieces.write(unsafe { BorrowedFd::borrow_raw(journal) })?;
+            // Last: a descriptor may get the number that the journal had here.
+            for (fd, number) in &descriptors {
+                pass(*fd, *number)?;
+            }
+            Ok(())
         };
         // SAFETY: the closure makes system calls and copies into a buffer on its stack; it neither allocates nor takes
         // a lock.
@@ -98,6 +136,14 @@ impl Journal {
         drop(state);
         self.strike(id)
     }
+}
+
+/// Leaves `fd` open across exec as `number`. Called between fork and exec.
+fn pass(fd: RawFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: plain system calls on numbers; `fd` is a copy of what the caller of spawn() keeps open.
+    let result =
+        unsafe { if fd == number { libc::fcntl(fd, libc::F_SETFD, 0) } else { libc::dup2(fd, number) } };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn abandon(mut child: Child) {
@@ -224,5 +270,28 @@ mod tests {
         command.arg("-c").arg(test);
         let (mut child, ..) = journal.spawn("test", command, &[given]).unwrap();
         assert!(child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn descriptors_get_the_numbers_that_are_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::create(&dir.path().join("journal")).unwrap();
+        let files: Vec<OwnedFd> = (0..3)
+            .map(|number| {
+                let path = dir.path().join(number.to_string());
+                std::fs::write(&path, number.to_string()).unwrap();
+                std::fs::File::open(path).unwrap().into()
+            })
+            .collect();
+        // In another order than they were opened in, so that some numbers are taken by others of them.
+        let files: Vec<OwnedFd> = files.into_iter().rev().collect();
+        let mut command = Command::new("sh");
+        command.args(["-c", "test \"$(cat <&3)$(cat <&4)$(cat <&5)\" = 210 && ! test -e /dev/fd/6"]);
+        let (mut child, ..) = journal.spawn_numbered("test", command, &files).unwrap();
+        assert!(child.wait().unwrap().success());
+        // That exec failed is told although descriptors were passed.
+        let missing = Command::new("/nonexistent/logger");
+        assert!(journal.spawn_numbered("test", missing, &files).is_err());
+        assert_eq!(journal.entries().len(), 1);
     }
 }

@@ -99,6 +99,14 @@ impl ProcessIdentity {
         }
     }
 
+    /// Waits until it is gone by itself, at most for `limit`; whether it is. Blocks.
+    pub fn wait(&self, limit: Duration) -> Result<bool, ProcessError> {
+        match self.exit_fd()? {
+            None => Ok(true),
+            Some(fd) => wait_readable(&fd, limit).map_err(self.error("wait for")),
+        }
+    }
+
     /// Something that tells when it exits; nothing if it is gone already.
     pub fn watch(&self) -> Result<Option<ExitWatch>, ProcessError> {
         let Some(fd) = self.exit_fd()? else { return Ok(None) };

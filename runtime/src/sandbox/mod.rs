@@ -192,7 +192,7 @@ impl Sandbox {
     }
 
     /// Where every resource of the host is recorded before it is acquired and struck off after its release.
-    pub fn journal(&self) -> &Journal {
+    pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 

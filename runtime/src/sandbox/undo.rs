@@ -4,11 +4,13 @@ use std::fmt;
 use std::time::Duration;
 
 use super::dir::SandboxDir;
-use crate::journal::{Entry, Journal, JournalError};
+use crate::journal::{Entry, Journal, JournalError, LOGGER};
 use crate::os::{MountError, ProcessError, TreeError, remove_tree, unmount};
 
 /// How long a killed process may take to go.
 const KILL: Duration = Duration::from_secs(10);
+/// How long a logger may write after the end of what it logs.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Something of a sandbox could not be undone; everything else was.
 #[derive(Debug)]
@@ -78,9 +80,11 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
     let mut entries = journal.entries();
     entries.reverse();
     entries.sort_by_key(|(_, entry)| match entry {
+        // What it reads ends with the VM and whoever moved its bytes.
+        Entry::Process { role, .. } if role == LOGGER => 2,
         Entry::Process { .. } => 0,
         Entry::Vm { .. } => 1,
-        Entry::Mount { .. } | Entry::Redirect { .. } | Entry::Directory { .. } | Entry::File { .. } => 2,
+        Entry::Mount { .. } | Entry::Redirect { .. } | Entry::Directory { .. } | Entry::File { .. } => 3,
     });
     for (id, entry) in entries {
         match undo(&entry) {
@@ -105,6 +109,7 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
 fn undo(entry: &Entry) -> Result<(), UndoError> {
     tracing::debug!("undoing {entry}");
     match entry {
+        Entry::Process { role, process } if role == LOGGER && process.wait(LAST_LINES)? => Ok(()),
         Entry::Process { process, .. } => Ok(process.kill_and_wait(KILL)?),
         Entry::Vm { name } => Ok(crate::hypervisor::release(name)?),
         Entry::Mount { target } => Ok(unmount(target)?),

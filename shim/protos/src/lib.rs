@@ -1,4 +1,4 @@
-//! Bindings of the containerd services that a shim serves (task) and calls (events), and of the messages that
+//! Bindings of the containerd services that a shim serves (task, streaming) and calls (events), and of the messages that
 //! pass between containerd and a shim when it starts.
 //!
 //! Generated at build time from `proto/`, asynchronous half only: ttrpc's synchronous server does not compile for
@@ -45,15 +45,22 @@ generated! {
     process,
     /// Options of a runtime from containerd's configuration.
     runtimeoptions,
+    /// Messages of the service that clients connect to for standard streams.
+    streaming,
+    /// Server of the streaming service.
+    streaming_ttrpc,
     /// Messages of the task service.
     task,
     /// Client and server of the task service.
     task_ttrpc,
     /// Events about tasks.
     topics,
+    /// What travels in a stream.
+    transfer,
 }
 
 pub use task_ttrpc::{Task, TaskClient};
+pub use streaming_ttrpc::{Streaming, create_streaming};
 
 /// Names under which containerd calls the task service.
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];

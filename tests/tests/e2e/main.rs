@@ -13,6 +13,7 @@ mod lifecycle;
 mod network;
 mod resources;
 mod rootfs;
+mod stdio;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
     let suite = Arc::new(Suite::default());
     let cases = [
         basics::CASES,
+        stdio::CASES,
         confinement::CASES,
         rootfs::CASES,
         lifecycle::CASES,

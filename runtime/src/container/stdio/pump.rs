@@ -2,8 +2,7 @@
 
 use std::{
     convert::Infallible,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,18 +12,24 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::fifo::{Input, Output};
+use super::{
+    ends::{Input, Output},
+    logger::Logger,
+    streams::Name,
+};
 
 /// Bytes moved at once. What is under way in a stream is bounded by this, the mux's window and the FIFO's buffer.
 const BUFFER: usize = 16 * 1024;
 
 /// The moving bytes of one process. Dropping it stops them.
-#[derive(Debug)]
 pub struct Pumps {
     terminal: bool,
     tasks: Mutex<Vec<AbortHandle>>,
     input: Mutex<Option<AbortHandle>>,
-    held_input: Arc<Mutex<Option<OwnedFd>>>,
+    held_input: Mutex<Option<Box<dyn Send>>>,
+    /// Of streams, which have theirs until the process is forgotten.
+    names: Vec<Name>,
+    logger: Mutex<Option<Logger>>,
     /// Every task of an output has a sender: when the last is dropped, all output is where it belongs.
     draining: Mutex<Option<watch::Sender<Option<Infallible>>>>,
     drained: watch::Receiver<Option<Infallible>>,
@@ -34,27 +39,44 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl std::fmt::Debug for Pumps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pumps").finish_non_exhaustive()
+    }
+}
+
 impl Pumps {
-    pub(super) fn new(terminal: bool) -> Self {
+    pub(super) fn new(terminal: bool, logger: Option<Logger>) -> Self {
         let (draining, drained) = watch::channel(None);
         Self {
             terminal,
             tasks: Mutex::default(),
             input: Mutex::default(),
-            held_input: Arc::default(),
+            held_input: Mutex::default(),
+            names: Vec::new(),
+            logger: Mutex::new(logger),
             draining: Mutex::new(Some(draining)),
             drained,
         }
     }
 
-    pub(super) fn output<S>(&self, stream: S, output: Output, name: &'static str)
+    pub(super) fn output<S>(&mut self, stream: S, mut output: Output, name: &'static str)
     where
         S: AsyncRead + Unpin + Send + 'static,
     {
         let guard = lock(&self.draining).clone();
+        let delivered = output.delivery.take().map(|delivery| {
+            let delivered = delivery.done();
+            self.names.push(delivery.name);
+            delivered
+        });
         let task = tokio::spawn(async move {
+            // The guest throws away what comes after a break.
             if let Err(error) = copy(stream, output).await {
                 tracing::warn!(stream = name, %error, "output broke off");
+            }
+            if let Some(delivered) = delivered {
+                delivered.await;
             }
             drop(guard);
         });
@@ -105,14 +127,27 @@ impl Pumps {
         // Nothing is ever sent: the channel's end is the message.
         tokio::time::timeout(limit, async { while drained.changed().await.is_ok() {} }).await.is_ok()
     }
-}
 
-impl Drop for Pumps {
-    fn drop(&mut self) {
+    /// Ends the outputs, whatever they still hold, and waits for the logger's end.
+    pub async fn finish(&self) {
+        self.stop();
+        let logger = lock(&self.logger).take();
+        if let Some(logger) = logger {
+            logger.finish().await;
+        }
+    }
+
+    fn stop(&self) {
         self.stop_input();
         for task in lock(&self.tasks).drain(..) {
             task.abort();
         }
+    }
+}
+
+impl Drop for Pumps {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

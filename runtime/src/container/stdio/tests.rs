@@ -5,7 +5,7 @@ use tokio::{
     net::unix::pipe,
 };
 
-use super::{fifo::Input, fifo::Output, *};
+use super::{ends::Input, ends::Output, *};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -18,18 +18,18 @@ fn fifo(dir: &Path, name: &str) -> PathBuf {
 
 async fn output_to(path: &Path) -> (DuplexStream, Pumps) {
     let target = Target::parse("stdout", path.to_str().unwrap()).unwrap();
-    let output = Output::open("stdout", &target).await.unwrap().unwrap();
+    let output = Output::open("stdout", &target, &Arc::default()).await.unwrap().unwrap();
     let (guest, host) = tokio::io::duplex(4096);
-    let pumps = Pumps::new(false);
+    let mut pumps = Pumps::new(false, None);
     pumps.output(host, output, "stdout");
     (guest, pumps)
 }
 
 async fn input_from(path: &Path, terminal: bool) -> (DuplexStream, Pumps) {
     let target = Target::parse("stdin", path.to_str().unwrap()).unwrap();
-    let input = Input::open("stdin", &target).await.unwrap().unwrap();
+    let input = Input::open("stdin", &target, &Arc::default()).await.unwrap().unwrap();
     let (guest, host) = tokio::io::duplex(4096);
-    let pumps = Pumps::new(terminal);
+    let pumps = Pumps::new(terminal, None);
     pumps.input(host, input);
     (guest, pumps)
 }
@@ -87,10 +87,10 @@ async fn files_are_appended_to_by_both_streams() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     std::fs::write(&path, "before\n").unwrap();
-    let (mut out, pumps) = output_to(&path).await;
+    let (mut out, mut pumps) = output_to(&path).await;
     let target = Target::parse("stderr", &format!("file://{}", path.display())).unwrap();
     let (mut err, host) = tokio::io::duplex(100);
-    pumps.output(host, Output::open("stderr", &target).await.unwrap().unwrap(), "stderr");
+    pumps.output(host, Output::open("stderr", &target, &Arc::default()).await.unwrap().unwrap(), "stderr");
     out.write_all(b"out\n").await.unwrap();
     drop(out);
     err.write_all(b"err\n").await.unwrap();
@@ -150,12 +150,115 @@ async fn a_client_hears_of_a_process_that_is_gone() {
     .await;
 }
 
+/// A journal and streams for processes that have no sandbox.
+struct Host {
+    dir: tempfile::TempDir,
+    journal: Arc<Journal>,
+    streams: Arc<Streams>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
+        Self { dir, journal, streams: Arc::default() }
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { namespace: "ns", id: "c1", journal: &self.journal, streams: &self.streams }
+    }
+
+    /// A logger that is this shell script; `$D` is a directory of its own.
+    async fn logger(&self, scheme: &str, script: &str) -> Result<Stdio, StdioError> {
+        let path = self.dir.path().join("logger");
+        let text = format!("#!/bin/sh\nD={}\n{script}\n", self.dir.path().display());
+        std::fs::write(&path, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).unwrap();
+        let uri = format!("{scheme}://{}?first=1&second", path.display());
+        let request = StdioRequest::parse("", &uri, "", false).unwrap();
+        Stdio::open(&request, &self.place()).await
+    }
+
+    fn written(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(name)).unwrap()
+    }
+}
+
+/// Pumps of both outputs, and the guest's ends.
+fn pumps(stdio: Stdio) -> (Pumps, DuplexStream, DuplexStream) {
+    let mut pumps = Pumps::new(false, stdio.logger);
+    let (out, host) = tokio::io::duplex(4096);
+    pumps.output(host, stdio.stdout.unwrap(), "stdout");
+    let (err, host) = tokio::io::duplex(4096);
+    pumps.output(host, stdio.stderr.unwrap(), "stderr");
+    (pumps, out, err)
+}
+
+#[tokio::test]
+async fn a_logger_is_told_whose_output_it_gets_and_has_time_to_write_it() {
+    let host = Host::new();
+    let script = r#"env | grep ^CONTAINER_ | sort >$D/env; echo "$@" >$D/args;
+        echo >&5; exec 5>&-; cat <&3 >$D/out; cat <&4 >$D/err; sleep 0.2; echo end >>$D/out"#;
+    for scheme in ["binary", "binary-v2"] {
+        let (pumps, mut out, mut err) = pumps(soon(host.logger(scheme, script)).await.unwrap());
+        assert_eq!(host.written("env"), "CONTAINER_ID=c1\nCONTAINER_NAMESPACE=ns\n");
+        assert_eq!(host.written("args"), "first 1 second \n");
+        assert_eq!(host.journal.entries().len(), 1);
+        err.write_all(b"to err").await.unwrap();
+        out.write_all(b"to out\n").await.unwrap();
+        drop((out, err));
+        assert!(soon(pumps.drained(LONG)).await);
+        soon(pumps.finish()).await;
+        assert_eq!((host.written("out").as_str(), host.written("err").as_str()), ("to out\nend\n", "to err"));
+        assert!(host.journal.entries().is_empty(), "it was not reaped");
+    }
+}
+
+#[tokio::test]
+async fn a_logger_that_is_not_ready_is_refused() {
+    let host = Host::new();
+    let error = soon(host.logger("binary-v2", "exit 0")).await.unwrap_err().to_string();
+    assert!(error.contains("logger") && error.contains("ready"), "{error}");
+    let gone = StdioRequest::parse("", "binary:///no/such/logger", "", false).unwrap();
+    let error = soon(Stdio::open(&gone, &host.place())).await.unwrap_err().to_string();
+    assert!(error.contains("/no/such/logger"), "{error}");
+}
+
+/// By the older contract an end without a word is readiness, and the container goes on without its logger.
+#[tokio::test]
+async fn a_logger_that_ends_takes_nobody_along() {
+    let host = Host::new();
+    let (pumps, mut out, err) = pumps(soon(host.logger("binary", "exit 3")).await.unwrap());
+    drop(err);
+    soon(async { while out.write_all(&[0; 1000]).await.is_ok() {} }).await;
+    assert!(soon(pumps.drained(LONG)).await);
+    soon(pumps.finish()).await;
+    assert!(host.journal.entries().is_empty());
+}
+
+#[tokio::test]
+async fn both_outputs_go_to_the_file_that_is_named_as_one() {
+    let host = Host::new();
+    let path = host.dir.path().join("new/log");
+    let request = StdioRequest::parse("", &format!("file://{}", path.display()), "/not/this", false).unwrap();
+    let (pumps, mut out, mut err) = pumps(Stdio::open(&request, &host.place()).await.unwrap());
+    out.write_all(b"out\n").await.unwrap();
+    drop(out);
+    err.write_all(b"err\n").await.unwrap();
+    drop(err);
+    assert!(soon(pumps.drained(LONG)).await);
+    let text = host.written("new/log");
+    assert!(text.contains("out\n") && text.contains("err\n"), "{text}");
+}
+
 #[tokio::test]
 async fn what_is_missing_is_named() {
+    let host = Host::new();
     let request = StdioRequest::parse("", "/no/such/fifo", "", false).unwrap();
-    let error = Stdio::open(&request).await.unwrap_err().to_string();
+    let error = Stdio::open(&request, &host.place()).await.unwrap_err().to_string();
     assert!(error.contains("stdout") && error.contains("/no/such/fifo"), "{error}");
     // A terminal has no second output: whatever is named there is not opened.
     let request = StdioRequest::parse("", "", "/no/such/fifo", true).unwrap();
-    Stdio::open(&request).await.unwrap();
+    Stdio::open(&request, &host.place()).await.unwrap();
 }

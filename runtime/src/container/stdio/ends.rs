@@ -4,6 +4,7 @@ use std::{
     os::{fd::OwnedFd, unix::fs::FileTypeExt},
     path::Path,
     pin::Pin,
+    sync::Arc,
 };
 
 use rustix::fs::{Mode, OFlags};
@@ -12,20 +13,27 @@ use tokio::{
     net::unix::pipe,
 };
 
-use super::{StdioError, Target};
+use super::{
+    StdioError, Target,
+    streams::{Delivery, Streams},
+};
 
 /// Where output goes.
 pub(super) struct Output {
     pub(super) sink: Pin<Box<dyn AsyncWrite + Send>>,
     /// A FIFO's reader: without one a writer is told that the pipe is broken as soon as a client leaves.
     _held: Option<OwnedFd>,
+    /// Ends with this one.
+    _with: Option<Box<Output>>,
+    /// A stream whose client has to take the rest after the sink is closed.
+    pub(super) delivery: Option<Delivery>,
 }
 
 /// Where input comes from.
 pub(super) struct Input {
     pub(super) source: Pin<Box<dyn AsyncRead + Send>>,
-    /// A FIFO's writer: without one the input ends as soon as a client leaves.
-    pub(super) held: Option<OwnedFd>,
+    /// Without it the input ends as soon as a client leaves: a FIFO's writer, or its like for streams.
+    pub(super) held: Option<Box<dyn Send>>,
 }
 
 impl std::fmt::Debug for Output {
@@ -41,12 +49,29 @@ impl std::fmt::Debug for Input {
 }
 
 impl Output {
-    pub(super) async fn open(stream: &'static str, target: &Target) -> Result<Option<Self>, StdioError> {
+    pub(super) async fn open(
+        stream: &'static str,
+        target: &Target,
+        streams: &Arc<Streams>,
+    ) -> Result<Option<Self>, StdioError> {
         let path = match target {
-            Target::None => return Ok(None),
+            // A logger's are made with it.
+            Target::None | Target::Logger(_) => return Ok(None),
             Target::Fifo(path) => path,
             Target::File(path) => {
+                if let Some(parent) = path.parent() {
+                    tokio::fs::create_dir_all(parent).await.map_err(failed(stream, parent))?;
+                }
                 return append(path).await.map(Some).map_err(failed(stream, path));
+            }
+            Target::Stream(id) => {
+                let (sink, delivery) = streams.output(id).ok_or_else(|| taken(stream, id))?;
+                return Ok(Some(Self {
+                    sink: Box::pin(sink),
+                    _held: None,
+                    delivery: Some(delivery),
+                    _with: None,
+                }));
             }
         };
         if !is_fifo(path).await.map_err(failed(stream, path))? {
@@ -56,13 +81,35 @@ impl Output {
         let reader = open(path, OFlags::RDONLY).map_err(failed(stream, path))?;
         let writer = open(path, OFlags::WRONLY).map_err(failed(stream, path))?;
         let sink = pipe::Sender::from_owned_fd(writer).map_err(failed(stream, path))?;
-        Ok(Some(Self { sink: Box::pin(sink), _held: Some(reader) }))
+        Ok(Some(Self { sink: Box::pin(sink), _held: Some(reader), delivery: None, _with: None }))
+    }
+
+    /// Keeps `other` open as long as this.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self { _with: Some(Box::new(other)), ..self }
+    }
+
+    /// To the writing end of a pipe.
+    pub(super) fn pipe(writer: OwnedFd) -> std::io::Result<Self> {
+        let sink = pipe::Sender::from_owned_fd(writer)?;
+        Ok(Self { sink: Box::pin(sink), _held: None, delivery: None, _with: None })
     }
 }
 
 impl Input {
-    pub(super) async fn open(stream: &'static str, target: &Target) -> Result<Option<Self>, StdioError> {
-        let (Target::Fifo(path) | Target::File(path)) = target else { return Ok(None) };
+    pub(super) async fn open(
+        stream: &'static str,
+        target: &Target,
+        streams: &Arc<Streams>,
+    ) -> Result<Option<Self>, StdioError> {
+        let path = match target {
+            Target::None | Target::Logger(_) => return Ok(None),
+            Target::Fifo(path) | Target::File(path) => path,
+            Target::Stream(id) => {
+                let (source, held) = streams.input(id).ok_or_else(|| taken(stream, id))?;
+                return Ok(Some(Self { source: Box::pin(source), held: Some(Box::new(held)) }));
+            }
+        };
         if !is_fifo(path).await.map_err(failed(stream, path))? {
             let file = tokio::fs::File::open(path).await.map_err(failed(stream, path))?;
             return Ok(Some(Self { source: Box::pin(file), held: None }));
@@ -70,8 +117,12 @@ impl Input {
         let reader = open(path, OFlags::RDONLY).map_err(failed(stream, path))?;
         let writer = open(path, OFlags::WRONLY).map_err(failed(stream, path))?;
         let source = pipe::Receiver::from_owned_fd(reader).map_err(failed(stream, path))?;
-        Ok(Some(Self { source: Box::pin(source), held: Some(writer) }))
+        Ok(Some(Self { source: Box::pin(source), held: Some(Box::new(writer)) }))
     }
+}
+
+fn taken(stream: &'static str, id: &str) -> StdioError {
+    StdioError::Taken { stream, id: id.to_owned() }
 }
 
 fn failed<E: Into<std::io::Error>>(stream: &'static str, path: &Path) -> impl FnOnce(E) -> StdioError {
@@ -88,6 +139,6 @@ fn open(path: &Path, access: OFlags) -> rustix::io::Result<OwnedFd> {
 }
 
 async fn append(path: &Path) -> std::io::Result<Output> {
-    let file = tokio::fs::OpenOptions::new().append(true).create(true).open(path).await?;
-    Ok(Output { sink: Box::pin(file), _held: None })
+    let file = tokio::fs::OpenOptions::new().append(true).create(true).mode(0o644).open(path).await?;
+    Ok(Output { sink: Box::pin(file), _held: None, delivery: None, _with: None })
 }
