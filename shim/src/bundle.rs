@@ -9,7 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skep::os::ProcessIdentity;
+use skep::{container::HostHooks, os::ProcessIdentity};
 
 use crate::input::ConfigSource;
 
@@ -61,6 +61,8 @@ pub(crate) enum BundleError {
 }
 
 const STATE_VERSION: u32 = 1;
+/// The file of the hooks that follow a container's end.
+const POSTSTOP: &str = "poststop.json";
 
 /// What `start` notes for the shim and for `delete`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +155,30 @@ impl Bundle {
             serde_json::to_vec(state).map_err(|error| BundleError::Json { path: path.clone(), error })?;
         text.push(b'\n');
         self.replace("skep.json", &text)
+    }
+
+    /// Notes the hooks that are to be run when the container is gone.
+    pub(crate) fn write_poststop(&self, hooks: &HostHooks) -> Result<(), BundleError> {
+        let text = serde_json::to_vec(hooks)
+            .map_err(|error| BundleError::Json { path: self.path(POSTSTOP), error })?;
+        self.replace(POSTSTOP, &text)
+    }
+
+    /// The hooks that were noted and not run, if any.
+    pub(crate) fn poststop(&self) -> Result<Option<HostHooks>, BundleError> {
+        match self.read_json(POSTSTOP, STATE_LIMIT) {
+            Err(BundleError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// Forgets the hooks: they are being run. The bundle may be gone already.
+    pub(crate) fn remove_poststop(&self) {
+        if let Err(error) = fs::remove_file(self.path(POSTSTOP))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "{}", self.path(POSTSTOP).display());
+        }
     }
 
     /// Notes where the shim listens, for containerd before 2.0, which looks here after a restart.

@@ -30,7 +30,11 @@ const KILL: Duration = Duration::from_secs(1);
 
 /// Does it, and prints containerd's answer. Problems on standard error become warnings in containerd's log.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    if let Err(error) = clean(args, &bundle(args)?) {
+    let bundle = bundle(args)?;
+    if let Err(error) = clean(args, &bundle) {
+        eprintln!("{}", chain(&error));
+    }
+    if let Err(error) = finish_hooks(&bundle) {
         eprintln!("{}", chain(&error));
     }
     // Whatever was left: the task is over.
@@ -40,6 +44,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         ..DeleteResponse::default()
     };
     std::io::stdout().write_all(&answer.write_to_bytes()?).context("standard output")
+}
+
+/// Runs the hooks that the shim did not live to run.
+fn finish_hooks(bundle: &Bundle) -> anyhow::Result<()> {
+    if let Some(hooks) = bundle.poststop()? {
+        bundle.remove_poststop();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(hooks.poststop());
+    }
+    Ok(())
 }
 
 fn clean(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {

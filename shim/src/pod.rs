@@ -10,7 +10,7 @@ use std::{
 use skep::{
     config::{Config, PodOptions},
     container::{
-        Container, CreateRequest, ErrorKind, Exit, Guest, guest_dir, of_network,
+        Container, CreateRequest, ErrorKind, Exit, Guest, HostHooks, guest_dir, of_network,
         spec::{Context, probe_host, rewrite},
         stdio::{StdioRequest, Streams},
     },
@@ -127,7 +127,7 @@ impl Pod {
         let made = Box::pin(self.make(request, given_up.clone())).await;
         let (container, sandbox) = match made {
             Ok((container, _)) if *given_up.borrow() => {
-                self.discard(&container).await;
+                self.discard(&container, Path::new(&request.bundle)).await;
                 drop(reservation);
                 self.end_if_empty().await;
                 return Err(given_up_failure());
@@ -174,11 +174,12 @@ impl Pod {
         }
     }
 
-    async fn discard(&self, container: &Container) {
+    async fn discard(&self, container: &Container, bundle: &Path) {
         let _held = container.init().hold().await;
         if let Err(error) = container.delete(false).await {
             tracing::warn!(container = container.id(), %error, "a container nobody waits for any more");
         }
+        finish_hooks(container, bundle).await;
     }
 
     async fn make(
@@ -201,6 +202,10 @@ impl Pod {
             process.set_terminal(Some(request.terminal));
         }
         let rootfs = rootfs(request, bundle.dir(), &spec);
+        let hooks = spec
+            .hooks()
+            .as_ref()
+            .and_then(|hooks| HostHooks::new(hooks, &request.id, bundle.dir().to_owned(), &spec));
 
         let mut slot = self.sandbox.lock().await;
         let guest_dir = guest_dir(&request.id);
@@ -234,6 +239,10 @@ impl Pod {
             slot.insert(sandbox).clone()
         };
         drop(slot);
+        // Noted before anything is hooked: whoever cleans up after a kill of this process owes them as well.
+        if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.has_poststop()) {
+            bundle.write_poststop(hooks).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+        }
         let request = CreateRequest {
             id: request.id.clone(),
             spec,
@@ -242,10 +251,14 @@ impl Pod {
             stdio,
             namespace: self.namespace.clone(),
             streams: Arc::clone(&self.streams),
+            hooks,
             call_limit: self.config.timeouts.call_s.duration(),
         };
-        let container = Container::create(Arc::clone(&sandbox) as Arc<dyn Guest>, request).await?;
-        Ok((container, sandbox))
+        let container = Container::create(Arc::clone(&sandbox) as Arc<dyn Guest>, request).await;
+        if container.is_err() {
+            bundle.remove_poststop();
+        }
+        Ok((container?, sandbox))
     }
 
     async fn boot(
@@ -294,6 +307,7 @@ impl Pod {
                 destroy(&mut slot).await;
             }
         }
+        finish_hooks(&task.container, Path::new(&task.bundle)).await;
         // Never started and never killed: deleting it was its end.
         let exit = match init.exit() {
             Some(exit) => exit,
@@ -339,6 +353,12 @@ async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
     {
         tracing::error!(sandbox = sandbox.id(), "{errors}");
     }
+}
+
+/// The last hooks of a container that is gone. The note of them goes first: twice would be worse than not at all.
+async fn finish_hooks(container: &Container, bundle: &Path) {
+    Bundle::new(bundle.to_owned()).remove_poststop();
+    container.poststop().await;
 }
 
 fn given_up_failure() -> Failure {

@@ -8,7 +8,7 @@ use std::{
 use skep_protocol::api;
 
 use super::{
-    Container, ContainerError, Guest, GuestSpec, Process,
+    Container, ContainerError, Guest, GuestSpec, HostHooks, Process,
     guest::explain,
     instance::watch,
     stdio::{Place, Stdio, StdioRequest, Streams},
@@ -36,6 +36,8 @@ pub struct CreateRequest {
     pub namespace: String,
     /// The streams that have names.
     pub streams: Arc<Streams>,
+    /// Hooks that run on the host.
+    pub hooks: Option<HostHooks>,
     /// Longest wait for an answer of the agent.
     pub call_limit: Duration,
 }
@@ -49,8 +51,17 @@ impl Container {
     /// Creates the container and its init process, which waits for [`Container::start`]. When it fails, nothing of
     /// the container is left on the host.
     pub async fn create(guest: Arc<dyn Guest>, request: CreateRequest) -> Result<Arc<Self>, ContainerError> {
-        let CreateRequest { id, spec, rootfs, rootfs_mode, stdio: named, namespace, streams, call_limit } =
-            request;
+        let CreateRequest {
+            id,
+            spec,
+            rootfs,
+            rootfs_mode,
+            stdio: named,
+            namespace,
+            streams,
+            hooks,
+            call_limit,
+        } = request;
         let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
             operation: "encoding the specification",
             reason: error.to_string(),
@@ -102,7 +113,7 @@ impl Container {
 
         let init = Arc::new(Process::new(&id, "", named, pumps));
         watch(&guest, &init);
-        Ok(Arc::new(Self {
+        let container = Arc::new(Self {
             id,
             guest,
             init,
@@ -112,8 +123,20 @@ impl Container {
             oom: tokio::sync::watch::Sender::new(0),
             namespace,
             streams,
+            hooks,
             call_limit,
-        }))
+        });
+        if let Some(hooks) = &container.hooks {
+            if let Err(error) = hooks.create(container.guest.pid(), container.guest.journal()).await {
+                if let Err(error) = container.delete(false).await {
+                    tracing::warn!(%error, "undoing a container whose hooks failed");
+                }
+                container.poststop().await;
+                return Err(error.into());
+            }
+            container.guest.mark("hooks");
+        }
+        Ok(container)
     }
 }
 

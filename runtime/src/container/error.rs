@@ -72,6 +72,9 @@ pub enum ContainerError {
     /// The specification.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A hook of the host.
+    #[error(transparent)]
+    Hook(#[from] super::HookError),
     /// Standard streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -128,7 +131,7 @@ impl ContainerError {
             Self::Network(error) => of_network(error),
             Self::Agent(error) => of_code(error.code),
             Self::Lost { .. } => ErrorKind::Unavailable,
-            Self::Internal { .. } => ErrorKind::Unknown,
+            Self::Hook(_) | Self::Internal { .. } => ErrorKind::Unknown,
         }
     }
 }

@@ -29,6 +29,9 @@ pub trait Guest: Debug + Send + Sync {
     /// Where the resources of the host are recorded.
     fn journal(&self) -> &Arc<Journal>;
 
+    /// The process that stands for the sandbox on this host.
+    fn pid(&self) -> u32;
+
     /// The directory that the guest sees.
     fn share_dir(&self) -> &Path;
 
@@ -59,6 +62,10 @@ impl Guest for Sandbox {
 
     fn journal(&self) -> &Arc<Journal> {
         self.journal()
+    }
+
+    fn pid(&self) -> u32 {
+        self.vmm_pid()
     }
 
     fn share_dir(&self) -> &Path {

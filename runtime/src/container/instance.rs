@@ -14,7 +14,7 @@ use skep_protocol::{AgentCalls, api};
 use tokio::sync::watch as channel;
 
 use super::{
-    ContainerError, ContainerStats, Exit, Guest, Process, ProcessState,
+    ContainerError, ContainerStats, Exit, Guest, HostHooks, Process, ProcessState,
     create::detach,
     guest::explain,
     resources,
@@ -48,6 +48,7 @@ pub struct Container {
     pub(super) oom: channel::Sender<u64>,
     pub(super) namespace: String,
     pub(super) streams: Arc<Streams>,
+    pub(super) hooks: Option<HostHooks>,
     pub(super) call_limit: Duration,
 }
 
@@ -114,6 +115,9 @@ impl Container {
         if process.exec_id().is_empty() {
             self.guest.mark("container-started");
             super::oom::watch(&self.guest, &self.id, process, self.oom.clone());
+            if let Some(hooks) = &self.hooks {
+                hooks.poststart(self.guest.pid(), self.guest.journal()).await;
+            }
         } else {
             watch(&self.guest, process);
         }
@@ -360,6 +364,13 @@ impl Container {
         }
         detach(&self.guest, &self.share).await;
         Ok(())
+    }
+
+    /// Runs the hooks that follow its end: to be called when it, or the sandbox with it, is deleted.
+    pub async fn poststop(&self) {
+        if let Some(hooks) = &self.hooks {
+            hooks.poststop().await;
+        }
     }
 
     async fn kill_created(&self) {

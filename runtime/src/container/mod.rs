@@ -3,6 +3,7 @@
 mod create;
 mod error;
 mod guest;
+mod hooks;
 mod instance;
 mod oom;
 mod process;
@@ -13,6 +14,8 @@ pub mod stdio;
 pub use create::{CreateRequest, guest_dir};
 pub use error::{ContainerError, ErrorKind, of_network};
 pub use guest::{Guest, Size};
+
+pub use hooks::{HookError, HostHooks};
 pub use instance::Container;
 pub use process::{Exit, KILLED, Process, ProcessState};
 pub use skep_protocol::api::{ContainerStatsResponse as ContainerStats, IoStats};

@@ -180,6 +180,10 @@ impl Guest for FakeGuest {
         &self.journal
     }
 
+    fn pid(&self) -> u32 {
+        77
+    }
+
     fn share_dir(&self) -> &Path {
         self.dir.path()
     }
@@ -255,6 +259,7 @@ impl Bench {
             stdio,
             namespace: "test".into(),
             streams: Arc::default(),
+            hooks: None,
             call_limit: LIMIT,
         };
         Container::create(Arc::<FakeGuest>::clone(&self.guest), request).await

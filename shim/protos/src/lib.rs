@@ -59,8 +59,8 @@ generated! {
     transfer,
 }
 
-pub use task_ttrpc::{Task, TaskClient};
 pub use streaming_ttrpc::{Streaming, create_streaming};
+pub use task_ttrpc::{Task, TaskClient};
 
 /// Names under which containerd calls the task service.
 const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];

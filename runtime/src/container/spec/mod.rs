@@ -80,7 +80,7 @@ pub struct GuestSpec {
 /// Rewrites `spec` for the guest.
 pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Result<GuestSpec, SpecError> {
     let mut notes = Vec::new();
-    refuse_hooks(spec.hooks().as_ref())?;
+    let hooks = guest_hooks(spec.hooks().as_ref())?;
     for (present, field) in [
         (spec.windows().is_some(), "windows"),
         (spec.solaris().is_some(), "solaris"),
@@ -117,7 +117,7 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
     spec.set_hostname(None);
     spec.set_domainname(None);
     spec.set_annotations(None);
-    spec.set_hooks(None);
+    spec.set_hooks(hooks);
     Ok(GuestSpec { spec, hostname, network, volumes, notes })
 }
 
@@ -145,26 +145,23 @@ pub fn rewrite_process(mut process: Process, notes: &mut Vec<String>) -> Result<
     Ok(process)
 }
 
-fn refuse_hooks(hooks: Option<&Hooks>) -> Result<(), SpecError> {
-    let Some(hooks) = hooks else { return Ok(()) };
-    #[allow(deprecated)] // Callers may still send prestart hooks.
-    let kinds = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    for (kind, list) in kinds {
-        if let Some(hook) = list.as_ref().and_then(|list| list.first()) {
-            return Err(SpecError::unsupported(
-                format!("hooks.{kind}[0]"),
-                format!("{} would have to run, but hooks are not supported yet", hook.path().display()),
-            ));
-        }
+/// What of the hooks is the guest's: those that run in the container's root. The host's are [`super::HostHooks`].
+fn guest_hooks(hooks: Option<&Hooks>) -> Result<Option<Hooks>, SpecError> {
+    let Some(hooks) = hooks else { return Ok(None) };
+    if let Some(hook) = hooks.create_container().as_ref().and_then(|list| list.first()) {
+        return Err(SpecError::unsupported(
+            "hooks.createContainer[0]",
+            format!(
+                "{} would have to run in the guest before the container has its root, where no programs are: \
+                 createRuntime hooks run on the host, startContainer hooks in the container",
+                hook.path().display()
+            ),
+        ));
     }
-    Ok(())
+    let Some(list) = hooks.start_container().clone().filter(|list| !list.is_empty()) else { return Ok(None) };
+    let mut guest = Hooks::default();
+    guest.set_start_container(Some(list));
+    Ok(Some(guest))
 }
 
 /// Asks the host's file system what a source is, following symbolic links.

@@ -321,13 +321,17 @@ fn limits_that_a_guest_lacks() {
 }
 
 #[test]
-fn hooks_are_refused_by_name() {
+fn hooks_go_where_they_run() {
     let mut spec = linux();
-    spec["hooks"] = json!({"createRuntime": [{"path": "/usr/bin/nerdctl"}]});
-    let error = refusal(spec.clone());
-    assert!(error.contains("hooks.createRuntime[0]") && error.contains("/usr/bin/nerdctl"), "{error}");
-    spec["hooks"] = json!({"poststop": []});
-    run(spec).unwrap();
+    spec["hooks"] = json!({"createRuntime": [{"path": "/usr/bin/nerdctl"}], "poststop": [{"path": "/x"}]});
+    assert_eq!(run(spec.clone()).unwrap().spec.hooks(), &None);
+    spec["hooks"]["startContainer"] = json!([{"path": "/bin/in-root"}]);
+    let guest = run(spec.clone()).unwrap().spec.hooks().clone().unwrap();
+    assert_eq!(guest.start_container().as_ref().unwrap()[0].path(), Path::new("/bin/in-root"));
+    assert!(guest.create_runtime().is_none() && guest.poststop().is_none());
+    spec["hooks"]["createContainer"] = json!([{"path": "/usr/bin/hook"}]);
+    let error = refusal(spec);
+    assert!(error.contains("hooks.createContainer[0]") && error.contains("/usr/bin/hook"), "{error}");
 }
 
 #[test]
