@@ -36,6 +36,8 @@ const GIVE_UP: Duration = Duration::from_secs(2);
 /// How long a deletion waits for the exit's event to be on its way.
 const REPORT: Duration = Duration::from_secs(10);
 
+/// By it containerd's CRI plugin tells a pod's own container from the others.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Longest host name that is made up: what DNS allows in a label.
 const MAX_HOSTNAME: usize = 63;
 
@@ -243,6 +245,15 @@ impl Pod {
         if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.has_poststop()) {
             bundle.write_poststop(hooks).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
         }
+        let call_limit = self.config.timeouts.call_s.duration();
+        let guest = Arc::clone(&sandbox) as Arc<dyn Guest>;
+        if annotations.get(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
+            let container = Container::placeholder(guest, &request.id, stdio, hooks, call_limit).await;
+            if container.is_err() {
+                bundle.remove_poststop();
+            }
+            return Ok((container?, sandbox));
+        }
         let request = CreateRequest {
             id: request.id.clone(),
             spec,
@@ -252,9 +263,9 @@ impl Pod {
             namespace: self.namespace.clone(),
             streams: Arc::clone(&self.streams),
             hooks,
-            call_limit: self.config.timeouts.call_s.duration(),
+            call_limit,
         };
-        let container = Container::create(Arc::clone(&sandbox) as Arc<dyn Guest>, request).await;
+        let container = Container::create(guest, request).await;
         if container.is_err() {
             bundle.remove_poststop();
         }

@@ -18,6 +18,10 @@ const PREFIX: &str = "org.skep.";
 const NERDCTL_NETWORKS: &str = "nerdctl/networks";
 /// One that is none.
 const NERDCTL_NONE: &str = "none";
+/// What containerd's CRI plugin says of a pod's limits, which are the sums of its containers'.
+const CRI_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CRI_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CRI_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// The configuration's choices with a pod's own laid over them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -81,7 +85,11 @@ impl PodOptions {
         }
     }
 
-    /// Reads the annotations that are Skep's; others are not looked at.
+    /// Reads the annotations that are Skep's, and Kubernetes' of a pod's size; others are not looked at.
+    ///
+    /// A pod with a CPU limit gets as many virtual CPUs as that, rounded up. One with a memory limit gets it beside
+    /// what a pod without one has (`sandbox.memory_mib`), which is for the guest's kernel and agent, for caches and for
+    /// volumes in memory. Shares are relative weights and size nothing. Skep's own annotations come before these.
     pub fn from_annotations(
         config: &Config,
         annotations: &HashMap<String, String>,
@@ -90,6 +98,7 @@ impl PodOptions {
         if let Some(count) = annotations.get(NERDCTL_NETWORKS).and_then(|value| nerdctl_networks(value)) {
             options.interfaces = count;
         }
+        options.size_by_kubernetes(config, annotations)?;
         // In order, so that of two errors it is always the same one that is told.
         let mut own: Vec<_> = annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
         own.sort();
@@ -112,6 +121,34 @@ impl PodOptions {
             }
         }
         Ok(options)
+    }
+
+    fn size_by_kubernetes(
+        &mut self,
+        config: &Config,
+        annotations: &HashMap<String, String>,
+    ) -> Result<(), AnnotationError> {
+        let positive = |key: &str| -> Result<Option<u64>, AnnotationError> {
+            let Some(value) = annotations.get(key) else { return Ok(None) };
+            let number: i64 = value.parse().map_err(|e| wrong(key, value, &e))?;
+            // Nothing or less is no limit.
+            Ok(u64::try_from(number).ok().filter(|number| *number > 0))
+        };
+        if let (Some(quota), Some(period)) = (positive(CRI_QUOTA)?, positive(CRI_PERIOD)?)
+            && !annotations.contains_key("org.skep.vcpus")
+        {
+            let count = quota.div_ceil(period);
+            self.vcpus = Vcpus::try_from(count).map_err(|e| wrong(CRI_QUOTA, &quota.to_string(), &e))?;
+            limit(CRI_QUOTA, &self.vcpus, &config.sandbox.max_vcpus, "sandbox.max_vcpus")?;
+        }
+        if let Some(bytes) = positive(CRI_MEMORY)?
+            && !annotations.contains_key("org.skep.memory-mib")
+        {
+            let mib = bytes.div_ceil(1 << 20).saturating_add(config.sandbox.memory_mib.mib().into());
+            self.memory = Memory::try_from(mib).map_err(|e| wrong(CRI_MEMORY, &bytes.to_string(), &e))?;
+            limit(CRI_MEMORY, &self.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
+        }
+        Ok(())
     }
 }
 
@@ -181,6 +218,25 @@ mod tests {
         assert_eq!(count(&[("nerdctl/networks", "[\"bridge\",\"db\"]")]), 2);
         assert_eq!(count(&[("nerdctl/networks", "of another form")]), 1);
         assert_eq!(count(&[("nerdctl/networks", "[\"bridge\",\"db\"]"), ("org.skep.interfaces", "3")]), 3);
+    }
+
+    #[test]
+    fn a_pod_of_kubernetes_has_room_for_its_limits() {
+        let size =
+            |pairs: &[(&str, &str)]| read(pairs).map(|options| (options.vcpus.get(), options.memory.mib()));
+        let default = PodOptions::defaults(&Config::default());
+        let base = default.memory.mib();
+        assert_eq!(size(&[(CRI_QUOTA, "150000"), (CRI_PERIOD, "100000")]).unwrap(), (2, base));
+        assert_eq!(size(&[(CRI_QUOTA, "0"), (CRI_PERIOD, "100000"), (CRI_MEMORY, "0")]).unwrap(), (1, base));
+        assert_eq!(size(&[(CRI_QUOTA, "-1"), (CRI_PERIOD, "100000")]).unwrap().0, 1);
+        assert_eq!(size(&[(CRI_MEMORY, "100000001")]).unwrap(), (1, base + 96));
+        // Skep's own say the last word.
+        let own = [(CRI_MEMORY, "1000000000000"), ("org.skep.memory-mib", "100")];
+        assert_eq!(size(&own).unwrap().1, 100);
+        let refused = |pairs: &[(&str, &str)]| size(pairs).unwrap_err().to_string();
+        assert!(refused(&[(CRI_MEMORY, "1000000000")]).contains("sandbox.max_memory_mib"));
+        assert!(refused(&[(CRI_QUOTA, "900000"), (CRI_PERIOD, "100000")]).contains("sandbox.max_vcpus"));
+        assert!(refused(&[(CRI_MEMORY, "1G")]).contains("`1G`"));
     }
 
     #[test]

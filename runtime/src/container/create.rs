@@ -121,22 +121,28 @@ impl Container {
             share,
             paused: AtomicBool::new(false),
             oom: tokio::sync::watch::Sender::new(0),
+            placeholder: false,
             namespace,
             streams,
             hooks,
             call_limit,
         });
-        if let Some(hooks) = &container.hooks {
-            if let Err(error) = hooks.create(container.guest.pid(), container.guest.journal()).await {
-                if let Err(error) = container.delete(false).await {
-                    tracing::warn!(%error, "undoing a container whose hooks failed");
-                }
-                container.poststop().await;
-                return Err(error.into());
-            }
-            container.guest.mark("hooks");
-        }
+        container.run_create_hooks().await?;
         Ok(container)
+    }
+
+    /// Runs the hooks that belong to its making. When one fails, nothing of the container is left.
+    pub(super) async fn run_create_hooks(&self) -> Result<(), ContainerError> {
+        let Some(hooks) = &self.hooks else { return Ok(()) };
+        if let Err(error) = hooks.create(self.guest.pid(), self.guest.journal()).await {
+            if let Err(error) = self.delete(false).await {
+                tracing::warn!(%error, "undoing a container whose hooks failed");
+            }
+            self.poststop().await;
+            return Err(error.into());
+        }
+        self.guest.mark("hooks");
+        Ok(())
     }
 }
 

@@ -26,6 +26,8 @@ use crate::{
 
 /// How long a hook may take that has no timeout of its own.
 const LIMIT: Duration = Duration::from_secs(300);
+/// How long what a hook said last may take to be read.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long a killed one may take to go.
 const KILL: Duration = Duration::from_secs(2);
 /// Bytes of what a hook says on standard error that go into a message.
@@ -123,9 +125,8 @@ impl HostHooks {
     /// What follows the start: a failure is logged and nothing more.
     pub(super) async fn poststart(&self, pid: u32, journal: &Journal) {
         let [_, _, (kind, list), _] = self.lists();
-        for number in 0..list.len() {
-            let one =
-                self.one(kind, number, &list[number], ContainerState::Running, Some(pid), Some(journal));
+        for (number, hook) in list.iter().enumerate() {
+            let one = self.one(kind, number, hook, ContainerState::Running, Some(pid), Some(journal));
             if let Err(error) = one.await {
                 tracing::warn!("{error}");
             }
@@ -246,21 +247,24 @@ async fn perform(
     let ended = {
         let stdin = running.child.stdin.take().map(OwnedFd::from);
         let stderr = running.child.stderr.take().map(OwnedFd::from);
-        let talk = async {
-            tokio::join!(tell(stdin, &state), listen(stderr, &mut text));
-            // Both may end long before the hook does.
-            std::future::pending::<()>().await;
-        };
+        let mut talk = std::pin::pin!(async { tokio::join!(tell(stdin, &state), listen(stderr, &mut text)) });
         let exit = async {
             match process.watch()? {
                 Some(watch) => watch.exited().await,
                 None => Ok(()),
             }
         };
-        tokio::select! {
-            ended = tokio::time::timeout(limit, exit) => ended,
-            () = talk => return Err(Reason::System(io::ErrorKind::Other.into())),
+        let mut exit = std::pin::pin!(tokio::time::timeout(limit, exit));
+        let (ended, quiet) = tokio::select! {
+            ended = &mut exit => (ended, false),
+            // Both may end long before the hook does.
+            _ = &mut talk => (exit.await, true),
+        };
+        if !quiet {
+            // What it said last; a process that it left behind may hold the pipe open for ever.
+            let _ = tokio::time::timeout(LAST_WORDS, talk).await;
         }
+        ended
     };
     let said = String::from_utf8_lossy(&text).trim().chars().take(SAID).collect();
     match ended {
@@ -315,7 +319,7 @@ mod tests {
     async fn they_are_given_the_state_and_run_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::create(&dir.path().join("journal")).unwrap();
-        let mut with_env = sh("echo $0 $X ${PATH-none} >>out");
+        let mut with_env = sh("echo $0 $X ${HOME-none} >>out");
         with_env["env"] = json!(["X=y"]);
         let hooks = hooks(
             &dir,

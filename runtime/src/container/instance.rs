@@ -46,6 +46,8 @@ pub struct Container {
     pub(super) share: Arc<Mutex<Share>>,
     pub(super) paused: AtomicBool,
     pub(super) oom: channel::Sender<u64>,
+    /// Stands for the sandbox: see `placeholder.rs`.
+    pub(super) placeholder: bool,
     pub(super) namespace: String,
     pub(super) streams: Arc<Streams>,
     pub(super) hooks: Option<HostHooks>,
@@ -96,6 +98,11 @@ impl Container {
         if process.state() != ProcessState::Created {
             return Err(state_error("start", process));
         }
+        if self.placeholder {
+            process.started(0);
+            self.poststart().await;
+            return Ok(());
+        }
         // By now whoever makes networks for containers has made this one: the guest learns of it with the call that
         // lets the first process run.
         let network = match process.exec_id() {
@@ -115,9 +122,7 @@ impl Container {
         if process.exec_id().is_empty() {
             self.guest.mark("container-started");
             super::oom::watch(&self.guest, &self.id, process, self.oom.clone());
-            if let Some(hooks) = &self.hooks {
-                hooks.poststart(self.guest.pid(), self.guest.journal()).await;
-            }
+            self.poststart().await;
         } else {
             watch(&self.guest, process);
         }
@@ -133,6 +138,10 @@ impl Container {
     ) -> Result<Arc<Process>, ContainerError> {
         if self.init.state() == ProcessState::Stopped {
             return Err(state_error("exec in", &self.init));
+        }
+        if self.placeholder {
+            let state = "the sandbox's own, which has no file system: exec in one of the pod's containers";
+            return Err(ContainerError::State { operation: "exec in", what: self.init.name(), state });
         }
         if self.is_paused() {
             return Err(ContainerError::State {
@@ -191,6 +200,9 @@ impl Container {
         if self.init.state() == ProcessState::Stopped {
             return Ok(Vec::new());
         }
+        if self.placeholder {
+            return Ok(vec![Some(String::new())]);
+        }
         let request =
             api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
         let answer = match self.agent().list_processes(&request).await {
@@ -220,6 +232,10 @@ impl Container {
                 return Err(state_error("kill", process));
             }
             ProcessState::Created | ProcessState::Running => {}
+        }
+        if self.placeholder {
+            self.signal_placeholder(signal);
+            return Ok(());
         }
         let request = api::SignalProcessRequest {
             container_id: self.id.clone(),
@@ -263,6 +279,9 @@ impl Container {
 
     /// What its processes use, by its cgroup in the guest. Numbers are the guest's: they may be anything.
     pub async fn stats(&self) -> Result<ContainerStats, ContainerError> {
+        if self.placeholder {
+            return Ok(ContainerStats::default());
+        }
         let request =
             api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
         match self.agent().container_stats(&request).await {
@@ -277,6 +296,9 @@ impl Container {
             return Err(state_error("update", &self.init));
         }
         let resources = resources::check(resources, self.guest.size())?;
+        if self.placeholder {
+            return Ok(());
+        }
         let json = serde_json::to_vec(&resources).map_err(|error| ContainerError::Internal {
             operation: "encoding the limits",
             reason: error.to_string(),
@@ -309,6 +331,10 @@ impl Container {
         if self.is_paused() == pause {
             let state = if pause { "paused" } else { "running" };
             return Err(ContainerError::State { operation, what: self.init.name(), state });
+        }
+        if self.placeholder {
+            self.paused.store(pause, Ordering::Release);
+            return Ok(());
         }
         let request =
             api::ContainerRequest { container_id: self.id.clone(), ..api::ContainerRequest::default() };
@@ -359,11 +385,20 @@ impl Container {
             // Destroying the sandbox undoes the mounts after the VM has let go of them.
             return Ok(());
         }
+        if self.placeholder {
+            return Ok(());
+        }
         if let Err(error) = self.agent().delete_process(&self.init.request()).await {
             tracing::warn!(container = self.id, %error, "deleting in the guest");
         }
         detach(&self.guest, &self.share).await;
         Ok(())
+    }
+
+    async fn poststart(&self) {
+        if let Some(hooks) = &self.hooks {
+            hooks.poststart(self.guest.pid(), self.guest.journal()).await;
+        }
     }
 
     /// Runs the hooks that follow its end: to be called when it, or the sandbox with it, is deleted.

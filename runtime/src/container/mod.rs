@@ -6,6 +6,7 @@ mod guest;
 mod hooks;
 mod instance;
 mod oom;
+mod placeholder;
 mod process;
 mod resources;
 pub mod spec;

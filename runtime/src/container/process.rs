@@ -36,6 +36,14 @@ impl Exit {
         Self { status, at: SystemTime::now(), oom_kills: answer.oom_kills, reason: None }
     }
 
+    pub(super) fn of(status: u32) -> Self {
+        Self { status, at: SystemTime::now(), reason: None, oom_kills: 0 }
+    }
+
+    pub(super) fn signalled(signal: u32) -> Self {
+        Self::of(128 + signal)
+    }
+
     pub(super) fn lost(reason: String) -> Self {
         Self { status: KILLED, at: SystemTime::now(), oom_kills: 0, reason: Some(reason) }
     }

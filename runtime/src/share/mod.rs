@@ -107,6 +107,11 @@ pub fn directory_name(container_id: &str) -> String {
 }
 
 impl Share {
+    /// Nothing, for a container that has nothing at `dir`.
+    pub fn none(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), mounts: Vec::new() }
+    }
+
     /// Mounts a root and volumes below `dir`, which must not exist yet. When it fails, nothing is left.
     ///
     /// With `readonly` the root is read-only for the guest's kernel, too.

@@ -24,13 +24,13 @@ pub(crate) const CASES: &[Case] = &[
 
 const FOREVER: &str = "while :; do sleep 1; done";
 
-fn member(lease: &Lease, what: &str, is: impl Fn(&Member) -> bool) -> Result<Pid> {
+pub(crate) fn member(lease: &Lease, what: &str, is: impl Fn(&Member) -> bool) -> Result<Pid> {
     let all = census::processes(&lease.containerd.scope())?;
     let found = all.into_iter().find(is).with_context(|| format!("no process is {what}"))?;
     Ok(Pid::from_raw(found.pid))
 }
 
-fn is_shim_of(id: &str) -> impl Fn(&Member) -> bool {
+pub(crate) fn is_shim_of(id: &str) -> impl Fn(&Member) -> bool {
     move |member| {
         member.program().starts_with("containerd-shim") && member.arguments.iter().any(|word| word == id)
     }

@@ -9,8 +9,10 @@ mod calls;
 mod confinement;
 mod doctor;
 mod failures;
+mod hooks;
 mod lifecycle;
 mod network;
+mod pods;
 mod resources;
 mod rootfs;
 mod stdio;
@@ -73,6 +75,8 @@ fn main() -> ExitCode {
     let cases = [
         basics::CASES,
         stdio::CASES,
+        hooks::CASES,
+        pods::CASES,
         confinement::CASES,
         rootfs::CASES,
         lifecycle::CASES,

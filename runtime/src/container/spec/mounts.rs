@@ -50,6 +50,8 @@ const GUEST_MADE: [&str; 8] =
     ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "securityfs"];
 /// File systems of FreeBSD that containerd asks for there even when the image is a Linux one.
 const FREEBSD: [&str; 4] = ["devfs", "linprocfs", "linsysfs", "fdescfs"];
+/// Where the guest has the memory that all containers of a sandbox share.
+const GUEST_SHM: &str = "/dev/shm";
 /// Interfaces of the host's kernel: a guest has its own.
 const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
 
@@ -78,10 +80,15 @@ pub(super) fn rewrite(
                 // FreeBSD's options (size in its own notation, uid, gid) mean something else to Linux.
                 kept.push(made("tmpfs", "tmpfs", mount.destination(), &["nosuid", "nodev"])?);
             }
-            _ if is_bind(&mount) && mount.destination() == Path::new("/dev/shm") => {
-                // The caller made it on the host; memory that a sandbox's containers share is the guest's.
-                notes.push(format!("{field}: /dev/shm is made in the guest"));
-                kept.push(shm()?);
+            _ if is_bind(&mount) && mount.destination() == Path::new(GUEST_SHM) => {
+                // The caller made it on the host for all of a pod; the guest has one that its containers share.
+                notes.push(format!("{field}: /dev/shm is the guest's"));
+                kept.push(made(
+                    "bind",
+                    GUEST_SHM,
+                    Path::new(GUEST_SHM),
+                    &["rbind", "nosuid", "noexec", "nodev"],
+                )?);
             }
             _ if is_bind(&mount) => {
                 let volume = volume(&mount, &field, volumes.len(), context, probe)?;

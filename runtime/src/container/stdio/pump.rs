@@ -46,6 +46,11 @@ impl std::fmt::Debug for Pumps {
 }
 
 impl Pumps {
+    /// Of a process that has no streams.
+    pub(in crate::container) fn idle(terminal: bool) -> Self {
+        Self::new(terminal, None)
+    }
+
     pub(super) fn new(terminal: bool, logger: Option<Logger>) -> Self {
         let (draining, drained) = watch::channel(None);
         Self {

@@ -1,0 +1,130 @@
+//! Containers that share a sandbox, as Kubernetes makes them: by annotations and by the namespaces of the pod's own.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use skep_tests::ctr::{Runtime, Subject};
+use skep_tests::suite::Lease;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::both("pod_shares_a_sandbox", pod_shares_a_sandbox).everywhere(),
+    Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits),
+];
+
+/// Runs until it is asked to end.
+const PAUSE: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+
+/// The spec of a pod's own container.
+fn sandbox(subject: &Subject<'_>, rootfs: &Path) -> Result<Value> {
+    let mut spec = subject.spec("pod", rootfs, ["/bin/sh", "-c", PAUSE])?;
+    spec["hostname"] = json!("pod-host");
+    spec["annotations"] =
+        json!({ "io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "pod" });
+    Ok(spec)
+}
+
+/// The spec of a container in it, with the pod's /dev/shm.
+fn member(
+    subject: &Subject<'_>,
+    id: &str,
+    rootfs: &Path,
+    pod: u32,
+    shm: &Path,
+    script: &str,
+) -> Result<Value> {
+    let mut spec = subject.spec(id, rootfs, ["/bin/sh", "-c", script])?;
+    spec["annotations"] =
+        json!({ "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod" });
+    for namespace in spec["linux"]["namespaces"].as_array_mut().context("namespaces")? {
+        let kind = namespace["type"].as_str().unwrap_or_default().to_owned();
+        let file = if kind == "network" { "net" } else { &kind };
+        if ["network", "ipc", "uts"].contains(&kind.as_str()) {
+            namespace["path"] = json!(format!("/proc/{pod}/ns/{file}"));
+        }
+    }
+    if let Some(spec) = spec.as_object_mut() {
+        spec.remove("hostname");
+    }
+    let mounts = spec["mounts"].as_array_mut().context("mounts")?;
+    mounts.retain(|mount| mount["destination"] != "/dev/shm");
+    mounts.push(
+        json!({ "destination": "/dev/shm", "type": "bind", "source": shm, "options": ["rbind", "rw"] }),
+    );
+    Ok(spec)
+}
+
+fn pod_shares_a_sandbox(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let root = |name: &str| lease.rootfs(name);
+    let (shm, volume) = (lease.scratch("shm")?, lease.scratch("volume")?);
+    subject.run("pod").spec(&sandbox(&subject, &root("pod")?)?)?.flags(["--null-io"]).detached()?;
+    let pod = subject.wait_status("pod", "RUNNING")?.pid;
+
+    let script = "ip link set lo up; echo by a >/dev/shm/note; httpd -f -p 127.0.0.1:8080 -h /www & \
+        trap 'exit 7' TERM; while :; do sleep 0.1; done";
+    let rootfs = root("a")?;
+    fs::create_dir(rootfs.join("www"))?;
+    fs::write(rootfs.join("www/index.html"), "served by a\n")?;
+    let spec = member(&subject, "a", &rootfs, pod, &shm, script)?;
+    subject.run("a").spec(&spec)?.flags(["--null-io"]).detached()?;
+
+    // Added later, with a volume that was not there when the sandbox was made.
+    fs::write(volume.join("file"), "volume of b\n")?;
+    let script = "cat /dev/shm/note /volume/file; hostname; \
+        for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/ && break; sleep 0.1; done; exit 5";
+    let mut spec = member(&subject, "b", &root("b")?, pod, &shm, script)?;
+    let mount =
+        json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "ro"] });
+    spec["mounts"].as_array_mut().context("mounts")?.push(mount);
+    let output = subject.run("b").spec(&spec)?.output()?;
+    ensure!(
+        output.code() == 5 && output.out() == "by a\nvolume of b\npod-host\nserved by a\n",
+        "{}",
+        output.describe()
+    );
+    if lease.runtime == Runtime::Skep {
+        let all = fs::read_dir(lease.containerd.skep_state().join("sb"))?;
+        let sandboxes = all.flatten().filter(|entry| entry.path().join("sandbox.json").exists()).count();
+        ensure!(sandboxes == 1, "{sandboxes} sandboxes for one pod");
+        let refused = subject.exec("pod", "e").args(["true"]).output()?;
+        ensure!(refused.code() != 0 && refused.err().contains("sandbox's own"), "{}", refused.describe());
+    }
+
+    // The others go on without one, and the pod's own ends as a pause program does.
+    subject.kill("a", "SIGTERM")?.succeeded()?;
+    subject.wait_status("a", "STOPPED")?;
+    ensure!(subject.delete_task("a")? == 7);
+    subject.wait_status("pod", "RUNNING")?;
+    subject.kill("pod", "SIGTERM")?.succeeded()?;
+    subject.wait_status("pod", "STOPPED")?;
+    ensure!(subject.delete_task("pod")? == 0);
+    for id in ["a", "pod"] {
+        subject.ctr(["container", "delete", id])?.succeeded()?;
+    }
+    Ok(())
+}
+
+fn pod_has_room_for_its_limits(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let mut spec = subject.spec("sized", &lease.rootfs("root")?, ["/bin/sh", "-c", "nproc; free -m"])?;
+    spec["annotations"] = json!({
+        "io.kubernetes.cri.sandbox-cpu-quota": "150000",
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+        "io.kubernetes.cri.sandbox-memory": "134217728",
+    });
+    let output = subject.run("sized").spec(&spec)?.output()?;
+    let text = output.text()?;
+    let mut lines = text.lines();
+    ensure!(lines.next() == Some("2"), "{text}");
+    let total: u32 = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Mem:")?.split_whitespace().next()?.parse().ok())
+        .context("no memory")?;
+    // 128 MiB beside the 256 of the default, less what the kernel keeps for itself.
+    ensure!((300..=384).contains(&total), "{text}");
+    Ok(())
+}
