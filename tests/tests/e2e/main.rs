@@ -16,6 +16,7 @@ mod pods;
 mod resources;
 mod rootfs;
 mod stdio;
+mod volumes;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         stdio::CASES,
         hooks::CASES,
         pods::CASES,
+        volumes::CASES,
         confinement::CASES,
         rootfs::CASES,
         lifecycle::CASES,
