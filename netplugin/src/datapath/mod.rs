@@ -3,12 +3,13 @@
 //! [`Datapath`] is the boundary. Everything above it is plain data; below it is netlink and nftables
 //! (`linux`), or ifconfig's ioctls and pf (`freebsd`).
 
-#[cfg(not(target_os = "linux"))]
-pub mod freebsd;
+// What needs no kernel of FreeBSD's is tested everywhere.
+#[cfg(any(target_os = "freebsd", test))]
+mod freebsd;
 #[cfg(target_os = "linux")]
 pub mod linux;
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "freebsd")]
 pub use freebsd::{Host, Watch};
 #[cfg(target_os = "linux")]
 pub use linux::{Host, Watch};
@@ -18,7 +19,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::cni::Interface;
-use crate::network::{Attachment, HostState, Network, StateError};
+use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::vxlan::VpcError;
 
 /// Why the operating system's part failed.
@@ -187,6 +188,12 @@ pub trait Datapath {
 
     /// Removes what [`Datapath::orphans`] found. The lock is still held. Goes on after an error.
     fn remove_orphans(&self, orphans: &[Orphan], state: &HostState) -> Vec<DatapathError>;
+
+    /// Whether the container that `CNI_NETNS` named is still there.
+    fn netns_exists(&self, netns: &str) -> bool;
+
+    /// What the host's end is for a container that `CNI_NETNS` names.
+    fn kind_for(&self, netns: &str) -> Kind;
 
     /// What a sandbox's interface carried.
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError>;

@@ -13,8 +13,10 @@ use crate::policy::{GroupName, Policy};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
-    /// A veth pair, the other end in the container's network namespace.
+    /// A pair (veth, on FreeBSD epair), the other end in the container's network namespace or vnet jail.
     Veth,
+    /// A tap on the host (FreeBSD), for a VM.
+    Tap,
     /// An interface made by another plugin of the chain: we filter it and leave it.
     Chained,
 }

@@ -60,7 +60,7 @@ impl<D: Datapath> Plugin<'_, D> {
             ifname: attach.ifname.clone(),
             network: conf.name.clone(),
             netns: attach.netns.clone().unwrap_or_default(),
-            kind: Kind::Veth,
+            kind: self.datapath.kind_for(attach.netns.as_deref().unwrap_or_default()),
             bridge: conf.bridge.clone(),
             mac: mac.unwrap_or_else(|| Mac::derive(&[&conf.name, &attach.container_id, &attach.ifname])),
             mtu: 0,
@@ -130,7 +130,7 @@ impl<D: Datapath> Plugin<'_, D> {
             }
             self.check_ports(attachment)?;
             let earlier = settle(self.datapath, &self.store, network)?;
-            if attachment.kind == Kind::Veth {
+            if attachment.kind != Kind::Chained {
                 attachment.mtu = network.mtu;
             }
             let leased = self.lease(network, attachment)?;

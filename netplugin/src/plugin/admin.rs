@@ -247,7 +247,7 @@ pub fn collect<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<String>, 
         store.load()?
     };
     for attachment in &state.attachments {
-        if std::path::Path::new(&attachment.netns).exists() || !cfg!(target_os = "linux") {
+        if datapath.netns_exists(&attachment.netns) {
             continue;
         }
         let failed = undo(datapath, store, attachment);

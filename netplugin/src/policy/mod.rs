@@ -13,9 +13,11 @@
 
 mod config;
 mod rule;
+mod service;
 
 pub use config::{HostService, NetworkPolicy, POLICY_ANNOTATION, PolicyError, from_annotations};
 pub use rule::{GroupName, Peer, PortRange, RawRule, Rule, Transport};
+pub(crate) use service::{Service, by_service};
 
 use std::net::IpAddr;
 

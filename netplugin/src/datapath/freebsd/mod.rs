@@ -1,111 +1,46 @@
-//! FreeBSD: not there yet. Everything says so instead of pretending.
+//! FreeBSD: if_bridge, epair and tap, vxlan, netgraph for frames, pf for packets.
+//!
+//! What a sandbox sends passes a BPF program between its port and the bridge, which lets nothing through that is not the
+//! sandbox's own ([`frames`]); then pf, on the port and, where the host routes it, on the bridge ([`pf`]).
 
-use std::net::IpAddr;
-use std::time::Duration;
+#![allow(clippy::doc_markdown, reason = "names of drivers and headers")]
+#![cfg_attr(
+    target_os = "freebsd",
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_ptr_alignment,
+        reason = "lengths of structures that requests are made of; addresses of the C library are aligned for their family"
+    )
+)]
+#![cfg_attr(not(target_os = "freebsd"), allow(dead_code, reason = "elsewhere only its tests run"))]
 
-use super::{Counters, Datapath, DatapathError, Existing, Orphan};
-use crate::cni::Interface;
-use crate::network::{Attachment, HostState, Network, StateError};
-use crate::policy::GroupName;
+#[cfg(target_os = "freebsd")]
+mod address;
+#[cfg(target_os = "freebsd")]
+mod attach;
+#[cfg(target_os = "freebsd")]
+mod bridge;
+#[cfg(target_os = "freebsd")]
+mod cut;
+mod frames;
+#[cfg(target_os = "freebsd")]
+mod host;
+#[cfg(target_os = "freebsd")]
+mod interface;
+#[cfg(target_os = "freebsd")]
+mod jail;
+#[cfg(target_os = "freebsd")]
+mod netgraph;
+#[cfg(target_os = "freebsd")]
+mod orphans;
+mod pf;
+#[cfg(target_os = "freebsd")]
+mod route;
+#[cfg(target_os = "freebsd")]
+mod sys;
+#[cfg(target_os = "freebsd")]
+mod vxlan;
 
-/// This host.
-#[derive(Debug, Default)]
-pub struct Host;
-
-impl Host {
-    /// This host.
-    pub fn new() -> Result<Self, DatapathError> {
-        Ok(Self)
-    }
-
-    /// Hears of rules being removed, by whomever.
-    pub fn watch() -> Result<Watch, DatapathError> {
-        missing("watching the packet filter")
-    }
-}
-
-/// Hears of rules being removed.
-#[derive(Debug)]
-pub struct Watch;
-
-impl Watch {
-    /// Waits until rules are removed; false if none were in time.
-    pub fn wait(&self, _: Duration) -> Result<bool, DatapathError> {
-        missing("watching the packet filter")
-    }
-}
-
-fn missing<T>(what: &str) -> Result<T, DatapathError> {
-    Err(DatapathError::Unsupported {
-        what: what.to_owned(),
-        why: "the datapath for this operating system is not implemented yet".to_owned(),
-    })
-}
-
-impl Datapath for Host {
-    fn ready(&self) -> Result<(), DatapathError> {
-        missing("STATUS")
-    }
-
-    fn prepare(&self, _: &mut Network) -> Result<(), DatapathError> {
-        missing("making a network")
-    }
-
-    fn validate(&self, _: &Network, _: &Attachment) -> Result<(), DatapathError> {
-        missing("attaching a sandbox")
-    }
-
-    fn find_existing(&self, _: &[Interface], _: &str, _: &str) -> Result<Existing, DatapathError> {
-        missing("filtering another plugin's interface")
-    }
-
-    fn ensure_network(
-        &self,
-        _: &Network,
-        _: Option<&Network>,
-        _: &dyn Fn() -> Result<HostState, StateError>,
-    ) -> Result<(), DatapathError> {
-        missing("making a network")
-    }
-
-    fn restore(&self, _: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
-        missing("restoring rules")
-    }
-
-    fn remove_network(&self, _: &Network, _: bool) -> Vec<DatapathError> {
-        missing::<()>("removing a network").err().into_iter().collect()
-    }
-
-    fn attach(&self, _: &Network, _: &Attachment) -> Result<(), DatapathError> {
-        missing("attaching a sandbox")
-    }
-
-    fn detach(&self, _: Option<&Network>, _: &Attachment) -> Vec<DatapathError> {
-        missing::<()>("detaching a sandbox").err().into_iter().collect()
-    }
-
-    fn check(&self, _: &Network, _: &Attachment) -> Result<Vec<String>, DatapathError> {
-        missing("CHECK")
-    }
-
-    fn update_policy(
-        &self,
-        _: &Network,
-        _: &Attachment,
-        _: &dyn Fn(&GroupName, IpAddr) -> bool,
-    ) -> Result<(), DatapathError> {
-        missing("changing a policy")
-    }
-
-    fn orphans(&self, _: &HostState) -> Result<Vec<Orphan>, DatapathError> {
-        missing("looking for what no record speaks of")
-    }
-
-    fn remove_orphans(&self, _: &[Orphan], _: &HostState) -> Vec<DatapathError> {
-        missing::<()>("removing what no record speaks of").err().into_iter().collect()
-    }
-
-    fn counters(&self, _: &Attachment) -> Result<Counters, DatapathError> {
-        missing("counters")
-    }
-}
+#[cfg(target_os = "freebsd")]
+pub use host::{Host, Watch};

@@ -23,7 +23,7 @@ use self::netlink::{Route, kernel};
 use self::nft::{Batch, Family, Nft, NftError};
 use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
-use crate::network::{Attachment, HostState, Network, StateError};
+use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::policy::GroupName;
 
 /// This host: the network namespace the process runs in.
@@ -244,6 +244,14 @@ impl Datapath for Host {
 
     fn remove_orphans(&self, orphans: &[Orphan], state: &HostState) -> Vec<DatapathError> {
         orphans::remove(self, orphans, state)
+    }
+
+    fn netns_exists(&self, netns: &str) -> bool {
+        std::path::Path::new(netns).exists()
+    }
+
+    fn kind_for(&self, _: &str) -> Kind {
+        Kind::Veth
     }
 
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {

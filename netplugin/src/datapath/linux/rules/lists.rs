@@ -1,39 +1,9 @@
 //! From allow and deny lists to rules.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 
 use crate::datapath::linux::nft::{Base, Batch, Rule as NftRule, Verdict};
-use crate::policy::{Direction, GroupName, Peer, PortRange, Rule, Transport};
-
-/// Rules that differ in nothing but their peers: they become one lookup per family.
-#[derive(Default)]
-struct Peers<'a> {
-    any: bool,
-    nets: Vec<IpNet>,
-    groups: Vec<&'a GroupName>,
-}
-
-/// Protocol (by its IPv4 number, which orders them), first and last port.
-type Service = (Option<u8>, u16, u16);
-
-fn by_service(rules: &[Rule]) -> BTreeMap<Service, (Option<Transport>, Peers<'_>)> {
-    let mut services: BTreeMap<Service, (Option<Transport>, Peers<'_>)> = BTreeMap::new();
-    for rule in rules {
-        let ports = if rule.ports.is_empty() { &[PortRange::ALL][..] } else { &rule.ports };
-        for range in ports {
-            let key = (rule.transport.map(|transport| transport.number(false)), range.first, range.last);
-            let (_, peers) = services.entry(key).or_insert_with(|| (rule.transport, Peers::default()));
-            match &rule.peer {
-                Peer::Any => peers.any = true,
-                Peer::Net(net) => peers.nets.push(*net),
-                Peer::Group(group) => peers.groups.push(group),
-            }
-        }
-    }
-    services
-}
+use crate::policy::{Direction, GroupName, PortRange, Rule, Service, by_service};
 
 /// The name of the set of a group's addresses on a network.
 pub(super) fn group_set(network_id: &str, group: &GroupName, ipv6: bool) -> String {
@@ -50,21 +20,20 @@ pub(super) fn append_list(
     rules: &[Rule],
     verdict: &Verdict,
 ) {
-    for ((_, first, last), (transport, peers)) in by_service(rules) {
+    for Service { transport, ports, any, nets: peers, groups } in by_service(rules) {
         for ipv6 in [false, true] {
             let service = || {
                 let mut rule = NftRule::new().family(ipv6);
                 if let Some(transport) = transport {
                     rule = rule.l4proto(transport.number(ipv6));
                 }
-                if (first, last) != (0, u16::MAX) {
-                    rule = rule.dport(first, last);
+                if ports != PortRange::ALL {
+                    rule = rule.dport(ports.first, ports.last);
                 }
                 rule
             };
-            let nets: Vec<IpNet> =
-                peers.nets.iter().copied().filter(|net| net.addr().is_ipv6() == ipv6).collect();
-            if peers.any || nets.iter().any(|net| net.prefix_len() == 0) {
+            let nets: Vec<IpNet> = peers.iter().copied().filter(|net| net.addr().is_ipv6() == ipv6).collect();
+            if any || nets.iter().any(|net| net.prefix_len() == 0) {
                 batch.rule(chain, &service().verdict(verdict));
                 continue;
             }
@@ -73,7 +42,7 @@ pub(super) fn append_list(
                     batch.rule(chain, &rule.verdict(verdict));
                 }
             }
-            for group in &peers.groups {
+            for group in &groups {
                 let set = group_set(network_id, group, ipv6);
                 batch.rule(chain, &peer(service(), direction, ipv6).in_set(&set).verdict(verdict));
             }

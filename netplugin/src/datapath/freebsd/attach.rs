@@ -1,0 +1,187 @@
+//! One sandbox's interface: an epair(4) whose other end is in the sandbox's vnet jail, or a tap(4) on the host for a VM.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::interface::{Control, find, links, need};
+use super::jail::Jail;
+use super::netgraph::Netgraph;
+use super::pf::ruleset::{GROUP, addresses, check_name};
+use super::{bridge, frames, route};
+use crate::cni::Route;
+use crate::datapath::DatapathError;
+use crate::network::{Attachment, Kind};
+
+/// More than a sandbox has, and few enough for a filter's program.
+const MAX_ADDRESSES: usize = 8;
+
+/// Whether the attachment can be made.
+pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
+    check_name(&attachment.host_ifname)?;
+    if attachment.bandwidth.is_some_and(|limit| limit.ingress_rate > 0 || limit.egress_rate > 0) {
+        return Err(DatapathError::Unsupported {
+            what: "runtimeConfig.bandwidth".to_owned(),
+            why: "limits are not implemented on FreeBSD".to_owned(),
+        });
+    }
+    if attachment.addresses.len() > MAX_ADDRESSES {
+        return Err(DatapathError::Unsupported {
+            what: format!("{} addresses for one sandbox", attachment.addresses.len()),
+            why: format!("at most {MAX_ADDRESSES} are filtered on FreeBSD"),
+        });
+    }
+    if let Some(route) = attachment.routes.iter().find(|route| route.table.is_some()) {
+        return Err(DatapathError::Unsupported {
+            what: format!("the route to {} in a table of its own", route.dst),
+            why: "FreeBSD's routing tables are not set up".to_owned(),
+        });
+    }
+    if attachment.kind != Kind::Veth {
+        return Ok(());
+    }
+    let jail = Jail::open(&attachment.netns)?;
+    let name = attachment.ifname.clone();
+    let taken = jail.run(move || Ok(links()?.iter().any(|link| link.name == name)))?;
+    if taken {
+        return Err(DatapathError::Conflict(format!(
+            "there is an interface {} in jail {} already",
+            attachment.ifname, attachment.netns
+        )));
+    }
+    Ok(())
+}
+
+/// Makes the interface. The rules are there already.
+pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
+    let port = &attachment.host_ifname;
+    let jail = match attachment.kind {
+        Kind::Veth => Some(Jail::open(&attachment.netns)?),
+        Kind::Tap | Kind::Chained => None,
+    };
+    let made = control.create(if jail.is_some() { "epair" } else { "tap" })?;
+    let other = made.strip_suffix('a').map(|stem| format!("{stem}b"));
+    // Named first: from then on a DEL finds it.
+    if let Err(error) = control.rename(&made, port) {
+        let _ = control.destroy(&made);
+        return Err(error);
+    }
+    control.set_mtu(port, attachment.mtu)?;
+    control.add_group(port, GROUP)?;
+    // The host itself does not speak on it.
+    control.set_ipv6(port, false)?;
+    let program = frames::program(attachment.mac, &addresses(attachment));
+    Netgraph::open()?.filter(port, &program)?;
+    // Neither learns nor is asked for what nobody knows: who is behind it is written down.
+    control.add_port(&attachment.bridge, port, 0)?;
+    control.add_station(&attachment.bridge, port, attachment.mac)?;
+    bridge::neighbours(attachment, true)?;
+    if let (Some(jail), Some(other)) = (jail, other) {
+        control.set_mac(&other, attachment.mac)?;
+        control.set_mtu(&other, attachment.mtu)?;
+        control.move_into(&other, jail.id)?;
+        jail.run(|| configure(attachment, &other))?;
+    }
+    control.raise(port)
+}
+
+/// The jail's side: name, addresses and routes. Runs inside.
+fn configure(attachment: &Attachment, made: &str) -> Result<(), DatapathError> {
+    let control = Control::open()?;
+    let name = &attachment.ifname;
+    control.rename(made, name)?;
+    control.set_ipv6(name, attachment.ips().any(|ip| ip.is_ipv6()))?;
+    control.raise(name)?;
+    for address in &attachment.addresses {
+        control.add_address(name, address.address)?;
+    }
+    let index = need(name)?.index;
+    for wanted in &attachment.routes {
+        route::add(index, wanted.dst.trunc(), gateway_of(attachment, wanted))?;
+    }
+    Ok(())
+}
+
+/// A route's gateway: its own, or that of the first address of its family. None for one on the link.
+fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
+    route.gw.or_else(|| {
+        attachment
+            .addresses
+            .iter()
+            .find(|address| address.address.addr().is_ipv4() == route.dst.addr().is_ipv4())
+            .and_then(|address| address.gateway)
+    })
+}
+
+/// Removes the interface, as much of it as there is; the jail's end goes with the host's. Goes on after an error.
+pub(super) fn detach(control: &Control, attachment: &Attachment) -> Vec<DatapathError> {
+    let mut errors = Vec::new();
+    if attachment.kind != Kind::Chained {
+        errors.extend(control.destroy(&attachment.host_ifname).err());
+    }
+    errors.extend(bridge::neighbours(attachment, false).err());
+    errors
+}
+
+/// What is in the jail, as it tells it.
+#[derive(Serialize, Deserialize)]
+struct Inside {
+    mac: bool,
+    up: bool,
+    mtu: u32,
+    addresses: Vec<IpNet>,
+}
+
+/// What is not as [`attach`] left it.
+pub(super) fn check(
+    control: &Control,
+    attachment: &Attachment,
+    found: &mut Vec<String>,
+) -> Result<(), DatapathError> {
+    let port = &attachment.host_ifname;
+    match find(port)? {
+        None => found.push(format!("interface {port} is gone")),
+        Some(link) => {
+            if control.port_flags(&attachment.bridge, port)?.is_none() {
+                found.push(format!("{port} is not a port of {}", attachment.bridge));
+            }
+            if !link.up {
+                found.push(format!("interface {port} is down"));
+            }
+            if Netgraph::open()?.refused(port)?.is_none() {
+                found.push(format!("{port} has lost its filter of frames"));
+            }
+        }
+    }
+    if attachment.kind != Kind::Veth {
+        return Ok(());
+    }
+    let (name, mac) = (&attachment.ifname, attachment.mac);
+    let inside: Option<Inside> = Jail::open(&attachment.netns)?.run(|| {
+        let link = links()?.into_iter().find(|link| link.name == *name);
+        Ok(link.map(|link| Inside {
+            mac: link.mac == Some(mac),
+            up: link.up,
+            mtu: link.mtu,
+            addresses: link.addresses,
+        }))
+    })?;
+    let Some(inside) = inside else {
+        found.push(format!("interface {name} is gone from jail {}", attachment.netns));
+        return Ok(());
+    };
+    if !inside.mac {
+        found.push(format!("{name} does not have the Ethernet address {mac}"));
+    }
+    if !inside.up {
+        found.push(format!("{name} is down"));
+    }
+    if inside.mtu != attachment.mtu {
+        found.push(format!("{name} has an MTU of {}, not {}", inside.mtu, attachment.mtu));
+    }
+    for address in attachment.addresses.iter().filter(|one| !inside.addresses.contains(&one.address)) {
+        found.push(format!("{name} has lost {}", address.address));
+    }
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! The boundary: what each of the plugin's wishes means on FreeBSD.
+
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::interface::{Control, find};
+use super::jail::{HOST, Jail};
+use super::netgraph::Netgraph;
+use super::pf::device::{List, Pf};
+use super::pf::{load, ruleset};
+use super::sys::load_module;
+use super::{attach, bridge, cut, orphans, vxlan};
+use crate::cni::Interface;
+use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
+use crate::network::{Attachment, HostState, Kind, Network, StateError};
+use crate::policy::GroupName;
+
+/// This host: the network stack the process runs in, perhaps a vnet jail's.
+#[derive(Debug)]
+pub struct Host {
+    control: Control,
+}
+
+/// Hears of rules being removed.
+#[derive(Debug)]
+pub struct Watch {
+    versions: Vec<Option<(u32, u32)>>,
+}
+
+/// pf tells nobody of changes; its lists have version numbers, which cost next to nothing to look at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+fn versions() -> Result<Vec<Option<(u32, u32)>>, DatapathError> {
+    let pf = Pf::open()?;
+    let main = List::ALL.into_iter().map(|list| pf.count("", list));
+    main.chain([pf.count(ruleset::ROOT, List::Filter)]).collect()
+}
+
+impl Watch {
+    /// Waits until the main ruleset is replaced; false if it was not in time.
+    pub fn wait(&self, timeout: Duration) -> Result<bool, DatapathError> {
+        let deadline = Instant::now() + timeout;
+        while Instant::now() < deadline {
+            if versions()? != self.versions {
+                return Ok(true);
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        Ok(false)
+    }
+}
+
+type State<'a> = &'a dyn Fn() -> Result<HostState, StateError>;
+
+impl Host {
+    /// Connects to the kernel.
+    pub fn new() -> Result<Self, DatapathError> {
+        Ok(Self { control: Control::open()? })
+    }
+
+    /// Hears of the main ruleset being replaced, by whomever.
+    pub fn watch() -> Result<Watch, DatapathError> {
+        Ok(Watch { versions: versions()? })
+    }
+
+    /// Every rule and table as the records say.
+    fn load_all(pf: &Pf, state: &HostState) -> Result<(), DatapathError> {
+        load::shared_tables(pf, state)?;
+        let bridges = bridges(state);
+        let outside = bridge::outside(&bridges)?;
+        for network in &state.networks {
+            load::load(pf, &ruleset::network(network, &outside))?;
+        }
+        for attachment in &state.attachments {
+            if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
+                load::load(pf, &ruleset::sandbox(network, attachment))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an anchor has as many rules as it should.
+    fn intact(pf: &Pf, set: &ruleset::Ruleset) -> Result<bool, DatapathError> {
+        let count = pf.count(&set.anchor, List::Filter)?;
+        Ok(count.is_some_and(|(count, _)| usize::try_from(count) == Ok(set.filters())))
+    }
+}
+
+fn bridges(state: &HostState) -> Vec<String> {
+    state.networks.iter().map(|network| network.bridge.clone()).collect()
+}
+
+impl Datapath for Host {
+    fn ready(&self) -> Result<(), DatapathError> {
+        for module in ["pf", "if_bridge", "if_epair", "ng_socket", "ng_ether", "ng_bpf"] {
+            load_module(module);
+        }
+        Pf::open()?;
+        Netgraph::open()?;
+        Ok(())
+    }
+
+    fn prepare(&self, network: &mut Network) -> Result<(), DatapathError> {
+        bridge::prepare(network)
+    }
+
+    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        self.ready()?;
+        bridge::validate(&self.control, network, attachment)?;
+        attach::validate(attachment)
+    }
+
+    fn find_existing(&self, _: &[Interface], _: &str, _: &str) -> Result<Existing, DatapathError> {
+        Err(DatapathError::Unsupported {
+            what: "prevResult: filtering the interface of another plugin".to_owned(),
+            why: "on FreeBSD this plugin is the first of a chain".to_owned(),
+        })
+    }
+
+    fn ensure_network(
+        &self,
+        network: &Network,
+        earlier: Option<&Network>,
+        state: State<'_>,
+    ) -> Result<(), DatapathError> {
+        let pf = Pf::open()?;
+        let renewed = load::ensure_root(&pf)?;
+        if let Some(earlier) = earlier.filter(|earlier| *earlier != network) {
+            vxlan::drop_old(&self.control, earlier, network)?;
+        }
+        bridge::ensure(&self.control, network)?;
+        if renewed {
+            return Self::load_all(&pf, &state()?);
+        }
+        if earlier == Some(network) {
+            return Ok(());
+        }
+        let state = state()?;
+        load::shared_tables(&pf, &state)?;
+        load::load(&pf, &ruleset::network(network, &bridge::outside(&bridges(&state))?))?;
+        if earlier.is_some_and(|earlier| earlier.policy != network.policy) {
+            for attachment in state.attachments.iter().filter(|one| one.network == network.name) {
+                load::load(&pf, &ruleset::sandbox(network, attachment))?;
+            }
+            cut::network(network, &state)?;
+        }
+        Ok(())
+    }
+
+    fn restore(&self, state: State<'_>) -> Result<bool, DatapathError> {
+        let state = state()?;
+        if state.networks.is_empty() {
+            return Ok(false);
+        }
+        let pf = Pf::open()?;
+        let renewed = load::ensure_root(&pf)?;
+        let mut whole = !renewed;
+        for network in state.networks.iter().filter(|_| !renewed) {
+            whole &=
+                pf.count(&ruleset::net_anchor(network), List::Filter)?.is_some_and(|(count, _)| count > 0);
+        }
+        for attachment in state.attachments.iter().filter(|_| !renewed) {
+            if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
+                whole &= Self::intact(&pf, &ruleset::sandbox(network, attachment))?;
+            }
+        }
+        if !whole {
+            Self::load_all(&pf, &state)?;
+        }
+        Ok(!whole)
+    }
+
+    fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError> {
+        let mut errors = bridge::remove(&self.control, network);
+        match Pf::open() {
+            Ok(pf) => {
+                errors.extend(pf.clear(&ruleset::net_anchor(network)).err());
+                errors.extend(load::remove_shared(&pf, network, last));
+                if last {
+                    errors.extend(load::remove_root(&pf).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        errors
+    }
+
+    fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        let pf = Pf::open()?;
+        load::load(&pf, &ruleset::sandbox(network, attachment))?;
+        if let Some(group) = &attachment.group {
+            let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
+            pf.change(&ruleset::group_table(network, group), true, &ips)?;
+        }
+        attach::attach(&self.control, attachment)
+    }
+
+    fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {
+        // First the interface: from then on nothing passes that the rules would have to stop.
+        let mut errors = attach::detach(&self.control, attachment);
+        let pf = match Pf::open() {
+            Ok(pf) => pf,
+            // Without a packet filter nothing of ours is in it.
+            Err(_) if network.is_none() => return errors,
+            Err(error) => {
+                errors.push(error);
+                return errors;
+            }
+        };
+        if let (Some(network), Some(group)) = (network, &attachment.group) {
+            let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
+            errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
+        }
+        errors.extend(pf.clear(&ruleset::port_anchor(&attachment.id)).err());
+        for ip in ruleset::addresses(attachment) {
+            errors.extend(load::end_all(ip).err());
+        }
+        errors
+    }
+
+    fn check(&self, network: &Network, attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
+        let mut found = Vec::new();
+        bridge::check(network, &mut found)?;
+        attach::check(&self.control, attachment, &mut found)?;
+        let pf = Pf::open()?;
+        if !load::enabled()? {
+            found.push("the packet filter is off".to_owned());
+        }
+        if !load::missing(&pf)?.is_empty() {
+            found.push("the packet filter's main ruleset does not refer to our anchor".to_owned());
+        }
+        let set = ruleset::sandbox(network, attachment);
+        if !Self::intact(&pf, &set)? {
+            found.push(format!("packet filter anchor {} has not the rules it should have", set.anchor));
+        }
+        Ok(found)
+    }
+
+    fn update_policy(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        members: &dyn Fn(&GroupName, IpAddr) -> bool,
+    ) -> Result<(), DatapathError> {
+        let pf = Pf::open()?;
+        for group in &network.groups {
+            pf.make_table("", &ruleset::group_table(network, group))?;
+        }
+        load::update(&pf, &ruleset::sandbox(network, attachment))?;
+        cut::sandbox(network, attachment, members)
+    }
+
+    fn orphans(&self, state: &HostState) -> Result<Vec<Orphan>, DatapathError> {
+        orphans::find(Pf::open().ok().as_ref(), state)
+    }
+
+    fn remove_orphans(&self, found: &[Orphan], _: &HostState) -> Vec<DatapathError> {
+        orphans::remove(&self.control, Pf::open().ok().as_ref(), found)
+    }
+
+    fn netns_exists(&self, netns: &str) -> bool {
+        netns == HOST || Jail::open(netns).is_ok()
+    }
+
+    fn kind_for(&self, netns: &str) -> Kind {
+        if netns == HOST { Kind::Tap } else { Kind::Veth }
+    }
+
+    fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {
+        let port = &attachment.host_ifname;
+        let carried = find(port)?.map(|link| link.carried).unwrap_or_default();
+        let spoofed_packets = Netgraph::open()?.refused(port)?.unwrap_or(0);
+        let listing = load::pfctl(&["-q", "-a", &ruleset::port_anchor(&attachment.id), "-s", "labels"], "")
+            .unwrap_or_default();
+        // Seen from the host: what it received, the sandbox sent.
+        let [sent_packets, sent_bytes, received_packets, received_bytes] = carried;
+        Ok(Counters {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            spoofed_packets: spoofed_packets + ruleset::counted(&listing, "spoofed"),
+            denied_out_packets: ruleset::counted(&listing, "refused_out"),
+            denied_in_packets: ruleset::counted(&listing, "refused_in"),
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! The filter between an interface and its bridge: a bpf node of netgraph(4) on the interface's own node.
+//!
+//! Frames that an interface receives go `lower` -> program -> `upper`, and from there to the bridge, as if they had just
+//! come. A node without a program lets nothing through, so there is no moment without a filter.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use super::frames::Insn;
+use super::sys::{kernel, socket};
+use crate::datapath::DatapathError;
+
+// netgraph/ng_message.h, netgraph/ng_socket.h
+const NG_CONTROL: i32 = 2;
+const NG_VERSION: u8 = 8;
+const NGM_GENERIC_COOKIE: u32 = 1_137_070_366;
+const NGM_MKPEER: u32 = 2;
+const NGM_CONNECT: u32 = 3;
+const NAME: usize = 32;
+const PATH: usize = 512;
+const HEADER: usize = 56;
+// netgraph/ng_bpf.h
+const NGM_BPF_COOKIE: u32 = 944_100_792;
+const NGM_BPF_SET_PROGRAM: u32 = 1;
+const NGM_BPF_GET_STATS: u32 = 3;
+
+/// How long an answer may take, in seconds.
+const PATIENCE: i64 = 5;
+
+/// Speaks to nodes.
+#[derive(Debug)]
+pub(super) struct Netgraph {
+    socket: OwnedFd,
+}
+
+fn field(text: &str, len: usize) -> Vec<u8> {
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.truncate(len - 1);
+    bytes.resize(len, 0);
+    bytes
+}
+
+/// The node of an interface is called after it, but for characters that paths have a meaning for.
+fn node(interface: &str) -> String {
+    interface.replace(['.', ':'], "_")
+}
+
+impl Netgraph {
+    pub(super) fn open() -> Result<Self, DatapathError> {
+        let socket = socket(libc::AF_NETGRAPH, libc::SOCK_DGRAM, NG_CONTROL).map_err(|error| {
+            DatapathError::Unsupported {
+                what: "filtering a sandbox's frames".to_owned(),
+                why: format!("no netgraph (kldload ng_socket ng_ether ng_bpf): {error}"),
+            }
+        })?;
+        let limit = libc::timeval { tv_sec: PATIENCE, tv_usec: 0 };
+        // SAFETY: the option takes a timeval, which lives until the call returns.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                (&raw const limit).cast(),
+                size_of::<libc::timeval>() as libc::socklen_t,
+            )
+        };
+        if result < 0 {
+            return Err(kernel("open a socket to netgraph", io::Error::last_os_error()));
+        }
+        Ok(Self { socket })
+    }
+
+    fn send(&self, path: &str, cookie: u32, command: u32, argument: &[u8]) -> io::Result<()> {
+        let mut message = vec![NG_VERSION, 0, 0, 0];
+        let len = u32::try_from(argument.len()).unwrap_or(u32::MAX);
+        // Length, command, flags, token, cookie.
+        for word in [len, command, 0, 1, cookie] {
+            message.extend_from_slice(&word.to_ne_bytes());
+        }
+        message.resize(HEADER, 0);
+        message.extend_from_slice(argument);
+        // struct sockaddr_ng: length, family, path.
+        let total = u8::try_from(path.len() + 3).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+        let mut address = vec![total, u8::try_from(libc::AF_NETGRAPH).unwrap_or_default()];
+        address.extend_from_slice(path.as_bytes());
+        address.push(0);
+        // SAFETY: both buffers live until the call returns and are as long as told.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                message.as_ptr().cast(),
+                message.len(),
+                0,
+                address.as_ptr().cast(),
+                libc::socklen_t::from(total),
+            )
+        };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Puts a filter between an interface and its bridge.
+    pub(super) fn filter(&self, interface: &str, program: &[Insn]) -> Result<(), DatapathError> {
+        let device = format!("{}:", node(interface));
+        let failed = |error| kernel(format!("filter what {interface} receives"), error);
+        let peer = [field("bpf", NAME), field("lower", NAME), field("lower", NAME)].concat();
+        self.send(&device, NGM_GENERIC_COOKIE, NGM_MKPEER, &peer).map_err(failed)?;
+        let filter = format!("{device}lower");
+        self.load(&filter, "lower", "upper", program).map_err(failed)?;
+        let all = [Insn { code: 0x06, jt: 0, jf: 0, k: super::frames::WHOLE }];
+        let connect = [field(&filter, PATH), field("upper", NAME), field("upper", NAME)].concat();
+        self.send(&device, NGM_GENERIC_COOKIE, NGM_CONNECT, &connect).map_err(failed)?;
+        self.load(&filter, "lower", "upper", program).map_err(failed)?;
+        self.load(&filter, "upper", "lower", &all).map_err(failed)
+    }
+
+    fn load(&self, filter: &str, hook: &str, matching: &str, program: &[Insn]) -> io::Result<()> {
+        let mut argument = [field(hook, NAME), field(matching, NAME), field("", NAME)].concat();
+        let count = i32::try_from(program.len()).unwrap_or(i32::MAX);
+        argument.extend_from_slice(&count.to_ne_bytes());
+        for Insn { code, jt, jf, k } in program {
+            argument.extend_from_slice(&code.to_ne_bytes());
+            argument.extend_from_slice(&[*jt, *jf]);
+            argument.extend_from_slice(&k.to_ne_bytes());
+        }
+        self.send(filter, NGM_BPF_COOKIE, NGM_BPF_SET_PROGRAM, &argument)
+    }
+
+    /// How many frames an interface's filter refused; none if it has no filter.
+    pub(super) fn refused(&self, interface: &str) -> Result<Option<u64>, DatapathError> {
+        let failed = |error| kernel(format!("ask the filter of {interface} what it counted"), error);
+        let path = format!("{}:lower", node(interface));
+        match self.send(&path, NGM_BPF_COOKIE, NGM_BPF_GET_STATS, &field("lower", NAME)) {
+            Ok(()) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        let mut buffer = [0_u8; HEADER + 48];
+        // SAFETY: the buffer lives until the call returns and is as long as told.
+        let got = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        if got < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // struct ng_bpf_hookstat: frames and bytes received, frames and bytes that matched.
+        let count = |at: usize| {
+            buffer
+                .get(HEADER + at..HEADER + at + 8)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map_or(0, u64::from_ne_bytes)
+        };
+        Ok(Some(count(0).saturating_sub(count(16))))
+    }
+}

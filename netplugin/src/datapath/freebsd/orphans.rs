@@ -1,0 +1,62 @@
+//! What has our names and is in no record.
+
+use super::interface::{Control, links};
+use super::pf::device::{List, Pf};
+use super::pf::load::pfctl;
+use super::pf::ruleset::{ROOT, net_anchor};
+use crate::datapath::{DatapathError, Orphan};
+use crate::network::{HostState, Network};
+
+/// Interfaces of ours that no record has, and anchors of sandboxes and networks that no record has.
+pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, DatapathError> {
+    let mut found: Vec<Orphan> = links()?
+        .into_iter()
+        .filter(|link| {
+            let name = &link.name;
+            let is_id = |text: &str| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let sandbox = |id: &str| state.attachments.iter().any(|one| one.id == id);
+            let linked = || state.networks.iter().flat_map(|net| &net.links).any(|one| one.name == *name);
+            name.strip_prefix("skv").is_some_and(|id| is_id(id) && !sandbox(id))
+                || name.strip_prefix("skx").is_some_and(|id| is_id(id) && !linked())
+                || name.strip_prefix("skb-").is_some_and(|network| {
+                    link.mac == Some(Network::derive_mac(network))
+                        && !state.networks.iter().any(|one| one.bridge == *name)
+                })
+        })
+        .map(|link| Orphan::Interface(link.name))
+        .collect();
+    if pf.is_some_and(|pf| pf.count(ROOT, List::Filter).is_ok_and(|found| found.is_some())) {
+        let known: Vec<String> = state
+            .attachments
+            .iter()
+            .map(|one| super::pf::ruleset::port_anchor(&one.id))
+            .chain(state.networks.iter().map(net_anchor))
+            .collect();
+        for parent in ["port", "net"] {
+            // An anchor without children is no error worth telling.
+            let listing =
+                pfctl(&["-q", "-a", &format!("{ROOT}/{parent}"), "-s", "Anchors"], "").unwrap_or_default();
+            let anchors = listing.lines().map(str::trim).filter(|line| line.starts_with(ROOT));
+            found.extend(
+                anchors
+                    .filter(|anchor| !known.iter().any(|one| one == anchor))
+                    .map(|anchor| Orphan::Rules(anchor.to_owned())),
+            );
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes them. Goes on after an error.
+pub(super) fn remove(control: &Control, pf: Option<&Pf>, orphans: &[Orphan]) -> Vec<DatapathError> {
+    let mut errors = Vec::new();
+    for orphan in orphans {
+        match (orphan, pf) {
+            (Orphan::Interface(name), _) => errors.extend(control.destroy(name).err()),
+            (Orphan::Rules(anchor), Some(pf)) => errors.extend(pf.clear(anchor).err()),
+            _ => {}
+        }
+    }
+    errors
+}

@@ -1,0 +1,486 @@
+//! The rules as pf.conf(5) spells them, and what is in their tables. No input or output.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::datapath::DatapathError;
+use crate::network::{Attachment, HostState, Network};
+use crate::policy::{GroupName, PortRange, Rule, Service, Transport, always_denied, by_service};
+
+/// The anchor that the main ruleset refers to.
+pub(in super::super) const ROOT: &str = "skep";
+/// The interface group of bridges and ports.
+pub(in super::super) const GROUP: &str = "skep";
+/// Marks packets that came by a published port.
+const PUBLISHED: &str = "skep_published";
+/// Table of everybody who may send VXLAN packets to this host.
+pub(in super::super) const PEERS: &str = "skep_peers";
+/// What the root anchor has.
+pub(in super::super) const ROOT_RULES: &str = "nat-anchor \"net/*\"\n\
+    rdr-anchor \"port/*\"\n\
+    anchor \"port/*\" on skep\n\
+    anchor \"net/*\"\n";
+
+/// The rules of an anchor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in super::super) struct Ruleset {
+    /// Where they belong.
+    pub(in super::super) anchor: String,
+    /// What pfctl(8) reads: one rule a line.
+    pub(in super::super) text: String,
+    /// The anchor's own tables.
+    pub(in super::super) tables: Vec<(String, Vec<IpNet>)>,
+}
+
+impl Ruleset {
+    /// How many filter rules there are.
+    pub(in super::super) fn filters(&self) -> usize {
+        self.text.lines().filter(|line| line.starts_with("pass") || line.starts_with("block")).count()
+    }
+
+    /// What tells these rules from others, in the form of an address: pf keeps it in a table beside them.
+    pub(in super::super) fn digest(&self) -> IpAddr {
+        let rules: Vec<&str> = self.text.lines().collect();
+        let mut octets = [0; 16];
+        for (to, from) in octets.iter_mut().zip(crate::mac::digest(&rules)) {
+            *to = from;
+        }
+        IpAddr::from(octets)
+    }
+
+    fn line(&mut self, rule: &str) {
+        self.text.push_str(rule);
+        self.text.push('\n');
+    }
+
+    fn table(&mut self, name: &str, nets: Vec<IpNet>) -> String {
+        // Declared first: pfctl wants tables before rules.
+        self.text.insert_str(0, &format!("table <{name}> persist\n"));
+        self.tables.push((name.to_owned(), nets));
+        format!("<{name}>")
+    }
+}
+
+/// The anchor of a sandbox.
+pub(in super::super) fn port_anchor(id: &str) -> String {
+    format!("{ROOT}/port/{id}")
+}
+
+/// The anchor of a network.
+pub(in super::super) fn net_anchor(network: &Network) -> String {
+    format!("{ROOT}/net/{}", network.id())
+}
+
+/// The table, of the main ruleset, of a group's addresses on a network; 31 bytes, which is all that pf allows.
+pub(in super::super) fn group_table(network: &Network, group: &GroupName) -> String {
+    format!("skepg_{}_{}", network.id(), crate::mac::digest_hex(&["group", group.as_str()], 6))
+}
+
+/// The table, of the main ruleset, of other networks of this host that a network's sandboxes may not open flows to.
+pub(in super::super) fn apart_table(network: &Network) -> String {
+    format!("skepa_{}", network.id())
+}
+
+/// What is in [`apart_table`].
+pub(in super::super) fn apart(network: &Network, state: &HostState) -> Vec<IpNet> {
+    state
+        .networks
+        .iter()
+        .filter(|other| other.name != network.name && !network.peer_bridges.contains(&other.bridge))
+        .flat_map(|other| other.gateways.iter().map(IpNet::trunc))
+        .collect()
+}
+
+/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet address.
+pub(in super::super) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
+    let mut all: Vec<IpAddr> = attachment.ips().collect();
+    if all.iter().any(IpAddr::is_ipv6) {
+        all.push(attachment.mac.link_local().into());
+    }
+    all
+}
+
+fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "inet" } else { "inet6" }
+}
+
+fn ports(range: PortRange) -> String {
+    match range {
+        PortRange::ALL => String::new(),
+        PortRange { first, last } if first == last => format!(" port {first}"),
+        PortRange { first, last } => format!(" port {first}:{last}"),
+    }
+}
+
+/// Messages of neighbour discovery that pass the packet filter: frames that carry false ones do not get so far.
+const NEIGHBOURS: [&str; 2] = ["neighbrsol", "neighbradv"];
+
+/// A sandbox's rules.
+pub(in super::super) fn sandbox(network: &Network, attachment: &Attachment) -> Ruleset {
+    let mut set = Ruleset { anchor: port_anchor(&attachment.id), ..Ruleset::default() };
+    publish(&mut set, attachment);
+    from_sandbox(&mut set, network, attachment);
+    to_sandbox(&mut set, network, attachment);
+    let own: Vec<IpNet> = addresses(attachment).into_iter().map(IpNet::from).collect();
+    set.table("own", own);
+    let denied = always_denied().into_iter().chain(network.policy.always_deny.iter().copied()).collect();
+    set.table("never", denied);
+    set
+}
+
+fn publish(set: &mut Ruleset, attachment: &Attachment) {
+    for port in &attachment.ports {
+        // One address of each family is published: the first.
+        for ipv6 in [false, true] {
+            let Some(ip) = attachment.ips().find(|ip| ip.is_ipv6() == ipv6) else { continue };
+            let host = match port.host_ip {
+                None => "(self)".to_owned(),
+                Some(host) if host.is_ipv6() == ipv6 => host.to_string(),
+                Some(_) => continue,
+            };
+            // From a sandbox, its own lists are asked first.
+            for rule in [format!("rdr pass on ! {GROUP}"), format!("rdr on {GROUP}")] {
+                set.line(&format!(
+                    "{rule} {} proto {} from any to {host} port {} tag {PUBLISHED} -> {ip} port {}",
+                    family(ip),
+                    port.protocol,
+                    port.host_port,
+                    port.container_port,
+                ));
+            }
+        }
+    }
+}
+
+fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
+    let port = &attachment.host_ifname;
+    set.line(&format!("block drop in quick on {port} from ! <own> label \"spoofed\""));
+    for kind in NEIGHBOURS.iter().chain(&["routersol"]) {
+        set.line(&format!("pass in quick on {port} inet6 proto icmp6 icmp6-type {kind} no state"));
+    }
+    set.line(&format!("block drop in quick on {port} to <never> label \"refused_out\""));
+    if network.policy.multicast {
+        for range in GROUP_RANGES {
+            set.line(&format!("pass in quick on {port} to {range} no state"));
+        }
+    }
+    for service in &network.policy.host_services {
+        let what = format!("proto {} to (self) port {}", service.protocol, service.port);
+        set.line(&format!("pass in quick on {port} {what} keep state"));
+    }
+    set.line(&format!("block drop in quick on {port} to (self) label \"refused_out\""));
+    let lists = [&attachment.policy.egress, &network.policy.egress];
+    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+        append(set, network, &format!("out_deny_{whose}"), &list.deny, |peer, what, to_port| {
+            format!("block drop in quick on {port} {what} to {peer}{to_port} label \"refused_out\"")
+        });
+    }
+    set.line(&format!(
+        "block drop in quick on {port} to <{}> ! tagged {PUBLISHED} label \"refused_out\"",
+        apart_table(network)
+    ));
+    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+        append(set, network, &format!("out_allow_{whose}"), &list.allow, |peer, what, to_port| {
+            format!("pass in quick on {port} {what} to {peer}{to_port} keep state")
+        });
+    }
+    set.line(&format!("block drop in quick on {port} label \"refused_out\""));
+}
+
+/// Addresses of groups of stations.
+const GROUP_RANGES: [&str; 3] = ["224.0.0.0/4", "255.255.255.255", "ff00::/8"];
+
+fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
+    let (port, bridge) = (&attachment.host_ifname, &attachment.bridge);
+    for kind in NEIGHBOURS {
+        set.line(&format!("pass out quick on {port} inet6 proto icmp6 icmp6-type {kind} no state"));
+        set.line(&format!("pass out quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));
+    }
+    if network.policy.multicast {
+        for range in GROUP_RANGES {
+            set.line(&format!("pass out quick on {port} to {range} no state"));
+        }
+    }
+    set.line(&format!("block drop out quick on {port} to ! <own>"));
+    let lists = [&attachment.policy.ingress, &network.policy.ingress];
+    let both = |rule: &dyn Fn(&str) -> String| format!("{}\n{}", rule(port), rule(bridge));
+    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+        append(set, network, &format!("in_deny_{whose}"), &list.deny, |peer, what, to_port| {
+            both(&|on| {
+                format!(
+                    "block drop out quick on {on} {what} from {peer} to <own>{to_port} label \"refused_in\""
+                )
+            })
+        });
+    }
+    for one in &attachment.ports {
+        let what = format!("proto {} to <own> port {}", one.protocol, one.container_port);
+        set.line(&both(&|on| format!("pass out quick on {on} {what} tagged {PUBLISHED} keep state")));
+    }
+    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+        append(set, network, &format!("in_allow_{whose}"), &list.allow, |peer, what, to_port| {
+            both(&|on| format!("pass out quick on {on} {what} from {peer} to <own>{to_port} keep state"))
+        });
+    }
+    if network.policy.host_ingress {
+        set.line(&format!("pass out quick on {bridge} from (self) to <own> keep state"));
+    }
+    set.line(&both(&|on| format!("block drop out quick on {on} to <own> label \"refused_in\"")));
+}
+
+/// Appends what `rule` makes of the services of a list: their peers are in tables, those of groups in tables that
+/// sandboxes share.
+fn append(
+    set: &mut Ruleset,
+    network: &Network,
+    name: &str,
+    rules: &[Rule],
+    rule: impl Fn(&str, &str, &str) -> String,
+) {
+    for Service { transport, ports: range, any, nets, groups } in by_service(rules) {
+        let everything = any || nets.iter().any(|net| net.prefix_len() == 0);
+        let mut peers = Vec::new();
+        if any {
+            peers.push("any".to_owned());
+        } else if everything || !nets.is_empty() {
+            // Named after the service: however lists change, a table never comes to mean something else.
+            let protocol = transport.map_or("any", name_of);
+            peers.push(set.table(&format!("{name}_{protocol}_{}_{}", range.first, range.last), nets));
+        }
+        if !any {
+            peers.extend(groups.into_iter().map(|group| format!("<{}>", group_table(network, group))));
+        }
+        for peer in peers {
+            for what in protocols(transport) {
+                set.line(&rule(&peer, what, &ports(range)));
+            }
+        }
+    }
+}
+
+fn name_of(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+        Transport::Sctp => "sctp",
+        Transport::Icmp => "icmp",
+    }
+}
+
+fn protocols(transport: Option<Transport>) -> &'static [&'static str] {
+    match transport {
+        None => &[""],
+        Some(Transport::Tcp) => &["proto tcp"],
+        Some(Transport::Udp) => &["proto udp"],
+        Some(Transport::Sctp) => &["proto sctp"],
+        Some(Transport::Icmp) => &["inet proto icmp", "inet6 proto icmp6"],
+    }
+}
+
+/// An interface by which packets leave for the world outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in super::super) struct Outside {
+    /// Its name.
+    pub(in super::super) name: String,
+    /// Whether it has an IPv4 address.
+    pub(in super::super) ipv4: bool,
+    /// Whether it has an IPv6 address of more than the link.
+    pub(in super::super) ipv6: bool,
+}
+
+/// A network's rules.
+pub(in super::super) fn network(network: &Network, outside: &[Outside]) -> Ruleset {
+    let mut set = Ruleset { anchor: net_anchor(network), ..Ruleset::default() };
+    let bridge = &network.bridge;
+    for gateway in &network.gateways {
+        let (net, af) = (gateway.trunc(), family(gateway.addr()));
+        // A sandbox that uses a port published on its own network, perhaps its own: the answer must come back by us.
+        set.line(&format!("nat on {bridge} {af} from {net} to any tagged {PUBLISHED} -> {}", gateway.addr()));
+        if network.ip_masq {
+            let able = |one: &&Outside| if gateway.addr().is_ipv4() { one.ipv4 } else { one.ipv6 };
+            for Outside { name, .. } in outside.iter().filter(able) {
+                set.line(&format!("nat on {name} {af} from {net} to ! {net} -> ({name}:0)"));
+            }
+        }
+    }
+    // Who is no peer says nothing to our links.
+    let mut listening: Vec<u16> = network.links.iter().map(|link| link.port).collect();
+    listening.dedup();
+    for port in listening {
+        set.line(&format!("block drop in quick proto udp from ! <{PEERS}> to (self) port {port}"));
+    }
+    for link in &network.links {
+        set.line(&format!("pass quick on {} no state", link.name));
+    }
+    for kind in NEIGHBOURS.iter().chain(&["routersol"]) {
+        set.line(&format!("pass in quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));
+    }
+    for service in &network.policy.host_services {
+        let what = format!("proto {} to (self) port {}", service.protocol, service.port);
+        set.line(&format!("pass in quick on {bridge} {what} keep state"));
+    }
+    if network.nic.is_none() {
+        set.line(&format!("block drop in quick on {bridge} to (self)"));
+        // The ports' rules have looked at it, here or on the sandbox's own node.
+        set.line(&format!("pass in quick on {bridge} no state"));
+        set.line(&format!("pass out quick on {bridge} keep state"));
+    }
+    set
+}
+
+/// Everybody who may send VXLAN packets to this host.
+pub(in super::super) fn peers(state: &HostState) -> Vec<IpNet> {
+    let links = state.networks.iter().flat_map(|network| &network.links);
+    links.flat_map(|link| link.flood_to.iter().copied().map(IpNet::from)).collect()
+}
+
+/// The addresses of a group's members on a network.
+pub(in super::super) fn members(network: &Network, group: &GroupName, state: &HostState) -> Vec<IpNet> {
+    state
+        .attachments
+        .iter()
+        .filter(|one| one.network == network.name && one.group.as_ref() == Some(group))
+        .flat_map(Attachment::ips)
+        .map(IpNet::from)
+        .collect()
+}
+
+/// What the references have that we put into the main ruleset ourselves, so that we know which to take out.
+pub(in super::super) const REFERENCE_LABEL: &str = "skep-cni";
+
+/// The numbers of our own references in what `pfctl -vvs` prints of a list.
+pub(in super::super) fn own_references(listing: &str) -> Vec<u32> {
+    let own = |line: &str| {
+        let (number, rule) = line.strip_prefix('@')?.split_once(' ')?;
+        let ours = rule.contains(&format!("anchor \"{ROOT}\" all"))
+            && rule.contains(&format!("label \"{REFERENCE_LABEL}\""));
+        ours.then(|| number.parse().ok()).flatten()
+    };
+    listing.lines().filter_map(own).collect()
+}
+
+/// Whether the lists that `pfctl -s nat` and `pfctl -s rules` print have our references: translation's two, and the
+/// filter's.
+pub(in super::super) fn referenced(nat: &str, rules: &str) -> [bool; 3] {
+    let has = |list: &str, kind: &str| {
+        let wanted = format!("{kind} \"{ROOT}\" all");
+        let labelled = format!("{wanted} label \"{REFERENCE_LABEL}\"");
+        list.lines().map(str::trim).any(|line| line == wanted || line == labelled)
+    };
+    [has(nat, "nat-anchor"), has(nat, "rdr-anchor"), has(rules, "anchor")]
+}
+
+/// The packets that rules with a label stopped, by what `pfctl -s labels` prints: label, evaluations, packets, ...
+pub(in super::super) fn counted(listing: &str, label: &str) -> u64 {
+    let lines = listing.lines().filter_map(|line| line.strip_prefix(label)?.strip_prefix(' '));
+    lines.filter_map(|rest| rest.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+/// A name that goes into rules must be one word of pf.conf.
+pub(in super::super) fn check_name(name: &str) -> Result<(), DatapathError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.chars().all(plain) && name.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        return Ok(());
+    }
+    Err(DatapathError::Unsupported {
+        what: format!("interface name `{name}`"),
+        why: "pf rules cannot name it: letters, digits, `_`, `-` and `.` after a letter".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn network_of(policy: &serde_json::Value) -> Network {
+        serde_json::from_value(json!({"version": 1, "name": "pods", "bridge": "skb-pods", "owns_bridge": true,
+            "mac": "02:00:00:00:00:01", "mtu": 1500, "gateways": ["10.1.0.1/24"], "ip_masq": true, "policy": policy,
+            "nic": null, "vpc": null, "keep": false, "peer_bridges": [], "links": [], "groups": []}))
+        .unwrap()
+    }
+
+    fn sandbox_of(own: &serde_json::Value) -> Attachment {
+        serde_json::from_value(json!({"version": 1, "id": "0123456789ab", "container_id": "c", "ifname": "eth0",
+            "network": "pods", "netns": "j", "kind": "veth", "host_ifname": "skv0123456789ab", "bridge": "skb-pods",
+            "mac": "02:00:00:00:00:09", "mtu": 1500, "addresses": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}],
+            "routes": [], "policy": own, "group": null,
+            "ports": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}], "bandwidth": null, "own_ipam": true}))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_sandbox_without_lists_gets_nothing_but_its_published_port() {
+        let set = sandbox(&network_of(&json!({})), &sandbox_of(&json!({})));
+        let passes: Vec<&str> = set
+            .text
+            .lines()
+            .filter(|line| line.starts_with("pass") && line.ends_with("keep state"))
+            .collect();
+        assert_eq!(passes.len(), 2, "{passes:?}");
+        assert!(passes.iter().all(|line| line.contains("port 80 tagged skep_published")));
+        assert!(set.text.contains(
+            "rdr on skep inet proto tcp from any to (self) port 8080 tag skep_published -> 10.1.0.2 port 80"
+        ));
+    }
+
+    #[test]
+    fn deny_comes_before_allow_and_what_is_always_denied_before_both() {
+        let set = sandbox(
+            &network_of(&json!({"egress": {"deny": ["192.0.2.9"]}})),
+            &sandbox_of(
+                &json!({"egress": {"allow": ["any", {"cidr": "10.0.0.0/8", "protocol": "tcp", "ports": [80, "90-99"]}]}}),
+            ),
+        );
+        let at = |what: &str| set.text.find(what).unwrap_or_else(|| panic!("{what}: {}", set.text));
+        assert!(at("to <never>") < at("to <out_deny_net_any_0_65535>"));
+        assert!(at("to <out_deny_net_any_0_65535>") < at("to any keep state"));
+        assert!(set.text.contains("proto tcp to <out_allow_own_tcp_90_99> port 90:99 keep state"));
+        assert_eq!(
+            set.tables.iter().find(|(name, _)| name == "out_deny_net_any_0_65535").unwrap().1.len(),
+            1
+        );
+    }
+
+    #[test]
+    fn references_are_recognised_whole() {
+        assert_eq!(
+            referenced("nat-anchor \"skep\" all\nrdr-anchor \"skep\" all\n", "anchor \"skep\" all\n"),
+            [true; 3]
+        );
+        assert_eq!(
+            referenced("nat-anchor \"skep2\" all\n", "anchor \"skep/x\" all\nanchor \"x\" all {\n"),
+            [false; 3]
+        );
+    }
+
+    #[test]
+    fn names_fit_into_what_pf_allows() {
+        let network = network_of(&json!({}));
+        let group = GroupName::try_from("x".repeat(63)).unwrap();
+        assert_eq!(group_table(&network, &group).len(), 31);
+        check_name("skb-pods.1").unwrap();
+        check_name("a{b").unwrap_err();
+    }
+
+    proptest! {
+        #[test]
+        fn any_policy_makes_lines_that_begin_with_a_verb(nets in proptest::collection::vec(any::<(u32, u8)>(), 0..6), ports in proptest::collection::vec(any::<u16>(), 0..3)) {
+            let list: Vec<_> = nets.iter().map(|(net, len)| json!({"cidr": format!("{}/{}", std::net::Ipv4Addr::from(*net), len % 33), "protocol": "udp", "ports": ports})).collect();
+            let set = sandbox(&network_of(&json!({"ingress": {"deny": list.clone()}})), &sandbox_of(&json!({"egress": {"allow": list}})));
+            for line in set.text.lines() {
+                prop_assert!(["table <", "rdr ", "pass ", "block drop "].iter().any(|verb| line.starts_with(verb)), "{}", line);
+            }
+            // Tables come first, then translation, then the filter: pfctl takes no other order.
+            let order: Vec<u8> = set.text.lines().map(|line| match &line[..3] { "tab" => 0, "rdr" => 1, _ => 2 }).collect();
+            prop_assert!(order.is_sorted());
+            for (name, _) in &set.tables {
+                prop_assert!(name.len() < 32);
+                let declaration = format!("table <{name}> persist");
+                prop_assert_eq!(set.text.matches(&declaration).count(), 1);
+            }
+        }
+    }
+}

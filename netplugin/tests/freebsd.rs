@@ -1,0 +1,504 @@
+//! The plugin on FreeBSD: vnet jails as hosts and sandboxes, packets between them. Takes root, pf and netgraph.
+#![cfg(target_os = "freebsd")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
+
+mod jails;
+
+use jails::{Host, Jail, alone, merge, open_policy, sh};
+use serde_json::{Value, json};
+
+fn policy(egress: Value, ingress: Value) -> Value {
+    json!({ "policy": { "egress": egress, "ingress": ingress } })
+}
+
+/// A stack outside: 192.0.2.2, the machine has 192.0.2.1.
+fn outside() -> (Jail, Wire) {
+    let jail = Jail::new();
+    let (_, here) = jail.wire(None, "192.0.2.2/24", "192.0.2.1/24");
+    jail.sh("ifconfig lo0 alias 203.0.113.5/32; ifconfig lo0 alias 203.0.113.77/32; ifconfig lo0 alias 169.254.169.254/32");
+    sh("route -q add 203.0.113.0/24 192.0.2.2; route -q add 169.254.0.0/16 192.0.2.2");
+    (jail, Wire(here))
+}
+
+/// The machine's end of a wire: goes with the value.
+struct Wire(String);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        sh(&format!(
+            "route -q delete 203.0.113.0/24 || true; route -q delete 169.254.0.0/16 || true; ifconfig {} destroy || true",
+            self.0
+        ));
+    }
+}
+
+#[test]
+fn everything_is_denied_until_allowed() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    outside.serve_tcp("0.0.0.0:80");
+    let conf = host.conf("pods", "10.1.0.0/24", json!({"ipMasq": true}));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    b.jail.serve_tcp("0.0.0.0:80");
+    assert!(a.jail.blocked("192.0.2.2:80"), "to the outside");
+    assert!(a.jail.blocked(&format!("{}:80", b.ip())), "to a neighbour");
+    outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
+    assert!(outside.blocked(&format!("{}:80", b.ip())), "from the outside");
+    for one in [&a, &b] {
+        host.del(one, &conf);
+    }
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn lists_decide_and_nothing_overrides_what_is_always_denied() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    for at in ["0.0.0.0:80", "0.0.0.0:81"] {
+        outside.serve_tcp(at);
+    }
+    outside.serve_udp("0.0.0.0:53");
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"ipMasq": true, "policy": {"alwaysDeny": ["203.0.113.5/32"], "annotations": true, "egress": {
+            "allow": [{"cidr": "192.0.2.0/24", "protocol": "tcp", "ports": [80]}]},
+            "hostServices": [{"protocol": "tcp", "port": 9999}]}}),
+    );
+    let machine = std::net::TcpListener::bind("0.0.0.0:9998").unwrap();
+    let a = host.add("a", &conf);
+    assert!(a.jail.reaches("192.0.2.2:80"));
+    assert!(a.jail.blocked("192.0.2.2:81"), "another port");
+    assert!(a.jail.silent("192.0.2.2:53"), "another protocol");
+    assert!(a.jail.blocked("203.0.113.77:80"), "another address");
+    let mut open = conf.clone();
+    open["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations":
+        {"network.skep.org/policy": json!({"egress": {"allow": ["any"]}}).to_string()}});
+    let b = host.add("b", &open);
+    assert!(b.jail.reaches("203.0.113.77:80"));
+    assert!(b.jail.seen_as("192.0.2.2:53", "192.0.2.1"), "under the host's address");
+    assert!(b.jail.blocked("203.0.113.5:80"), "a control network");
+    assert!(b.jail.blocked("169.254.169.254:80"), "metadata");
+    assert!(b.jail.blocked("192.0.2.1:9998"), "the host");
+    assert!(b.jail.blocked("10.1.0.1:9998"), "the host as gateway");
+    drop(machine);
+    for one in [&a, &b] {
+        host.del(one, &conf);
+    }
+}
+
+#[test]
+fn neighbours_groups_and_networks() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let two_stacks = json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}});
+    let mut conf = host.conf("one", "10.1.0.0/24", two_stacks);
+    merge(
+        &mut conf,
+        policy(json!({"allow": ["any"]}), json!({"allow": [{"group": "web", "protocol": "tcp"}]})),
+    );
+    let in_group = |group: &str| {
+        let mut conf = conf.clone();
+        conf["policy"]["group"] = json!(group);
+        conf
+    };
+    let (web, other, db) = (
+        host.add("web", &in_group("web")),
+        host.add("other", &in_group("else")),
+        host.add("db", &in_group("db")),
+    );
+    db.jail.serve_tcp("[::]:80");
+    db.jail.serve_tcp("0.0.0.0:80");
+    assert!(web.jail.reaches(&format!("{}:80", db.ip())));
+    assert!(web.jail.reaches(&format!("[{}]:80", db.address(1))), "by IPv6");
+    assert!(other.jail.blocked(&format!("{}:80", db.ip())));
+    assert!(other.jail.blocked(&format!("[{}]:80", db.address(1))));
+    let two = host.conf("two", "10.2.0.0/24", open_policy());
+    let far = host.add("far", &two);
+    far.jail.serve_tcp("0.0.0.0:80");
+    assert!(web.jail.blocked(&format!("{}:80", far.ip())), "another network, whatever the lists say");
+    let mut peered = in_group("web");
+    peered["policy"]["peerNetworks"] = json!(["two"]);
+    let near = host.add("near", &peered);
+    assert!(near.jail.reaches(&format!("{}:80", far.ip())), "peers");
+    host.del(&far, &two);
+    for one in [&web, &other, &db, &near] {
+        host.del(one, &conf);
+    }
+}
+
+#[test]
+fn published_ports_are_reached_and_go_with_the_sandbox() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({"allow": ["10.1.0.0/24"]}), json!({})));
+    let mut published = conf.clone();
+    published["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]});
+    let (a, b) = (host.add("a", &published), host.add("b", &conf));
+    a.jail.serve_tcp("0.0.0.0:80");
+    a.jail.serve_tcp("0.0.0.0:81");
+    a.jail.serve_udp("0.0.0.0:53");
+    assert!(outside.reaches("192.0.2.1:8080"), "from outside");
+    assert!(outside.seen_as("192.0.2.1:5353", "192.0.2.2"), "with the true source");
+    assert!(b.jail.reaches("192.0.2.1:8080"), "from a neighbour");
+    assert!(b.jail.reaches("10.1.0.1:8080"), "from a neighbour by the gateway");
+    assert!(a.jail.reaches("192.0.2.1:8080"), "from itself");
+    outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
+    assert!(outside.blocked(&format!("{}:81", a.ip())), "published is the one port only");
+    assert!(outside.blocked(&format!("{}:80", a.ip())), "and only by the map");
+    host.del(&a, &published);
+    assert!(outside.blocked("192.0.2.1:8080"));
+    host.del(&b, &conf);
+}
+
+#[test]
+fn a_changed_policy_ends_live_flows_and_spares_the_others() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    outside.serve_tcp("0.0.0.0:80");
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"ipMasq": true, "policy": {"egress": {"allow": ["any"]}, "ingress": {"allow": ["10.1.0.0/24"]}}}),
+    );
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.jail.serve_tcp("0.0.0.0:80");
+    let mut cut = a.jail.hold("203.0.113.77:80");
+    let mut spared = a.jail.hold("192.0.2.2:80");
+    let mut neighbour = a.jail.hold(&format!("{}:80", b.ip()));
+    let mut others = b.jail.hold("203.0.113.77:80");
+    for (what, one) in
+        [("cut", &mut cut), ("spared", &mut spared), ("neighbour", &mut neighbour), ("others", &mut others)]
+    {
+        assert!(one.alive(), "{what}");
+    }
+    let set = |id: &str, policy: Value| {
+        let (ok, told) = host.administer(&["policy", "pods", id], &policy.to_string());
+        assert!(ok, "{told}");
+    };
+    set("a", json!({"egress": {"deny": ["203.0.113.77"]}}));
+    assert!(!cut.alive(), "the denied flow must end");
+    for (what, one) in [("spared", &mut spared), ("neighbour", &mut neighbour), ("others", &mut others)] {
+        assert!(one.alive(), "{what}");
+    }
+    assert!(a.jail.blocked("203.0.113.77:80"));
+    // Only a table differs now.
+    set("a", json!({"egress": {"deny": ["203.0.113.5"]}}));
+    assert!(a.jail.reaches("203.0.113.77:80"));
+    set("b", json!({"ingress": {"deny": [a.ip()]}}));
+    assert!(!neighbour.alive(), "bridged flows end too, by the receiver's list");
+    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    for one in [&a, &b] {
+        host.del(one, &conf);
+    }
+}
+
+fn ether(to: [u8; 6], from: [u8; 6], kind: u16, rest: &[u8]) -> Vec<u8> {
+    [&to[..], &from, &kind.to_be_bytes(), rest].concat()
+}
+
+fn arp_answer(from: [u8; 6], sender: [u8; 6], ip: &str, to: [u8; 6], target: &str) -> Vec<u8> {
+    let octets = |ip: &str| ip.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &sender, &octets(ip), &to, &octets(target), &[0; 18]].concat();
+    ether(to, from, 0x0806, &body)
+}
+
+fn udp4(from_mac: [u8; 6], to_mac: [u8; 6], from: &str, to: &str, port: u16) -> Vec<u8> {
+    let octets = |ip: &str| ip.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let mut head = [0x45, 0, 0, 29, 0, 1, 0, 0, 64, 17, 0, 0].to_vec();
+    head.extend(octets(from));
+    head.extend(octets(to));
+    let mut sum: u32 = head.chunks(2).map(|two| u32::from(two[0]) << 8 | u32::from(two[1])).sum();
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let sum = !u16::try_from(sum).unwrap();
+    head[10..12].copy_from_slice(&sum.to_be_bytes());
+    let [high, low] = port.to_be_bytes();
+    head.extend([0x10, 0, high, low, 0, 9, 0, 0, b'!']);
+    ether(to_mac, from_mac, 0x0800, &head)
+}
+
+#[test]
+fn false_frames_do_not_leave_a_sandbox() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let (a, b, c) = (host.add("a", &conf), host.add("b", &conf), host.add("c", &conf));
+    // c asks b for its address: what b's neighbour table says of c is known then.
+    b.jail.serve_tcp("0.0.0.0:80");
+    assert!(c.jail.reaches(&format!("{}:80", b.ip())));
+    let before = b.jail.sh("arp -an");
+    let false_mac = [2, 9, 9, 9, 9, 9];
+    a.jail.inject(
+        "eth0",
+        &[
+            arp_answer(a.mac(), a.mac(), &c.ip(), b.mac(), &b.ip()),
+            arp_answer(c.mac(), c.mac(), &c.ip(), b.mac(), &b.ip()),
+            arp_answer(a.mac(), false_mac, &a.ip(), b.mac(), &b.ip()),
+            ether([0xff; 6], false_mac, 0x0800, &[0x45; 40]),
+        ],
+    );
+    let heard = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            b.jail.ask(|| {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:7000").unwrap();
+                socket.set_read_timeout(Some(jails::PATIENCE)).unwrap();
+                let mut buffer = [0; 64];
+                matches!(socket.recv_from(&mut buffer), Ok((_, from)) if from.ip().to_string() == a.ip())
+            })
+        });
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        a.jail.inject(
+            "eth0",
+            &[
+                udp4(a.mac(), b.mac(), &c.ip(), &b.ip(), 7000),
+                udp4(a.mac(), b.mac(), "192.0.2.99", &b.ip(), 7000),
+                udp4(c.mac(), b.mac(), &c.ip(), &b.ip(), 7000),
+                // The true one comes last: it must be the first that is heard.
+                udp4(a.mac(), b.mac(), &a.ip(), &b.ip(), 7000),
+            ],
+        );
+        waiting.join().unwrap()
+    });
+    assert!(heard, "the true packet arrives, and before it no false one");
+    let strip = |table: String| {
+        let mut lines: Vec<String> =
+            table.lines().filter_map(|line| line.split(" on ").next().map(str::to_owned)).collect();
+        lines.sort();
+        lines
+    };
+    let after: Vec<String> = strip(b.jail.sh("arp -an"));
+    assert!(strip(before).iter().all(|line| after.contains(line)), "{after:?}");
+    assert!(!after.iter().any(|line| line.contains("02:09:09")), "{after:?}");
+    let (_, told) = host.administer(&["status", "--json"], "");
+    let status: Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
+    let of_a =
+        status["networks"][0]["attachments"].as_array().unwrap().iter().find(|one| one["containerId"] == "a");
+    assert!(of_a.unwrap()["counters"]["spoofedPackets"].as_u64().unwrap() >= 6, "{told}");
+    for one in [&a, &b, &c] {
+        host.del(one, &conf);
+    }
+}
+
+#[test]
+fn calls_in_any_order_leave_nothing() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    // The first call turns pf on and loads what it needs: that stays.
+    let first = host.add("first", &conf);
+    host.del(&first, &conf);
+    std::thread::sleep(jails::PATIENCE);
+    let before = host.census();
+    host.call("DEL", "never", "nosuchjail", &conf).unwrap();
+    host.call("DEL", "never", "", &conf).unwrap();
+    let missing = host.call("ADD", "x", "nosuchjail", &conf).unwrap_err();
+    assert_eq!(missing["code"], 3, "{missing}");
+    let a = host.add("a", &conf);
+    let again = host.call("ADD", "a", &a.jail.name, &conf).unwrap_err();
+    assert!(matches!(again["code"].as_u64(), Some(100 | 104)), "{again}");
+    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    sh(&format!("ifconfig skb-pods deletem {}", a.host_ifname()));
+    let broken = host.check(&a, &conf).unwrap_err();
+    assert_eq!(broken["code"], 101, "{broken}");
+    host.del(&a, &conf);
+    host.del(&a, &conf);
+    let b = host.add("b", &conf);
+    drop(b);
+    let mut gc = conf.clone();
+    gc["cni.dev/valid-attachments"] = json!([]);
+    host.call("GC", "", "", &gc).unwrap();
+    host.settles_to(&before);
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn a_reloaded_ruleset_loses_nothing_for_long() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        policy(
+            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            json!({"allow": ["any"]}),
+        ),
+    );
+    let foreign = "table <theirs> { 198.51.100.1 }\nblock drop in quick from <theirs>\n";
+    let file = host.dir.path().join("pf.conf");
+    std::fs::write(&file, foreign).unwrap();
+    sh("pfctl -qF rules; pfctl -qF nat; pfctl -q -e 2>/dev/null || true");
+    sh(&format!("pfctl -qf {}", file.display()));
+    let theirs = sh("pfctl -qs rules");
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    assert!(sh("pfctl -qs rules").ends_with(&theirs), "the administrator's rules stay as they are");
+    b.jail.serve_tcp("0.0.0.0:80");
+    b.jail.serve_tcp("0.0.0.0:81");
+    assert!(a.jail.reaches(&format!("{}:80", b.ip())) && a.jail.blocked(&format!("{}:81", b.ip())));
+    sh(&format!("pfctl -qf {}", file.display()));
+    let (ok, told) = host.administer(&["restore"], "");
+    assert!(ok && told.contains("restored"), "{told}");
+    assert_eq!(host.administer(&["restore"], ""), (true, String::new()));
+    assert!(a.jail.reaches(&format!("{}:80", b.ip())) && a.jail.blocked(&format!("{}:81", b.ip())));
+    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    // An administrator who refers to the anchor himself loses nothing at all.
+    std::fs::write(
+        &file,
+        "table <theirs> { 198.51.100.1 }\nnat-anchor \"skep\"\nrdr-anchor \"skep\"\nanchor \"skep\"\n\
+         block drop in quick from <theirs>\n",
+    )
+    .unwrap();
+    sh(&format!("pfctl -qf {}", file.display()));
+    assert_eq!(host.administer(&["restore"], ""), (true, String::new()));
+    assert!(a.jail.blocked(&format!("{}:81", b.ip())));
+    for one in [&a, &b] {
+        host.del(one, &conf);
+    }
+    sh("pfctl -qF rules; pfctl -qF nat");
+}
+
+#[test]
+fn many_at_once_make_one_bridge_and_one_reference() {
+    let _turn = alone();
+    let host = Host::new(None);
+    sh("pfctl -qF rules; pfctl -qF nat 2>/dev/null || true");
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let all: Vec<_> = std::thread::scope(|scope| {
+        let adds: Vec<_> = (0..12)
+            .map(|n| {
+                scope.spawn({
+                    let (host, conf) = (&host, &conf);
+                    move || host.add(&format!("c{n}"), conf)
+                })
+            })
+            .collect();
+        adds.into_iter().map(|add| add.join().unwrap()).collect()
+    });
+    let mut addresses: Vec<_> = all.iter().map(jails::Container::ip).collect();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 12);
+    assert_eq!(sh("ifconfig -g bridge").lines().count(), 1);
+    assert_eq!(sh("pfctl -qs rules").matches("anchor \"skep\"").count(), 1);
+    std::thread::scope(|scope| {
+        for one in &all {
+            scope.spawn(|| host.del(one, &conf));
+        }
+    });
+    assert_eq!(host.files(), Vec::<String>::new());
+    assert!(!sh("ifconfig -l").contains("sk"));
+}
+
+#[test]
+fn a_vm_gets_a_tap_on_the_host() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let result = host.call("ADD", "vm", "0", &conf).unwrap();
+    let tap = result["interfaces"][1]["name"].as_str().unwrap();
+    assert!(sh(&format!("ifconfig {tap}")).contains("groups: tap"));
+    assert!(std::path::Path::new("/dev").join(tap).exists(), "bhyve opens it by this name");
+    assert!(sh("ifconfig skb-pods").contains(&format!("member: {tap}")));
+    host.call("CHECK", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    host.call("DEL", "vm", "0", &conf).unwrap();
+    assert!(!sh("ifconfig -l").contains(tap));
+}
+
+/// A frame in VXLAN (RFC 7348).
+fn wrapped(vni: u32, frame: &[u8]) -> Vec<u8> {
+    let [_, high, middle, low] = vni.to_be_bytes();
+    [&[8, 0, 0, 0, high, middle, low, 0][..], frame].concat()
+}
+
+/// The kernel makes VXLAN links on the machine's own stack only, so the other nodes are played by hand.
+#[test]
+fn a_network_is_stretched_to_its_peers_and_to_nobody_else() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (peer, _wire) = outside();
+    peer.sh("ifconfig lo0 alias 198.51.100.3/32; ifconfig lo0 alias 198.51.100.9/32");
+    sh("route -q add 198.51.100.0/24 192.0.2.2 || true");
+    let nodes = json!([{"name": "here", "address": "192.0.2.1", "id": 1}, {"name": "two", "address": "192.0.2.2", "id": 2},
+        {"name": "three", "address": "198.51.100.3", "id": 3}]);
+    let conf = |mode: &str| {
+        host.conf(
+            "vpc",
+            "10.5.0.0/24",
+            json!({"policy": {"egress": {"allow": ["any"]}, "ingress": {"allow": ["any"]}},
+            "vxlan": {"vni": 100, "mode": mode, "nodes": nodes}}),
+        )
+    };
+    let refused = host.call("ADD", "x", &Jail::new().name, &conf("flood")).unwrap_err();
+    assert!(refused["msg"].as_str().unwrap().contains("use mode `mesh`"), "{refused}");
+    let conf = conf("mesh");
+    let a = host.add("a", &conf);
+    assert_eq!(a.result["interfaces"][2]["mtu"], 1450);
+    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    let (mac, far) = (a.mac(), [2, 7, 7, 7, 7, 7]);
+    let hears = |source: &str, vni: u32| {
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                a.jail.ask(|| {
+                    let socket = std::net::UdpSocket::bind("0.0.0.0:7000").unwrap();
+                    socket.set_read_timeout(Some(2 * jails::SILENCE)).unwrap();
+                    socket.recv(&mut [0; 8]).is_ok()
+                })
+            });
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            peer.ask(|| {
+                let socket = std::net::UdpSocket::bind((source, 4000)).unwrap();
+                let frame = udp4(far, mac, "10.5.0.77", &a.ip(), 7000);
+                socket.send_to(&wrapped(vni, &frame), "192.0.2.1:4789").is_ok()
+            });
+            waiting.join().unwrap()
+        })
+    };
+    // The pair of nodes 1 and 2 has the first identifier, 1 and 3 the second.
+    assert!(hears("192.0.2.2", 100), "from a peer");
+    assert!(hears("198.51.100.3", 101), "from another peer");
+    assert!(!hears("198.51.100.9", 100), "from somebody who is none");
+    // What the sandbox asks all goes to each peer once; what a peer asks all goes to no other.
+    let counted = |at: &str, vni: u32, act: &dyn Fn()| {
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                peer.ask(|| {
+                    let socket = std::net::UdpSocket::bind((at, 4789)).unwrap();
+                    socket.set_read_timeout(Some(2 * jails::SILENCE)).unwrap();
+                    let mut buffer = [0; 2048];
+                    let wanted = wrapped(vni, &[0xff; 6]);
+                    matches!(socket.recv(&mut buffer), Ok(n) if n > 14 && buffer[..14] == wanted[..])
+                })
+            });
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            act();
+            waiting.join().unwrap()
+        })
+    };
+    let ask_all = || {
+        a.jail.ask(|| {
+            std::net::UdpSocket::bind("0.0.0.0:0")
+                .is_ok_and(|socket| socket.send_to(b"?", "10.5.0.99:9").is_ok())
+        });
+    };
+    assert!(counted("192.0.2.2", 100, &ask_all), "an ARP question, to one peer");
+    a.jail.sh("arp -d 10.5.0.99 >/dev/null 2>&1 || true");
+    assert!(counted("198.51.100.3", 101, &ask_all), "and to the other");
+    let loops = counted("198.51.100.3", 101, &|| {
+        peer.ask(|| {
+            let socket = std::net::UdpSocket::bind("192.0.2.2:4001").unwrap();
+            let frame = arp_answer(far, far, "10.5.0.77", [0xff; 6], "10.5.0.88");
+            socket.send_to(&wrapped(100, &frame), "192.0.2.1:4789").is_ok()
+        });
+    });
+    assert!(!loops, "what came by one link leaves by no other");
+    host.del(&a, &conf);
+    assert!(!sh("ifconfig -l").contains("sk"));
+    sh("route -q delete 198.51.100.0/24 || true");
+}
