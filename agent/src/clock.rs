@@ -3,9 +3,11 @@
 use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime, clock_settime};
 
+use crate::os::machine::BOOT_CLOCK;
+
 /// Nanoseconds since the guest booted, suspended time included.
 pub(crate) fn boottime_ns() -> i64 {
-    read(ClockId::CLOCK_BOOTTIME)
+    read(BOOT_CLOCK)
 }
 
 /// Nanoseconds since the epoch, as the guest believes.

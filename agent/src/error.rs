@@ -71,6 +71,7 @@ impl From<Refusal> for ttrpc::Error {
 }
 
 /// An error with all its causes, outermost first, without saying the same twice.
+#[cfg(target_os = "linux")]
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -89,10 +90,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[derive(Debug, thiserror::Error)]
     #[error("cannot mount /x")]
     struct Outer(#[source] std::io::Error);
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_chain_names_every_cause_once() {
         let error = Outer(std::io::Error::other("no such device"));

@@ -22,6 +22,7 @@ use crate::container::faults;
 use crate::error::{Code, Refusal};
 use crate::fdio::FdStream;
 use crate::log;
+use crate::os::descriptors;
 use crate::reaper::{Births, ExitWatch, Reaper, exit_of};
 
 /// The first descriptor handed to a helper; the others follow.
@@ -179,15 +180,9 @@ fn take_over(moved: &[RawFd]) -> nix::Result<Vec<RawFd>> {
         placed.push(raw(|| unsafe { libc::dup3(*fd, target, libc::O_CLOEXEC) })?);
     }
     let first = placed.last().map_or(FIRST_FD, |last| last + 1).cast_unsigned();
-    close_range(first, (log::FD - 1).cast_unsigned())?;
-    close_range(PARKING.cast_unsigned(), u32::MAX)?;
+    descriptors::close_range(first, (log::FD - 1).cast_unsigned())?;
+    descriptors::close_range(PARKING.cast_unsigned(), u32::MAX)?;
     Ok(placed)
-}
-
-fn close_range(first: u32, last: u32) -> nix::Result<()> {
-    // SAFETY: closes copies of PID 1's descriptors, whose owners never run in this process.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    nix::errno::Errno::result(result).map(drop)
 }
 
 fn raw(call: impl FnOnce() -> i32) -> nix::Result<RawFd> {

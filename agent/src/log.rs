@@ -49,6 +49,7 @@ pub(crate) fn install(level: Level) {
 }
 
 /// From here on errors are told to the fault pipe of the process being made, too.
+#[cfg(target_os = "linux")]
 pub(crate) fn tell_faults(pipe: RawFd) {
     FAULTS.store(pipe, Ordering::Relaxed);
 }

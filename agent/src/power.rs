@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use nix::mount::{MntFlags, umount2};
-use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::os::{machine, share};
 
 /// How long the answer to `Shutdown` gets to leave before the power goes.
 const ANSWER_TIME: Duration = Duration::from_millis(20);
@@ -16,9 +16,9 @@ pub(crate) fn settle(shares: &[String]) {
     // To PID 1, -1 means everybody else. Nobody left is as good.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     nix::unistd::sync();
-    for share in shares {
-        if let Err(error) = umount2(share.as_str(), MntFlags::MNT_DETACH) {
-            tracing::warn!("cannot unmount {share}: {error}");
+    for mount_point in shares {
+        if let Err(error) = share::detach(mount_point) {
+            tracing::warn!("cannot unmount {mount_point}: {error}");
         }
     }
 }
@@ -26,6 +26,6 @@ pub(crate) fn settle(shares: &[String]) {
 /// Powers the machine off once the answer had time to leave.
 pub(crate) async fn off() -> Infallible {
     tokio::time::sleep(ANSWER_TIME).await;
-    let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+    let error = machine::power_off();
     crate::fatal::die(&format!("cannot power off: {error}"))
 }

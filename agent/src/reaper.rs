@@ -8,12 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::os::children::ChildSignals;
 
 /// Exits of unknown processes kept at once; beyond that the oldest is forgotten.
 const KEPT_MAX: usize = 1024;
@@ -75,21 +73,12 @@ impl Reaper {
     }
 
     /// Reaps for as long as the guest lives. Returns only what broke the waiting.
-    pub(crate) async fn run(&self, signals: SignalFd) -> io::Error {
-        // SAFETY: a SignalFd owns its descriptor and never changes it.
-        let signals = match unsafe { AsyncFd::register(signals) } {
-            Ok(signals) => signals,
-            Err(error) => return error.into(),
-        };
+    pub(crate) async fn run(&self, signals: ChildSignals) -> io::Error {
         loop {
             self.reap();
-            let mut ready = match signals.readable().await {
-                Ok(ready) => ready,
-                Err(error) => return error,
-            };
-            // One signal stands for any number of exits: empty the descriptor, then look for all of them.
-            while let Ok(Some(_)) = signals.get_ref().read_signal() {}
-            ready.clear_ready();
+            if let Err(error) = signals.wait().await {
+                return error;
+            }
         }
     }
 
@@ -122,14 +111,6 @@ impl Reaper {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Blocks SIGCHLD and gives the descriptor that reports it. Before any child is started.
-pub(crate) fn child_signals() -> io::Result<SignalFd> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGCHLD);
-    set.thread_block()?;
-    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
 /// Waits for the exit. A watch that nobody can answer any more reads as killed.

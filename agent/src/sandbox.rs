@@ -1,25 +1,20 @@
 //! Making the booted guest one sandbox: its clock, its randomness, its name, its shares.
 
-use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
 use std::path::{Component, Path};
 use std::sync::{Mutex, PoisonError};
 
-use nix::mount::{MsFlags, mount};
 use skep_protocol::PROTOCOL_VERSION;
-use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Network, Share};
+use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Network};
 
 use crate::clock;
 use crate::error::{Code, Refusal};
-use crate::network;
+use crate::os::{machine, network, share};
 
 /// Least entropy that makes a difference.
 const ENTROPY_MIN: usize = 32;
-/// The kernel takes it in one call through a buffer of this size.
-const ENTROPY_MAX: usize = 512;
+/// What a kernel takes in one call.
+pub(crate) const ENTROPY_MAX: usize = 512;
 const SHARES_MAX: usize = 64;
-
-nix::ioctl_write_ptr_bad!(add_entropy, nix::request_code_write!(b'R', 0x03, 8), EntropyHead);
 
 /// The sandbox that this guest is, once it is one.
 #[derive(Debug)]
@@ -35,14 +30,6 @@ struct State {
     created: bool,
     network_settled: bool,
     mounted: Vec<String>,
-}
-
-/// `struct rand_pool_info` of linux/random.h, with room for its buffer.
-#[repr(C)]
-struct EntropyHead {
-    bits: libc::c_int,
-    bytes: libc::c_int,
-    buffer: [u8; ENTROPY_MAX],
 }
 
 impl Sandbox {
@@ -68,15 +55,16 @@ impl Sandbox {
             set_clock(request.realtime_ns)?;
         }
         if !request.entropy.is_empty() {
-            credit(&request.entropy).map_err(|e| Refusal::internal(format!("cannot add entropy: {e}")))?;
+            machine::credit(&request.entropy)
+                .map_err(|e| Refusal::internal(format!("cannot add entropy: {e}")))?;
         }
         if !request.hostname.is_empty() {
             nix::unistd::sethostname(&request.hostname)
                 .map_err(|e| Refusal::invalid(format!("hostname {:?}: {e}", request.hostname)))?;
         }
-        for share in &request.shares {
-            attach(share)?;
-            state.mounted.push(share.mount_point.clone());
+        for wanted in &request.shares {
+            share::attach(wanted)?;
+            state.mounted.push(wanted.mount_point.clone());
         }
         let kernel = nix::sys::utsname::uname()
             .map_err(|e| Refusal::internal(format!("cannot read the kernel's name: {e}")))?;
@@ -158,44 +146,10 @@ pub(crate) fn set_clock(realtime_ns: i64) -> Result<(), Refusal> {
     clock::set_realtime(realtime_ns).map_err(|e| Refusal::internal(format!("cannot set the clock: {e}")))
 }
 
-fn attach(share: &Share) -> Result<(), Refusal> {
-    let Share { tag, mount_point, options, .. } = share;
-    std::fs::create_dir_all(mount_point)
-        .map_err(|e| Refusal::internal(format!("share {tag:?}: cannot make {mount_point}: {e}")))?;
-    let mut flags = MsFlags::MS_NOATIME;
-    flags.set(MsFlags::MS_RDONLY, share.readonly);
-    let options = mount_options(options);
-    mount(Some(tag.as_str()), mount_point.as_str(), Some("9p"), flags, Some(options.as_str())).map_err(|e| {
-        let why = match e {
-            nix::Error::ENOENT => "the VM has no 9p device with this tag".to_owned(),
-            nix::Error::ENODEV => "the guest's kernel has no 9p".to_owned(),
-            e => e.to_string(),
-        };
-        Refusal::internal(format!("share {tag:?}: cannot mount with {options:?} on {mount_point}: {why}"))
-    })
-}
-
-fn mount_options(options: &str) -> String {
-    let fixed = "trans=virtio,version=9p2000.L";
-    if options.is_empty() { fixed.to_owned() } else { format!("{fixed},{options}") }
-}
-
-/// Mixes the host's entropy in and counts it in full: the host is trusted.
-fn credit(entropy: &[u8]) -> std::io::Result<()> {
-    let mut info = EntropyHead { bits: 0, bytes: 0, buffer: [0; ENTROPY_MAX] };
-    let length = entropy.len().min(ENTROPY_MAX);
-    info.buffer[..length].copy_from_slice(&entropy[..length]);
-    info.bytes = libc::c_int::try_from(length).map_err(std::io::Error::other)?;
-    info.bits = info.bytes * 8;
-    let mut random = std::fs::OpenOptions::new().write(true).open("/dev/random")?;
-    random.flush()?;
-    // SAFETY: RNDADDENTROPY reads a rand_pool_info and as many bytes behind it as that says, all of them here.
-    unsafe { add_entropy(random.as_raw_fd(), &raw const info) }?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use skep_protocol::api::Share;
+
     use super::*;
 
     fn request() -> CreateSandboxRequest {
@@ -246,11 +200,5 @@ mod tests {
         assert!(!response.kernel_release.is_empty());
         assert!(sandbox.check_created().is_ok());
         assert_eq!(sandbox.create(&request()).expect_err("twice").code, Code::AlreadyExists);
-    }
-
-    #[test]
-    fn the_hosts_options_come_after_the_fixed_ones() {
-        assert_eq!(mount_options(""), "trans=virtio,version=9p2000.L");
-        assert_eq!(mount_options("cache=none,msize=8"), "trans=virtio,version=9p2000.L,cache=none,msize=8");
     }
 }

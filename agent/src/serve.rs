@@ -9,11 +9,12 @@ use skep_protocol::{ChannelKind, StdioRegistry, serve_channel};
 use crate::boot::{self, BootError, Options, cmdline::Channel};
 use crate::container::{self, Containers};
 use crate::error::Refusal;
-use crate::port::{Port, PortError};
-use crate::reaper::{Reaper, child_signals};
+use crate::os::children::ChildSignals;
+use crate::os::port::{Port, PortError};
+use crate::os::vsock::{Listener, VsockError};
+use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
-use crate::vsock::{Listener, VsockError};
 use crate::{clock, fatal};
 
 /// Why a guest ends before the host wants it to.
@@ -54,7 +55,7 @@ fn start(started_ns: i64) -> Result<Infallible, ServeError> {
 
 async fn serve(options: Options, started_ns: i64) -> Result<Infallible, ServeError> {
     let reaper = Arc::new(Reaper::default());
-    let signals = child_signals().map_err(ServeError::Children)?;
+    let signals = ChildSignals::new().map_err(ServeError::Children)?;
     let reaping = tokio::spawn({
         let reaper = Arc::clone(&reaper);
         async move { reaper.run(signals).await }

@@ -13,6 +13,7 @@ use skep_protocol::api::{
 
 use crate::container::Containers;
 use crate::error::Refusal;
+use crate::os::machine;
 use crate::reaper::Exit;
 use crate::sandbox::{self, Sandbox};
 use crate::{clock, power};
@@ -78,7 +79,7 @@ impl Agent for Service {
         }
         let pid = self.whole(async move |containers| containers.start(&container_id, &exec_id).await).await?;
         // By it the benchmark knows what the agent costs once it has run something.
-        tracing::debug!("resident_kib={}", resident_kib().unwrap_or_default());
+        tracing::debug!("resident_kib={}", machine::resident_kib().unwrap_or_default());
         Ok(StartProcessResponse { pid: pid.cast_unsigned(), ..Default::default() })
     }
 
@@ -178,26 +179,4 @@ impl Agent for Service {
 
 fn answer(exit: Exit) -> WaitProcessResponse {
     WaitProcessResponse { exit_status: exit.status, exited_at_ns: exit.at_ns, ..Default::default() }
-}
-
-/// The agent's own resident size (`VmRSS` of proc(5)).
-fn resident_kib() -> Option<u64> {
-    resident_kib_of(&std::fs::read_to_string("/proc/self/status").ok()?)
-}
-
-fn resident_kib_of(status: &str) -> Option<u64> {
-    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    value.trim().strip_suffix("kB")?.trim().parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_resident_size_is_read() {
-        assert_eq!(resident_kib_of("VmHWM:\t    9000 kB\nVmRSS:\t    4096 kB\nRssAnon: 1 kB\n"), Some(4096));
-        assert_eq!(resident_kib_of("VmRSS: lots"), None);
-        assert!(resident_kib().is_some_and(|kib| kib > 0));
-    }
 }

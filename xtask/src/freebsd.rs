@@ -14,9 +14,9 @@ use crate::{apt, command, workspace};
 
 /// The target of FreeBSD hosts.
 pub(crate) const TARGET: &str = "x86_64-unknown-freebsd";
-/// The crates that make up a host.
-const HOST_CRATES: &[&str] =
-    &["skep", "containerd-shim-skep-v2", "skep-containerd-api", "skep-protocol", "skep-cni"];
+/// The crates that make up a host, and the agent of FreeBSD guests.
+const CRATES: &[&str] =
+    &["skep", "containerd-shim-skep-v2", "skep-containerd-api", "skep-protocol", "skep-cni", "skep-agent"];
 /// The linker, with FreeBSD's libraries in it, and what makes it look like one to cargo: both from `PyPI`.
 const LINKER: &[&str] = &["ziglang==0.17.0", "cargo-zigbuild==0.24.0"];
 /// `debian` leaves rustup out even where it is.
@@ -76,13 +76,13 @@ impl Toolchain {
     }
 }
 
-/// Builds, lints and documents every host crate for FreeBSD; a warning is an error.
+/// Builds, lints and documents every host crate, and the agent, for FreeBSD; a warning is an error.
 pub(crate) fn check(cache: &Cache) -> Result<()> {
     apt::ensure(&[apt::COMPILER, apt::PYTHON], cache)?;
     let toolchain = Toolchain::make(cache)?;
-    let crates = || HOST_CRATES.iter().flat_map(|name| ["--package", name]);
+    let crates = || CRATES.iter().flat_map(|name| ["--package", name]);
     heading(&format!("Building for {TARGET}"));
-    command::run(toolchain.cargo("zigbuild").args(crates())).context("the host crates do not build")?;
+    command::run(toolchain.cargo("zigbuild").args(crates())).context("they do not build")?;
     heading(&format!("Clippy and documentation for {TARGET}"));
     command::run(toolchain.cargo("clippy").args(crates()).args([
         "--keep-going",

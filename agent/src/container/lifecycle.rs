@@ -287,6 +287,14 @@ impl Container {
     }
 }
 
+/// Waits for the end of the first process: those that it leaves end with it.
+pub(crate) async fn follow(container: Arc<Container>) {
+    container.init.wait().await;
+    if let Err(error) = group::init_ended(&container.paths.group_dir()) {
+        tracing::warn!("{}: {error}", container.init.name());
+    }
+}
+
 /// Undoes what making a container left, as far as it got: all of it is tried, the first error is returned.
 pub(crate) async fn scrub(paths: &Paths) -> Result<(), Refusal> {
     let group = paths.group_dir();

@@ -1,27 +1,25 @@
 //! The containers of the sandbox: what PID 1 knows of them and does with them.
 
-mod capabilities;
-mod devices;
 pub(crate) mod faults;
-mod group;
 mod id;
-mod join;
+#[cfg(target_os = "freebsd")]
+mod jail;
 mod lifecycle;
+#[cfg(target_os = "linux")]
+mod linux;
 mod lookup;
-mod make;
-mod oom;
-mod paths;
-mod payload;
 mod process;
-mod rootfs;
-mod spec;
+mod program;
+mod root;
 mod start;
-mod stats;
 mod table;
-mod update;
 
 use std::os::unix::fs::DirBuilderExt as _;
 
+#[cfg(target_os = "freebsd")]
+use jail::{group, join, make, oom, paths, rootfs, stats, update};
+#[cfg(target_os = "linux")]
+use linux::{group, join, make, oom, paths, rootfs, stats, update};
 pub(crate) use paths::Paths;
 pub(crate) use process::Process;
 pub(crate) use table::Containers;

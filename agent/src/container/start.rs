@@ -12,6 +12,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use serde::Deserialize;
 
 use super::faults::{FaultPipe, Faults};
+use super::join::LinuxHead;
 use super::paths::TERMINALS;
 use crate::error::Refusal;
 use crate::helper;
@@ -45,37 +46,6 @@ pub(crate) struct SpecHead {
     pub(crate) process: ProcessHead,
     #[serde(default)]
     pub(crate) linux: LinuxHead,
-}
-
-/// What processes that are added have to know of a spec.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct LinuxHead {
-    #[serde(default)]
-    namespaces: Vec<NamespaceHead>,
-    personality: Option<PersonalityHead>,
-}
-
-#[derive(Debug, Deserialize)]
-struct NamespaceHead {
-    #[serde(rename = "type")]
-    typ: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct PersonalityHead {
-    domain: String,
-}
-
-impl LinuxHead {
-    /// Whether the container has a namespace of that type.
-    pub(crate) fn has(&self, typ: &str) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.typ == typ)
-    }
-
-    /// The execution domain, as OCI has it.
-    pub(crate) fn personality(&self) -> Option<&str> {
-        self.personality.as_ref().map(|personality| personality.domain.as_str())
-    }
 }
 
 /// Of a terminal, in characters.
@@ -209,9 +179,6 @@ mod tests {
         let head: SpecHead = serde_json::from_str(text).expect("json");
         assert!(head.process.terminal);
         assert_eq!(head.process.console_size.map(|size| (size.height, size.width)), Some((24, 80)));
-        let text = r#"{"linux":{"namespaces":[{"type":"user"}],"personality":{"domain":"LINUX32"}}}"#;
-        let linux = serde_json::from_str::<SpecHead>(text).expect("json").linux;
-        assert!(linux.has("user") && !linux.has("time") && linux.personality() == Some("LINUX32"));
         let bare: SpecHead = serde_json::from_str("{}").expect("json");
         assert!(!bare.process.terminal);
     }

@@ -49,7 +49,9 @@ impl Containers {
         let mut table = self.table();
         match made {
             Ok((container, pid)) => {
-                table.insert(name, Entry::Made(Arc::new(container)));
+                let container = Arc::new(container);
+                tokio::spawn(super::lifecycle::follow(Arc::clone(&container)));
+                table.insert(name, Entry::Made(container));
                 Ok(pid)
             }
             Err(refusal) => {

@@ -7,14 +7,12 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs::OpenOptions;
-use std::io::{self, Read as _};
-use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use libcontainer::oci_spec::runtime::{LinuxSeccomp, PosixRlimit, Process, Spec};
@@ -23,7 +21,8 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::unistd::{Gid, Uid};
 
 use super::capabilities::Capabilities;
-use super::{faults, lookup};
+use crate::container::faults;
+use crate::container::program::{self, Program};
 use crate::error::{Refusal, chain};
 
 /// What runs in the container, and how.
@@ -42,7 +41,7 @@ pub(crate) struct Payload {
     /// Write end of the pipe on which faults go to the agent. Closes on exec.
     faults: RawFd,
     /// Found before the start, run after it.
-    program: OnceLock<PathBuf>,
+    program: OnceLock<Program>,
 }
 
 impl Payload {
@@ -74,14 +73,14 @@ impl Payload {
     }
 
     /// Becomes the user, in its directory, and finds the program.
-    fn prepare(&self) -> Result<PathBuf, Refusal> {
+    fn prepare(&self) -> Result<Program, Refusal> {
         let internal = |what: &str, e: &dyn std::error::Error| {
             Refusal::internal(format!("cannot {what} for the container's process: {}", chain(e)))
         };
         repair_null().map_err(|e| internal("open /dev/null", &e))?;
         leave_keyring();
-        own_stdio(self.uid);
-        let entered = self.enter_cwd()?;
+        program::own_stdio(self.uid);
+        let entered = program::enter_cwd(&self.cwd)?;
         let syscall = create_syscall();
         for rlimit in &self.rlimits {
             syscall.set_rlimit(rlimit).map_err(|e| {
@@ -91,36 +90,8 @@ impl Payload {
         self.capabilities.bound().map_err(|e| internal("bound capabilities", &e))?;
         self.become_user().map_err(|e| internal("change user", &e))?;
         self.capabilities.take().map_err(|e| internal("set capabilities", &e))?;
-        if !entered {
-            // What root may not enter (a user's directory over the network, say) its user may.
-            std::env::set_current_dir(&self.cwd).map_err(|e| cwd_fault(&self.cwd, &e))?;
-        }
-        // A directory outside the container has no path in it.
-        let inside = std::env::current_dir().is_ok_and(|dir| dir.is_absolute());
-        if !inside {
-            return Err(Refusal::invalid(format!(
-                "process.cwd {}: not within the container",
-                self.cwd.display()
-            )));
-        }
-        let command = self.args.first().map(String::as_str).unwrap_or_default();
-        Ok(lookup::find(command, &self.env, self.uid)?)
-    }
-
-    /// Enters the working directory, which is made if the image has none. False: root may not.
-    fn enter_cwd(&self) -> Result<bool, Refusal> {
-        let enter = || std::env::set_current_dir(&self.cwd);
-        let result = match enter() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.cwd).and_then(|()| enter())
-            }
-            other => other,
-        };
-        match result {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(false),
-            Err(error) => Err(cwd_fault(&self.cwd, &error)),
-        }
+        program::settle_cwd(&self.cwd, entered)?;
+        Program::find(self.args.clone(), self.env.clone(), self.uid)
     }
 
     fn become_user(&self) -> nix::Result<()> {
@@ -136,17 +107,9 @@ impl Payload {
 
     /// Gives the process over to the user's program.
     fn run(&self) -> Result<Infallible, Refusal> {
-        let command = self.args.first().map(String::as_str).unwrap_or_default();
         let program = self.program.get().ok_or_else(|| Refusal::internal("the program was not looked up"))?;
-        let string = |text: &str| {
-            CString::new(text).map_err(|_| Refusal::invalid(format!("{text:?}: contains a NUL byte")))
-        };
-        let args = self.args.iter().map(|arg| string(arg)).collect::<Result<Vec<_>, _>>()?;
-        let mut env = self.env.iter().map(|entry| string(entry)).collect::<Result<Vec<_>, _>>()?;
-        if !self.env.iter().any(|entry| entry.starts_with("HOME=")) {
-            env.push(string(&format!("HOME={}", home(self.uid)))?);
-        }
-        let path = string(&program.to_string_lossy())?;
+        // The filter may not let it do this.
+        let ready = program.ready()?;
         if self.no_new_privileges {
             nix::sys::prctl::set_no_new_privs()
                 .map_err(|e| Refusal::internal(format!("process.noNewPrivileges: {e}")))?;
@@ -158,8 +121,7 @@ impl Payload {
         self.capabilities
             .finish()
             .map_err(|e| Refusal::internal(format!("cannot give up a capability: {e}")))?;
-        let Err(error) = nix::unistd::execve(&path, &args, &env);
-        Err(lookup::exec_failed(program, command, error))
+        ready.run()
     }
 
     /// All the steps, one after the other.
@@ -168,16 +130,12 @@ impl Payload {
         let _ = self.program.set(self.prepare()?);
         self.run()
     }
-
-    fn report(&self, refusal: &Refusal) {
-        faults::tell(self.faults, refusal);
-    }
 }
 
 impl Executor for Payload {
     fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
         let Err(refusal) = self.run();
-        self.report(&refusal);
+        faults::tell(self.faults, &refusal);
         Err(ExecutorError::Other(refusal.message))
     }
 
@@ -189,7 +147,7 @@ impl Executor for Payload {
                 Ok(())
             }
             Err(refusal) => {
-                self.report(&refusal);
+                faults::tell(self.faults, &refusal);
                 Err(ExecutorValidationError::ArgValidationError(refusal.message))
             }
         }
@@ -212,24 +170,13 @@ fn leave_keyring() {
     }
 }
 
-fn cwd_fault(cwd: &Path, error: &io::Error) -> Refusal {
-    Refusal::invalid(format!("process.cwd {}: {error}", cwd.display()))
-}
-
 fn is_null(metadata: &std::fs::Metadata) -> bool {
     metadata.file_type().is_char_device() && metadata.rdev() == nix::sys::stat::makedev(1, 3)
 }
 
-fn stdio() -> [(RawFd, ManuallyDrop<std::fs::File>); 3] {
-    [0, 1, 2].map(|fd| {
-        // SAFETY: 0 to 2 are this process's own, open for its whole life and not closed here.
-        (fd, ManuallyDrop::new(unsafe { std::fs::File::from_raw_fd(fd) }))
-    })
-}
-
 /// libcontainer reopens /dev/null within the container, for reading only: writing has to work too.
 fn repair_null() -> io::Result<()> {
-    for (fd, file) in stdio() {
+    for (fd, file) in program::stdio() {
         if file.metadata().is_ok_and(|metadata| is_null(&metadata)) {
             let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
             // SAFETY: replaces one of this process's own standard descriptors.
@@ -239,47 +186,4 @@ fn repair_null() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes the user the owner of its pipes or terminal, so that it can open /dev/stdout anew.
-fn own_stdio(uid: u32) {
-    for (_, file) in stdio() {
-        let foreign = file.metadata().is_ok_and(|metadata| !is_null(&metadata) && metadata.uid() != uid);
-        if foreign {
-            // What cannot change its owner can still be used as it is.
-            let _ = nix::unistd::fchown(&*file, Some(Uid::from_raw(uid)), None);
-        }
-    }
-}
-
-/// The user's home as the image has it, or the root directory.
-fn home(uid: u32) -> String {
-    const PASSWD_MAX: u64 = 1 << 20;
-    let mut passwd = String::new();
-    let read =
-        std::fs::File::open("/etc/passwd").and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut passwd));
-    read.ok().and_then(|_| home_in(&passwd, uid)).unwrap_or_else(|| "/".to_owned())
-}
-
-fn home_in(passwd: &str, uid: u32) -> Option<String> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let same = fields.nth(2)?.parse() == Ok(uid);
-        let home = fields.nth(2)?;
-        (same && !home.is_empty()).then(|| home.to_owned())
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_home_is_the_images() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\n# odd line\nweb:x:33:33::/var/www:\nnone:x:4:4:::\n";
-        assert_eq!(home_in(passwd, 0).as_deref(), Some("/root"));
-        assert_eq!(home_in(passwd, 33).as_deref(), Some("/var/www"));
-        assert_eq!(home_in(passwd, 4), None);
-        assert_eq!(home_in(passwd, 1000), None);
-    }
 }

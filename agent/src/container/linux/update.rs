@@ -6,7 +6,7 @@ use libcgroups::common::{CgroupManager as _, ControllerOpt};
 use libcgroups::v2::manager::{Manager, V2ManagerError};
 use libcontainer::oci_spec::runtime::LinuxResources;
 
-use crate::boot::cgroups;
+use crate::boot::linux::cgroups;
 use crate::error::{Refusal, chain};
 
 /// Reads the `linux.resources` object of a spec.

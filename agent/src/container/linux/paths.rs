@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::boot::cgroups;
+use crate::boot::linux::cgroups;
 
 /// Bundles: what the agent wrote for libcontainer.
 pub(crate) const BUNDLES: &str = "/run/skep/containers";

@@ -1,4 +1,4 @@
-//! The root of a container: the directory the host shares, or an overlay above it.
+//! The root of a container that is an overlay above the directory the host shares.
 
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,15 +8,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::error::{Code, Refusal};
 
-/// Why there is no root.
+/// Why there is no overlay.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootfsError {
-    #[error("rootfs {0:?}: not an absolute path")]
-    Relative(PathBuf),
-    #[error("rootfs {path:?}: {source}; is the share mounted, and the container's root in it?")]
-    Missing { path: PathBuf, source: io::Error },
-    #[error("rootfs {0:?}: not a directory")]
-    NotDirectory(PathBuf),
     #[error("rootfs {0:?}: an overlay's lower path cannot contain ':' or ','")]
     Name(PathBuf),
     #[error("cannot make the overlay's directory {path}: {source}", path = .path.display())]
@@ -32,18 +26,6 @@ impl From<RootfsError> for Refusal {
             _ => Code::InvalidArgument,
         };
         Self::new(code, error.to_string())
-    }
-}
-
-/// Checks that the shared directory is there.
-pub(crate) fn check(shared: &Path) -> Result<(), RootfsError> {
-    if !shared.is_absolute() {
-        return Err(RootfsError::Relative(shared.to_owned()));
-    }
-    match std::fs::metadata(shared) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => Err(RootfsError::NotDirectory(shared.to_owned())),
-        Err(source) => Err(RootfsError::Missing { path: shared.to_owned(), source }),
     }
 }
 
@@ -89,18 +71,4 @@ pub(crate) fn remove(at: &Path) -> Result<(), RootfsError> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_root_is_named() {
-        let text = |path: &str| check(Path::new(path)).expect_err(path).to_string();
-        assert!(text("/no/such/root").starts_with("rootfs \"/no/such/root\": No such file"));
-        assert_eq!(text("relative"), "rootfs \"relative\": not an absolute path");
-        assert_eq!(text("/etc/hostname"), "rootfs \"/etc/hostname\": not a directory");
-        assert!(check(Path::new("/")).is_ok());
-    }
 }

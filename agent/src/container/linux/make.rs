@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::paths::{self, Paths};
 use super::payload::Payload;
 use super::{group, rootfs, spec};
+use crate::container::root;
 use crate::error::{Refusal, chain};
 
 /// The container's spec as given to libcontainer, and its seccomp profile, which processes that join need.
@@ -39,7 +40,7 @@ pub(crate) struct Create<'a> {
 pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal> {
     let paths = Paths::new(request.id);
     let spec: Spec = parse("spec", request.spec)?;
-    rootfs::check(request.rootfs)?;
+    root::check(request.rootfs)?;
     make_dir(&paths.bundle)?;
     let root = if request.overlay {
         rootfs::overlay(request.rootfs, &paths.overlay())?

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use super::BootError;
+use crate::boot::BootError;
 
 /// The agent's directories; nothing in a container can reach them.
 pub(crate) const RUN: &str = "/run/skep";

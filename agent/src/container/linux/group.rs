@@ -52,6 +52,12 @@ pub(crate) fn kill(group: &Path) -> Result<(), GroupError> {
     }
 }
 
+/// The first process has ended, and with it, in a PID namespace of its own, every other one.
+#[allow(clippy::unnecessary_wraps, reason = "as on FreeBSD, where it takes more")]
+pub(crate) fn init_ended(_: &Path) -> Result<(), GroupError> {
+    Ok(())
+}
+
 /// The processes of the group and of those that the container made below it.
 pub(crate) fn pids(group: &Path) -> Result<Vec<u32>, GroupError> {
     let mut pids = Vec::new();

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use super::{BootError, mounts, read, write};
+use super::{mounts, read, write};
+use crate::boot::BootError;
 
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";

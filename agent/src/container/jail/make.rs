@@ -1,0 +1,112 @@
+//! Making processes in jails. All of this runs in helper processes (`helper.rs`).
+
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use oci_spec::runtime::{Mount, Process};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::mounts;
+use super::params::{self, INHERIT, Value};
+use super::paths::Paths;
+use super::process::{self, Birth};
+use crate::boot::freebsd::devices::RULESET;
+use crate::container::root;
+use crate::error::Refusal;
+
+/// A container to make.
+#[derive(Debug)]
+pub(crate) struct Create<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) spec: &'a [u8],
+    pub(crate) rootfs: &'a Path,
+    pub(crate) overlay: bool,
+    /// Where its terminal is sent, if it has one.
+    pub(crate) terminal: Option<&'a Path>,
+}
+
+/// What is read of a spec. The rest of it speaks of Linux, or of what the host does.
+#[derive(Debug, Deserialize)]
+struct Spec {
+    process: Option<Process>,
+    #[serde(default)]
+    root: Root,
+    #[serde(default)]
+    mounts: Vec<Mount>,
+    #[serde(default)]
+    hooks: BTreeMap<String, Vec<serde_json::Value>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Root {
+    #[serde(default)]
+    readonly: bool,
+}
+
+/// Makes a container whose first process waits to be started; returns its pid.
+///
+/// `fds`: the fault pipe, then 0, 1 and 2 of a process without a terminal.
+pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal> {
+    let paths = Paths::new(request.id);
+    let spec: Spec = parse("spec", request.spec)?;
+    let process = spec.process.ok_or_else(|| Refusal::invalid("process: missing"))?;
+    process::check(&process)?;
+    if let Some((hook, _)) = spec.hooks.iter().find(|(_, list)| !list.is_empty()) {
+        return Err(Refusal::invalid(format!("hooks.{hook}: a FreeBSD guest runs no hooks yet")));
+    }
+    if request.overlay {
+        let text = "rootfs_mode overlay: FreeBSD has no overlay that a container could live on; use 9p";
+        return Err(Refusal::invalid(text));
+    }
+    if spec.root.readonly {
+        let text = "root.readonly: not possible in a FreeBSD guest; share the root read-only";
+        return Err(Refusal::invalid(text));
+    }
+    root::check(request.rootfs)?;
+    let root = request
+        .rootfs
+        .canonicalize()
+        .map_err(|e| Refusal::internal(format!("rootfs {}: {e}", request.rootfs.display())))?;
+    for dir in [&paths.bundle, &paths.state] {
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| Refusal::internal(format!("cannot make {}: {e}", dir.display())))?;
+    }
+    // Noted before anything is mounted: by it the mounts are found again.
+    std::os::unix::fs::symlink(&root, paths.overlay())
+        .map_err(|e| Refusal::internal(format!("cannot note the container's root: {e}")))?;
+    for (index, mount) in spec.mounts.iter().enumerate() {
+        mounts::make(&root, index, mount)?;
+    }
+    let jid = params::create(
+        &paths.group_dir(),
+        &[
+            ("path", Value::Text(root.as_os_str().as_encoded_bytes())),
+            ("host", INHERIT),
+            ("ip4", INHERIT),
+            ("ip6", INHERIT),
+            ("sysvmsg", INHERIT),
+            ("sysvsem", INHERIT),
+            ("sysvshm", INHERIT),
+            ("devfs_ruleset", Value::Number(RULESET.into())),
+            ("enforce_statfs", Value::Number(1)),
+            ("allow.raw_sockets", Value::On),
+            ("allow.reserved_ports", Value::On),
+            ("allow.chflags", Value::On),
+        ],
+    )
+    .map_err(|e| Refusal::internal(format!("cannot make a jail: {e}")))?;
+    let start = UnixListener::bind(paths.notify())
+        .map_err(|e| Refusal::internal(format!("cannot listen on {}: {e}", paths.notify().display())))?;
+    process::bear(&Birth { jid, process: &process, terminal: request.terminal, start: &start }, fds)
+}
+
+/// Reads a part of a spec.
+pub(super) fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(json).map_err(|e| Refusal::invalid(format!("{field}: {e}")))
+}

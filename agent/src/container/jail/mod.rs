@@ -1,0 +1,16 @@
+//! Containers of a FreeBSD guest: jails.
+//!
+//! A container is a jail whose root is the directory that the host shares. It shares host name, network and IPC with the
+//! guest, as the containers of a pod do, and has processes, mounts and devices of its own.
+
+pub(super) mod group;
+pub(super) mod join;
+pub(super) mod make;
+mod mounts;
+pub(super) mod oom;
+mod params;
+pub(super) mod paths;
+mod process;
+pub(super) mod rootfs;
+pub(super) mod stats;
+pub(super) mod update;

@@ -1,0 +1,14 @@
+//! Containers of a Linux guest, made by libcontainer.
+
+mod capabilities;
+mod devices;
+pub(super) mod group;
+pub(super) mod join;
+pub(super) mod make;
+pub(super) mod oom;
+pub(super) mod paths;
+mod payload;
+pub(super) mod rootfs;
+mod spec;
+pub(super) mod stats;
+pub(super) mod update;

@@ -1,0 +1,12 @@
+//! What differs between the systems that a guest can have, behind one interface: each has the same modules with the
+//! same functions.
+
+#[cfg(target_os = "freebsd")]
+mod freebsd;
+#[cfg(target_os = "linux")]
+mod linux;
+
+#[cfg(target_os = "freebsd")]
+pub(crate) use freebsd::{children, console, descriptors, machine, mounts, network, port, share, vsock};
+#[cfg(target_os = "linux")]
+pub(crate) use linux::{children, console, descriptors, machine, network, port, share, vsock};
