@@ -17,7 +17,7 @@ pub use report::{Check, Report, State};
 const SHIM: &str = "containerd-shim-skep-v2";
 /// How containerd's configuration names it.
 const RUNTIME: &str = "io.containerd.skep.v2";
-/// Below this anchor of pf are those of the sandboxes.
+/// Below this anchor of pf are those of the sandboxes; the main ruleset refers to it.
 const ANCHOR: &str = "skep";
 
 /// Where to look.

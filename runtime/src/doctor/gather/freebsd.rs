@@ -146,10 +146,10 @@ fn integer(name: &str) -> Option<u64> {
 fn pf() -> Result<PfFacts, String> {
     let ask = |what: &str| command::output(Path::new("/sbin/pfctl"), &["-s", what]);
     let (info, rules, memory) = (ask("info")?, ask("rules")?, ask("memory")?);
-    let anchor = format!("anchor \"{ANCHOR}/*\"");
+    let anchor = format!("anchor \"{ANCHOR}\" ");
     Ok(PfFacts {
         enabled: info.lines().any(|line| line.starts_with("Status: Enabled")),
-        anchor: rules.lines().any(|line| line.trim_start().starts_with(&anchor)),
+        anchor: rules.lines().any(|line| format!("{} ", line.trim()).starts_with(&anchor)),
         anchors: memory.lines().find(|line| line.starts_with("anchors")).and_then(limit),
     })
 }

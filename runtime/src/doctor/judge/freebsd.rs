@@ -92,11 +92,14 @@ fn pf(facts: &Result<PfFacts, String>) -> Vec<Check> {
         Check::warning("pf", ENABLED, "disabled").fix("sysrc pf_enable=YES && service pf start")
     };
     let reference = if facts.anchor {
-        Check::ok("pf.anchor", REFERENCE, format!("the ruleset has anchor \"{ANCHOR}/*\""))
+        Check::ok("pf.anchor", REFERENCE, format!("the ruleset has anchor \"{ANCHOR}\""))
     } else {
-        Check::warning("pf.anchor", REFERENCE, format!("the ruleset has no anchor \"{ANCHOR}/*\"")).fix(
-            format!("add the line `anchor \"{ANCHOR}/*\"` to /etc/pf.conf, then `pfctl -f /etc/pf.conf`"),
-        )
+        let found =
+            format!("the ruleset has no anchor \"{ANCHOR}\": skep-cni adds it, a reloaded pf.conf loses it");
+        Check::warning("pf.anchor", REFERENCE, found).fix(format!(
+            "write nat-anchor \"{ANCHOR}\", rdr-anchor \"{ANCHOR}\" and anchor \"{ANCHOR}\", a line each, into /etc/pf.conf before \
+             your own rules, then `pfctl -f /etc/pf.conf`"
+        ))
     };
     let limit = match facts.anchors {
         Some(n) if n >= FEW_ANCHORS => Check::ok("pf.anchors", LIMIT, n.to_string()),

@@ -280,7 +280,7 @@ fn what_networks_need() {
         ("pf", State::Warning, &["disabled", "pf_enable=YES"], |f| {
             f.pf = Ok(PfFacts { enabled: false, anchor: true, anchors: Some(4096) });
         }),
-        ("pf.anchor", State::Warning, &["anchor \"skep/*\"", "/etc/pf.conf"], |f| {
+        ("pf.anchor", State::Warning, &["anchor \"skep\"", "/etc/pf.conf"], |f| {
             f.pf = Ok(PfFacts { enabled: true, anchor: false, anchors: Some(4096) });
         }),
         ("pf.anchors", State::Warning, &["512", "set limit anchors"], |f| {
