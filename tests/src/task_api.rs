@@ -63,6 +63,7 @@ impl Shim {
             terminal: process.terminal,
             stdin: path(process.stdin),
             stdout: path(process.stdout),
+            stderr: path(process.stderr),
             spec: Some(any("Process", &process.spec())).into(),
             ..ExecProcessRequest::default()
         };
@@ -113,6 +114,8 @@ pub struct NewProcess<'a> {
     pub stdin: Option<&'a Path>,
     /// The fifo that it writes.
     pub stdout: Option<&'a Path>,
+    /// The fifo for its errors.
+    pub stderr: Option<&'a Path>,
 }
 
 impl NewProcess<'_> {
