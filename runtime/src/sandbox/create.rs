@@ -163,7 +163,8 @@ fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxD
     }
 }
 
-/// Kernel parameters. `panic=-1`: a panic resets at once, which ends the VM and tells the host. A `dummy0` that the
+/// Kernel parameters. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's
+/// timer works, but on a busy host the kernel may find it too late and panic. A `dummy0` that the
 /// kernel makes by itself would be a link nobody asked for.
 fn cmdline(config: &Config) -> String {
     let channel = match config.agent.channel {
@@ -171,7 +172,7 @@ fn cmdline(config: &Config) -> String {
         Channel::Vsock => format!("vsock:{VSOCK_PORT}"),
     };
     format!(
-        "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 panic=-1 skep.channel={channel} skep.log={}",
+        "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 no_timer_check panic=-1 skep.channel={channel} skep.log={}",
         config.agent.log.name()
     )
 }

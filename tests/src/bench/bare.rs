@@ -34,7 +34,7 @@ pub(super) fn boot(build: &Build) -> Result<Sample> {
             name: "skep-bench".to_owned(),
             kernel: guest.kernel(),
             initramfs: archive,
-            cmdline: "console=ttyS0 quiet loglevel=1 panic=-1".to_owned(),
+            cmdline: "console=ttyS0 quiet loglevel=1 no_timer_check panic=-1".to_owned(),
             memory: config.sandbox.memory_mib,
             vcpus: config.sandbox.vcpus,
             shares: vec![Share { tag: "skep".to_owned(), path: share, readonly: false }],
