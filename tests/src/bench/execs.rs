@@ -59,8 +59,13 @@ pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
         for (name, terminal, amount) in
             [("of a process", false, AMOUNT), ("of a terminal", true, TERMINAL_AMOUNT)]
         {
+            let before = vmm.map(processor_time).transpose()?;
             let out = output(shim, &Fifos::new(lease)?, terminal, amount)?;
             sample.push((format!("throughput of output {name}"), out));
+            if let (Some(vmm), Some(before)) = (vmm, before) {
+                let spent = (processor_time(vmm)? - before) / f64::from(u32::try_from(amount >> 20)?);
+                sample.push((format!("each MiB of output {name}: VMM's processor time"), spent));
+            }
         }
         // Nobody types that fast, so there is no figure for a terminal.
         let input = input(shim, &Fifos::new(lease)?)?;
