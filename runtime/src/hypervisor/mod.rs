@@ -40,8 +40,10 @@ pub struct Capabilities {
 pub struct Place {
     /// A directory of the VM's own, mode 0700.
     pub dir: PathBuf,
-    /// The network namespace in which the VMM is to live and its taps are to be (Linux).
+    /// The network namespace in which the VMM is to live (Linux).
     pub netns: Option<Arc<OwnedFd>>,
+    /// The taps of [`VmSpec::nics`], in their order, where the VMM takes descriptors.
+    pub taps: Vec<Arc<OwnedFd>>,
     /// Where each process and other resource of the host is recorded before it is acquired.
     pub journal: Arc<Journal>,
 }

@@ -10,12 +10,13 @@
 //! The VM has its network devices from its start, since not every VMM can add one later: as many as the namespace has
 //! interfaces by then, or as configuration and annotations say. What is not needed the agent takes away.
 //!
-//! What to take is decided in [`plan`], which is pure.
+//! What to take is decided in `plan`, which is pure.
 
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(not(target_os = "linux"))]
 mod none;
+#[cfg(target_os = "linux")]
 mod plan;
 
 use std::io;
@@ -26,7 +27,6 @@ use linux as system;
 #[cfg(not(target_os = "linux"))]
 use none as system;
 
-pub use plan::{Device, Found};
 pub use system::Network;
 pub(crate) use system::release;
 

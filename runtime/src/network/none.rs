@@ -14,7 +14,7 @@ use crate::journal::Journal;
 #[derive(Debug)]
 pub struct Network;
 
-#[expect(clippy::unused_self, reason = "as on Linux")]
+#[allow(clippy::unused_self, reason = "as on Linux")]
 impl Network {
     /// Refuses a namespace.
     pub fn open(request: &NetworkRequest, _: usize, _: &str) -> Result<Self, NetworkError> {
@@ -27,6 +27,11 @@ impl Network {
     /// None.
     pub fn nics(&self) -> Vec<Nic> {
         Vec::new()
+    }
+
+    /// None.
+    pub fn taps(&self) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
+        Ok(Vec::new())
     }
 
     /// None.
@@ -49,7 +54,8 @@ impl Network {
 }
 
 /// Nothing can have been taken.
-#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
-pub(crate) fn release(_: &Taken<'_>) -> Result<(), NetworkError> {
+#[allow(clippy::unnecessary_wraps, reason = "as on Linux")]
+pub(crate) fn release(taken: &Taken<'_>) -> Result<(), NetworkError> {
+    tracing::debug!(netns = %taken.netns.display(), taken.interface, "not of this system");
     Ok(())
 }

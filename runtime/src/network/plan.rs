@@ -10,22 +10,22 @@ pub(super) const TAP: &str = "skep";
 
 /// An interface that was found in a network namespace.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub(super) struct Found {
     /// Its number.
-    pub index: u32,
+    pub(super) index: u32,
     /// Whether it carries Ethernet frames.
-    pub ethernet: bool,
+    pub(super) ethernet: bool,
     /// Whether it is the loopback interface.
-    pub loopback: bool,
+    pub(super) loopback: bool,
     /// Whether it is up.
-    pub up: bool,
+    pub(super) up: bool,
     /// What the guest is to have; `device` is still empty.
-    pub interface: api::Interface,
+    pub(super) interface: api::Interface,
 }
 
 /// A network device of the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device {
+pub(super) struct Device {
     number: usize,
     mac: MacAddress,
 }

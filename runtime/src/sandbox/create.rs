@@ -77,8 +77,8 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         let mut spec = spec(config, &request, &guest, &dir);
         let network = Network::open(&request.network, request.options.interfaces.get(), &spec.name)?;
         spec.nics = network.nics();
-        let netns = network.namespace();
-        let place = Place { dir: dir.path().to_owned(), netns, journal: Arc::clone(&journal) };
+        let (netns, taps) = (network.namespace(), network.taps()?);
+        let place = Place { dir: dir.path().to_owned(), netns, taps, journal: Arc::clone(&journal) };
         let vm = driver.boot(spec, place).await?;
         timings.mark("vmm-started");
         let session = connect(config, &vm).await?;

@@ -48,7 +48,7 @@ pub(super) fn boot(build: &Build) -> Result<Sample> {
             vsock: None,
         };
         let journal = Arc::new(Journal::create(&directory.path().join("journal"))?);
-        let place = Place { netns: None, dir: directory.path().to_owned(), journal };
+        let place = Place { netns: None, taps: Vec::new(), dir: directory.path().to_owned(), journal };
         let begin = Instant::now();
         let vm = driver(&config)?.boot(spec, place).await.context("booting the bare kernel")?;
         let pid = i32::try_from(vm.process().pid)?;

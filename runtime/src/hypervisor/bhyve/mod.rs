@@ -132,7 +132,12 @@ mod tests {
     async fn elsewhere_it_says_what_is_missing_and_acquires_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
-        let place = Place { dir: dir.path().to_owned(), netns: None, journal: Arc::clone(&journal) };
+        let place = Place {
+            dir: dir.path().to_owned(),
+            netns: None,
+            taps: Vec::new(),
+            journal: Arc::clone(&journal),
+        };
         let driver = Bhyve { binary: "/bin/sh".into() };
         let error = driver.boot(example(), place.clone()).await.unwrap_err().to_string();
         assert!(error.contains("libvmmapi.so.7"), "{error}");

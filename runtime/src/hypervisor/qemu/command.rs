@@ -18,6 +18,8 @@ pub(super) struct Wiring<'a> {
     pub(super) qmp: RawFd,
     /// Descriptors of the listening sockets of the console ports, in their order.
     pub(super) ports: &'a [RawFd],
+    /// Descriptors of the taps of the network interfaces, in their order.
+    pub(super) taps: &'a [RawFd],
     /// Socket of the vhost-user backend, if the spec has a vsock.
     pub(super) vhost_vsock: Option<&'a Path>,
 }
@@ -89,7 +91,11 @@ pub(super) fn arguments(spec: &VmSpec, wiring: &Wiring<'_>) -> Result<Vec<OsStri
         args.option("-device", &format!("virtio-blk-pci,drive=disk{n},serial={},{LEGACY}", disk.serial));
     }
     for (n, nic) in spec.nics.iter().enumerate() {
-        args.option("-netdev", &format!("tap,id=nic{n},ifname={},script=no,downscript=no", nic.tap));
+        let tap = match wiring.taps.get(n) {
+            Some(fd) => format!("fd={fd}"),
+            None => format!("ifname={},script=no,downscript=no", nic.tap),
+        };
+        args.option("-netdev", &format!("tap,id=nic{n},{tap}"));
         args.option("-device", &format!("virtio-net-pci,netdev=nic{n},mac={},romfile=,{LEGACY}", nic.mac));
     }
     if spec.rng {
@@ -136,7 +142,7 @@ mod tests {
 
     fn line(spec: &VmSpec, accel: Accel) -> String {
         let vhost_vsock = spec.vsock.map(|_| Path::new("/run/v.sock"));
-        let wiring = Wiring { accel, seccomp: true, qmp: 7, ports: &[8, 9], vhost_vsock };
+        let wiring = Wiring { accel, seccomp: true, qmp: 7, ports: &[8, 9], taps: &[10], vhost_vsock };
         let args = arguments(spec, &wiring).unwrap();
         args.iter().map(|a| a.to_str().unwrap()).collect::<Vec<_>>().join(" ")
     }
@@ -179,7 +185,7 @@ mod tests {
             "-accel kvm -cpu host",
             "path=/a,,b,security_model=passthrough,multidevs=remap,readonly=on",
             "read-only=on,file.driver=file,file.filename=/x,,id=y.img",
-            "ifname=tap0,script=no",
+            "tap,id=nic0,fd=10",
             "mac=02:00:00:00:00:01",
             "fd=9",
             "memory-backend=memory",
@@ -196,7 +202,8 @@ mod tests {
         use std::os::unix::ffi::OsStrExt as _;
 
         let spec = VmSpec { kernel: std::ffi::OsStr::from_bytes(b"/\xff").into(), ..example() };
-        let wiring = Wiring { accel: Accel::Tcg, seccomp: false, qmp: 7, ports: &[8], vhost_vsock: None };
+        let wiring =
+            Wiring { accel: Accel::Tcg, seccomp: false, qmp: 7, ports: &[8], taps: &[], vhost_vsock: None };
         assert!(matches!(arguments(&spec, &wiring), Err(SpecError::Path { field: "kernel", .. })));
     }
 }

@@ -63,12 +63,22 @@ pub(super) async fn start(
     for port in &spec.console_ports {
         inherited.push(listen(&place.dir.join(&port.socket))?);
     }
+    let ports = 1 + spec.console_ports.len();
+    for tap in &place.taps {
+        let copy = tap.try_clone().map_err(|source| HypervisorError::File {
+            action: "copy a descriptor of",
+            path: "/dev/net/tun".into(),
+            source,
+        })?;
+        inherited.push(copy);
+    }
     let numbers: Vec<RawFd> = inherited.iter().map(OwnedFd::as_raw_fd).collect();
     let wiring = Wiring {
         accel: accel.accel,
         seccomp: cfg!(target_os = "linux"),
         qmp: numbers[0],
-        ports: &numbers[1..],
+        ports: &numbers[1..ports],
+        taps: &numbers[ports..],
         vhost_vsock: vsock.as_ref().map(|vsock| vsock.socket.as_path()),
     };
     let endpoint = match (&vsock, spec.console_ports.first()) {

@@ -15,7 +15,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use skep_netlink::{Route, sysctl};
 use skep_protocol::api;
 
-use crate::network::{Found, NetworkError};
+use crate::network::NetworkError;
+use crate::network::plan::Found;
 
 /// Settings that decide which addresses and routes the kernel adds by itself.
 const IPV6_SETTINGS: &[&str] = &["accept_ra", "autoconf", "disable_ipv6"];

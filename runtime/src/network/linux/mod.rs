@@ -2,6 +2,7 @@
 
 mod inventory;
 mod redirect;
+mod tap;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -69,9 +70,22 @@ impl Network {
         })
     }
 
-    /// The VM's devices; the VMM makes their taps in its namespace.
+    /// The VM's devices.
     pub fn nics(&self) -> Vec<Nic> {
         self.devices.iter().map(|device| device.nic()).collect()
+    }
+
+    /// Makes the taps of the VM's devices, in their order; they last as long as their descriptors.
+    pub fn taps(&self) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
+        self.netns.run(|| {
+            let open = |(number, device): (usize, &Device)| {
+                let name = device.tap();
+                tap::open(&name, number)
+                    .map(Arc::new)
+                    .map_err(NetworkError::system(format!("make the tap {name}")))
+            };
+            self.devices.iter().enumerate().map(open).collect()
+        })
     }
 
     /// Where the VMM is to live.

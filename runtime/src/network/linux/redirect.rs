@@ -8,7 +8,8 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::tc::TcMessage;
 use skep_netlink::{Route, ingress, redirect, redirect_at, set_sysctl};
 
-use crate::network::{Found, NetworkError};
+use crate::network::NetworkError;
+use crate::network::plan::Found;
 
 /// By which a filter is known as one of ours.
 const PRIORITY: u16 = 0x534b;
