@@ -44,7 +44,12 @@ impl<'a> Nerdctl<'a> {
             quoted(own.join("networks")),
         );
         fs::write(&configuration, text).with_context(|| format!("writing {}", configuration.display()))?;
-        Ok(Self { subject, tools, configuration })
+        let nerdctl = Self { subject, tools, configuration };
+        // A host's own addresses, published ports among them, are reached by it.
+        let mut loopback = nerdctl.inside("ip");
+        loopback.args(["link", "set", "lo", "up"]);
+        run(loopback)?.succeeded()?;
+        Ok(nerdctl)
     }
 
     /// nerdctl with `arguments`, where containerd's network is.

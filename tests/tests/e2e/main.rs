@@ -11,6 +11,7 @@ mod doctor;
 mod failures;
 mod hooks;
 mod lifecycle;
+mod nerdctl;
 mod network;
 mod pods;
 mod resources;
@@ -85,6 +86,7 @@ fn main() -> ExitCode {
         calls::CASES,
         resources::CASES,
         network::CASES,
+        nerdctl::CASES,
         failures::CASES,
         bad_input::CASES,
         doctor::CASES,
