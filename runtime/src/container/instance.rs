@@ -17,7 +17,7 @@ use super::{
     ContainerError, ContainerStats, Exit, Guest, HostHooks, Process, ProcessState,
     create::detach,
     guest::explain,
-    resources,
+    resources, signal,
     spec::rewrite_process,
     stdio::{Place, Stdio, StdioRequest, Streams},
 };
@@ -27,8 +27,6 @@ use crate::share::Share;
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a process may take to end after it was killed for its container's deletion.
 const KILL: Duration = Duration::from_secs(5);
-/// Largest signal number of Linux.
-const MAX_SIGNAL: u32 = 64;
 /// Most processes that may be added to one container at a time.
 const MAX_EXECS: usize = 256;
 /// Most processes of a guest that are listed.
@@ -218,14 +216,9 @@ impl Container {
         Ok(answer.pids.iter().take(MAX_LISTED).map(|pid| known.get(pid).cloned()).collect())
     }
 
-    /// Sends a signal to a process, or with `all` to every process of the container.
+    /// Sends a signal, as this host counts them, to a process, or with `all` to every process of the container.
     pub async fn kill(&self, process: &Process, signal: u32, all: bool) -> Result<(), ContainerError> {
-        if signal > MAX_SIGNAL {
-            return Err(ContainerError::Invalid {
-                what: "signal",
-                reason: format!("{signal} is not one of 0 to {MAX_SIGNAL}"),
-            });
-        }
+        let signal = signal::for_linux(signal)?;
         match process.state() {
             ProcessState::Stopped => return Err(ContainerError::Finished { what: process.name() }),
             ProcessState::Created if !process.exec_id().is_empty() => {

@@ -9,6 +9,7 @@ mod oom;
 mod placeholder;
 mod process;
 mod resources;
+mod signal;
 pub mod spec;
 pub mod stdio;
 

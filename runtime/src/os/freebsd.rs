@@ -42,9 +42,37 @@ fn kinfo(pid: i32) -> io::Result<Option<libc::kinfo_proc>> {
     Ok(Some(unsafe { info.assume_init() }))
 }
 
-fn start_of(info: &libc::kinfo_proc) -> u64 {
-    let seconds = u64::try_from(info.ki_start.tv_sec).unwrap_or(0);
-    seconds * 1_000_000 + u64::try_from(info.ki_start.tv_usec).unwrap_or(0)
+/// `kern.boottime`, sysctl(3), in microseconds since the epoch. Allocates nothing.
+fn boot_time() -> io::Result<i64> {
+    let mib = [libc::CTL_KERN, libc::KERN_BOOTTIME];
+    let mut time = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut size = size_of::<libc::timeval>();
+    // SAFETY: `mib` has two elements; `time` and `size` describe a buffer of the structure's size.
+    let result =
+        unsafe { libc::sysctl(mib.as_ptr(), 2, (&raw mut time).cast(), &raw mut size, std::ptr::null(), 0) };
+    if result == 0 { Ok(microseconds(&time)) } else { Err(io::Error::last_os_error()) }
+}
+
+fn microseconds(time: &libc::timeval) -> i64 {
+    time.tv_sec.saturating_mul(1_000_000).saturating_add(time.tv_usec)
+}
+
+/// How often the clock may be set while one process is looked at.
+const CLOCK_SETTINGS: usize = 8;
+
+/// When a process started, after the system's own start. `ki_start` itself is wall-clock time, which changes for all
+/// processes when the clock is set: the kernel adds its notion of when it booted to what it keeps.
+fn start_since_boot(pid: i32) -> io::Result<Option<u64>> {
+    let mut boot = boot_time()?;
+    for _ in 0..CLOCK_SETTINGS {
+        let Some(info) = kinfo(pid)? else { return Ok(None) };
+        let after = boot_time()?;
+        if after == boot {
+            return Ok(Some(microseconds(&info.ki_start).saturating_sub(boot).unsigned_abs()));
+        }
+        boot = after;
+    }
+    Err(io::ErrorKind::Interrupted.into())
 }
 
 /// There are no network namespaces.
@@ -54,13 +82,13 @@ pub(super) fn enter_netns(_: BorrowedFd<'_>) -> io::Result<()> {
 
 pub(super) fn start_time(pid: u32) -> io::Result<Option<u64>> {
     let Ok(pid) = i32::try_from(pid) else { return Ok(None) };
-    Ok(kinfo(pid)?.map(|info| start_of(&info)))
+    start_since_boot(pid)
 }
 
 pub(super) fn own_start_time() -> io::Result<u64> {
     // SAFETY: getpid(2) cannot fail and touches no memory.
     let pid = unsafe { libc::getpid() };
-    kinfo(pid)?.map(|info| start_of(&info)).ok_or_else(|| io::ErrorKind::NotFound.into())
+    start_since_boot(pid)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// A kqueue that has an event, never read, once the process has exited.

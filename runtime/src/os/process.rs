@@ -20,8 +20,8 @@ pub use rustix::process::Signal;
 pub struct ProcessIdentity {
     /// Process id.
     pub pid: u32,
-    /// When it started, in the system's own unit: clock ticks since boot on Linux (`proc_pid_stat(5)`), microseconds
-    /// since the epoch on FreeBSD (`ki_start`).
+    /// When it started after the system did, in the system's own unit: clock ticks on Linux (`proc_pid_stat(5)`),
+    /// microseconds on FreeBSD (`ki_start` of `sys/user.h`, `kern.boottime`).
     pub start: u64,
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use skep_protocol::{Endpoint, PROTOCOL_VERSION, Session, api};
 
 use super::dir::{SandboxDir, Sandboxes};
+use super::isolate::isolate;
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
 use super::{SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings};
@@ -73,6 +74,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
             options: request.options,
         };
         record::write(&dir.file("sandbox.json"), &record)?;
+        isolate(&journal, dir.share())?;
         timings.mark("directory");
         let mut spec = spec(config, &request, &guest, &dir);
         let network = Network::open(&request.network, request.options.interfaces.get(), &spec.name)?;
@@ -213,8 +215,9 @@ async fn introduce(
         tag: SHARE_TAG.into(),
         mount_point: SHARE_MOUNT_POINT.into(),
         readonly: false,
-        // Inode numbers may collide between the host's mounts, and a cache would mix their files up.
-        options: "cache=none,msize=512000".into(),
+        // Inode numbers may collide between the host's mounts, and a cache would mix their files up. The first attach
+        // is by name, and bhyve's server lets its user do what that name may on the host.
+        options: "cache=none,msize=512000,uname=root".into(),
         ..api::Share::default()
     };
     let call = api::CreateSandboxRequest {

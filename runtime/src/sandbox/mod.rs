@@ -9,6 +9,7 @@
 
 mod create;
 mod dir;
+mod isolate;
 mod pause;
 mod record;
 mod state;
@@ -77,6 +78,9 @@ pub enum SandboxError {
     /// Its journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Its share directory cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] crate::os::MountError),
     /// Its state file cannot be written.
     #[error(transparent)]
     Record(#[from] RecordError),

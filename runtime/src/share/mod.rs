@@ -20,6 +20,12 @@ use crate::{
 /// The file system that shows a directory in a second place.
 const BIND: &str = if cfg!(target_os = "freebsd") { "nullfs" } else { "bind" };
 
+/// What every mount gets on top: what a guest makes set-user-ID means nothing to the host.
+#[cfg(target_os = "freebsd")]
+const HARMLESS: Option<&str> = Some("nosuid");
+#[cfg(not(target_os = "freebsd"))]
+const HARMLESS: Option<&str> = None;
+
 /// Where a container's root comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rootfs {
@@ -207,6 +213,7 @@ fn plan(
                 if readonly {
                     options.push("ro".into());
                 }
+                options.extend(HARMLESS.map(str::to_owned));
                 requests.push(MountRequest {
                     fstype: mount.fstype.clone(),
                     source: mount.source.clone(),
@@ -249,6 +256,7 @@ fn bind_options(recursive: bool, readonly: bool, follows_host: bool) -> Vec<Stri
         options.push(if recursive { "rbind" } else { "bind" });
         options.push(if follows_host { "rslave" } else { "rprivate" });
     }
+    options.extend(HARMLESS);
     options.push(match (readonly, recursive) {
         (false, _) => "rw",
         // What is mounted below the source is the guest's to read as well, and no more.

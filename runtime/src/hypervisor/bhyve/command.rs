@@ -29,7 +29,9 @@ pub(super) fn arguments(spec: &VmSpec, dir: &Path) -> Result<Vec<OsString>, Spec
         devices.push(format!("virtio-blk,{path},serial={}{readonly}", disk.serial));
     }
     for nic in &spec.nics {
-        devices.push(format!("virtio-net,{},mac={}", nic.tap, nic.mac));
+        // The type is said since bhyve would tell it from the name, which need not begin with "tap": if_tuntap makes
+        // the device known by the interface's new name (sys/net/if_tuntap.c, tunrename).
+        devices.push(format!("virtio-net,{},type=tap,mac={}", nic.tap, nic.mac));
     }
     if spec.rng {
         devices.push("virtio-rnd".to_owned());
@@ -99,7 +101,7 @@ mod tests {
             "-s 2,virtio-9p,ro=/a b,ro ",
             "-s 3,virtio-blk,/x.img,serial=root,ro ",
             "-s 4,virtio-blk,/y.img,serial=data ",
-            "-s 5,virtio-net,tap0,mac=02:00:00:00:00:01 ",
+            "-s 5,virtio-net,tap0,type=tap,mac=02:00:00:00:00:01 ",
         ] {
             assert!(line.contains(part), "{part}\nis not in\n{line}");
         }

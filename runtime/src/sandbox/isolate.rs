@@ -1,0 +1,28 @@
+//! The share directory on a file system of its own, where the host's might run what a guest puts there.
+//!
+//! bhyve's file server takes any mode that a guest asks for. So what is written beside the mounts must mean nothing to
+//! the host, and must not fill it up.
+
+use std::path::Path;
+
+use super::SandboxError;
+use crate::journal::{Entry, Journal};
+use crate::os::{self, MountRequest};
+
+/// What tmpfs(4) is told: directories to mount on and small files are all that belongs there.
+const OPTIONS: [&str; 5] = ["nosuid", "noexec", "size=4194304", "inodes=65536", "mode=700"];
+
+/// Mounts it, on FreeBSD.
+pub(super) fn isolate(journal: &Journal, share: &Path) -> Result<(), SandboxError> {
+    if cfg!(not(target_os = "freebsd")) {
+        return Ok(());
+    }
+    journal.record(Entry::Mount { target: share.to_owned() })?;
+    os::mount(&MountRequest {
+        fstype: "tmpfs".into(),
+        source: "tmpfs".into(),
+        target: share.to_owned(),
+        options: OPTIONS.map(str::to_owned).into(),
+    })?;
+    Ok(())
+}
