@@ -30,9 +30,8 @@ const KILL: Duration = Duration::from_secs(10);
 const LOAD: Duration = Duration::from_secs(60);
 /// How long bhyve may take until its sockets are there.
 const START: Duration = Duration::from_secs(20);
-/// What Linux has to be told here, as it knows by itself under KVM: on a busy host its check of the timer interrupt
-/// gives up too early and panics, and a pause of the VM is no lockup.
-const PARAMETERS: &str = "no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
+/// What Linux has to be told here: a pause of the VM is no lockup.
+const PARAMETERS: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(1);
 

@@ -43,10 +43,6 @@ const INSTALL: &str = if cfg!(target_os = "freebsd") {
     "install it with `apt-get install qemu-system-x86`"
 };
 
-/// What Linux has to be told under software emulation, as it knows by itself under KVM: on a busy host its check of the
-/// timer interrupt may give up too early and panic.
-const EMULATED: &str = " no_timer_check";
-
 #[async_trait]
 impl Hypervisor for Qemu {
     fn name(&self) -> &'static str {
@@ -67,7 +63,6 @@ impl Hypervisor for Qemu {
         let accel = accel::decide(self.accel).map_err(|reason| HypervisorError::NoKvm { reason })?;
         tracing::info!(vm = spec.name, "{accel}");
         if accel.accel == Accel::Tcg {
-            spec.cmdline.push_str(EMULATED);
             spec.cmdline.push_str(super::tsc::parameter().await);
         }
         let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place).await?;
