@@ -97,8 +97,8 @@ fn lifecycle(lease: &mut Lease) -> Result<()> {
     let port = nerdctl.said("port life")?;
     ensure!(port == "80/tcp -> 127.0.0.1:8099", "{port}");
     ensure!(nerdctl.said("top life")?.contains("PID"));
-    let stats = nerdctl.said("stats --no-stream --format {{.MemUsage}} life")?;
-    ensure!(stats.contains("iB /"), "{stats}");
+    let usage = nerdctl.said("stats --no-stream --format {{.MemUsage}} life")?;
+    ensure!(usage.contains("iB /"), "{usage}");
     let inspected: Value = serde_json::from_str(&nerdctl.said("inspect life")?)?;
     let (state, networks) = (&inspected[0]["State"], &inspected[0]["NetworkSettings"]);
     ensure!(state["Running"] == true && state["Pid"].as_u64().unwrap_or(0) > 0, "{state}");

@@ -23,7 +23,7 @@ impl From<RootfsError> for Refusal {
     fn from(error: RootfsError) -> Self {
         let code = match &error {
             RootfsError::Directory { .. } | RootfsError::Mount { .. } => Code::Internal,
-            _ => Code::InvalidArgument,
+            RootfsError::Name(_) => Code::InvalidArgument,
         };
         Self::new(code, error.to_string())
     }
