@@ -241,6 +241,12 @@ impl Run<'_> {
         self
     }
 
+    /// Gives the container these bytes and then the end at once, as from a pipe.
+    pub fn piped(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Input::Piped(bytes.into());
+        self
+    }
+
     /// Gives the container a terminal, and `ctr` one to show it on. There is no input then.
     pub fn terminal(mut self) -> Self {
         self.terminal = true;

@@ -118,16 +118,22 @@ impl Running {
         let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
         let said = Arc::new(OnceLock::new());
         let streams = vec![Stream::new(child.stdout.take(), &said), Stream::new(child.stderr.take(), &said)];
-        if let (Some(mut pipe), Input::Bytes(bytes)) = (child.stdin.take(), input) {
-            // Ends by itself: the pipe breaks when the program is gone.
-            let said = Arc::clone(&said);
-            thread::spawn(move || {
-                let written = pipe.write_all(&bytes);
-                let begin = Instant::now();
-                while written.is_ok() && said.get().is_none() && begin.elapsed() < LIMIT {
-                    thread::sleep(TICK);
-                }
-            });
+        // The threads end by themselves: the pipe breaks when the program is gone.
+        match (child.stdin.take(), input) {
+            (Some(mut pipe), Input::Bytes(bytes)) => {
+                let said = Arc::clone(&said);
+                thread::spawn(move || {
+                    let written = pipe.write_all(&bytes);
+                    let begin = Instant::now();
+                    while written.is_ok() && said.get().is_none() && begin.elapsed() < LIMIT {
+                        thread::sleep(TICK);
+                    }
+                });
+            }
+            (Some(mut pipe), Input::Piped(bytes)) => {
+                thread::spawn(move || pipe.write_all(&bytes));
+            }
+            (None, _) | (_, Input::Empty) => {}
         }
         Ok(Self { child, command: shown, said, streams, ended: false })
     }
@@ -253,6 +259,8 @@ pub enum Input {
     ///
     /// A user at a keyboard does it so, too. `ctr` forgets an end of input that comes before the container's start.
     Bytes(Vec<u8>),
+    /// These bytes and then the end, at once, as from a pipe.
+    Piped(Vec<u8>),
 }
 
 /// Runs `command` to its end, at most [`LIMIT`].

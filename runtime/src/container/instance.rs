@@ -108,6 +108,7 @@ impl Container {
             _ => None,
         };
         let settles = network.is_some();
+        process.begin_input();
         match self.agent().start_process(&process.start_request(network)).await {
             Ok(answer) => {
                 if settles {

@@ -146,6 +146,13 @@ impl Process {
         self.changing.lock().await
     }
 
+    /// Its input is read from now on.
+    pub(super) fn begin_input(&self) {
+        if let Some(pumps) = self.pumps() {
+            pumps.begin_input();
+        }
+    }
+
     /// No more input than what clients that are connected now will send.
     pub fn close_input(&self) {
         if let Some(pumps) = self.pumps() {

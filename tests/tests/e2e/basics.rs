@@ -20,6 +20,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("image_configuration", image_configuration),
     Case::both("environment_and_directory", environment_and_directory),
     Case::both("without_stdio", without_stdio),
+    Case::skep("piped_input", piped_input).everywhere(),
     Case::skep("same_as_runc", same_as_runc),
 ];
 
@@ -53,6 +54,15 @@ fn exit_codes(lease: &mut Lease) -> Result<()> {
     ] {
         let output = lease.subject().sh(id, script)?;
         ensure!(output.code() == code, "{}", output.describe());
+    }
+    Ok(())
+}
+
+/// Input that ends before the process starts; runc's shim loses the end of it when it is quick enough.
+fn piped_input(lease: &mut Lease) -> Result<()> {
+    for (id, input) in [("piped", "some\nlines\n"), ("piped-word", "x")] {
+        let output = lease.subject().run(id).sh("cat; echo end").piped(input).output()?;
+        ensure!(output.out() == format!("{input}end\n"), "{}", output.describe());
     }
     Ok(())
 }

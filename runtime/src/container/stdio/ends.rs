@@ -2,7 +2,7 @@
 
 use std::{
     os::{fd::OwnedFd, unix::fs::FileTypeExt},
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
 };
@@ -30,8 +30,17 @@ pub(super) struct Output {
 }
 
 /// Where input comes from.
-pub(super) struct Input {
-    pub(super) source: Pin<Box<dyn AsyncRead + Send>>,
+pub(super) enum Input {
+    /// A FIFO, which is opened when the process starts: a client's open waits for that, so that it cannot write all and
+    /// say that its input has ended while whoever it says that to has not heard of the process.
+    Fifo(PathBuf),
+    /// Something open.
+    Open(Source),
+}
+
+/// An open input.
+pub(super) struct Source {
+    pub(super) bytes: Pin<Box<dyn AsyncRead + Send>>,
     /// Without it the input ends as soon as a client leaves: a FIFO's writer, or its like for streams.
     pub(super) held: Option<Box<dyn Send>>,
 }
@@ -107,17 +116,25 @@ impl Input {
             Target::Fifo(path) | Target::File(path) => path,
             Target::Stream(id) => {
                 let (source, held) = streams.input(id).ok_or_else(|| taken(stream, id))?;
-                return Ok(Some(Self { source: Box::pin(source), held: Some(Box::new(held)) }));
+                let held: Option<Box<dyn Send>> = Some(Box::new(held));
+                return Ok(Some(Self::Open(Source { bytes: Box::pin(source), held })));
             }
         };
-        if !is_fifo(path).await.map_err(failed(stream, path))? {
-            let file = tokio::fs::File::open(path).await.map_err(failed(stream, path))?;
-            return Ok(Some(Self { source: Box::pin(file), held: None }));
+        if is_fifo(path).await.map_err(failed(stream, path))? {
+            return Ok(Some(Self::Fifo(path.clone())));
         }
-        let reader = open(path, OFlags::RDONLY).map_err(failed(stream, path))?;
-        let writer = open(path, OFlags::WRONLY).map_err(failed(stream, path))?;
-        let source = pipe::Receiver::from_owned_fd(reader).map_err(failed(stream, path))?;
-        Ok(Some(Self { source: Box::pin(source), held: Some(Box::new(writer)) }))
+        let file = tokio::fs::File::open(path).await.map_err(failed(stream, path))?;
+        Ok(Some(Self::Open(Source { bytes: Box::pin(file), held: None })))
+    }
+}
+
+impl Source {
+    /// Never waits for a client.
+    pub(super) fn fifo(path: &Path) -> std::io::Result<Self> {
+        let reader = open(path, OFlags::RDONLY)?;
+        let writer = open(path, OFlags::WRONLY)?;
+        let bytes = Box::pin(pipe::Receiver::from_owned_fd(reader)?);
+        Ok(Self { bytes, held: Some(Box::new(writer)) })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    ends::{Input, Output},
+    ends::{Input, Output, Source},
     logger::Logger,
     streams::Name,
 };
@@ -26,13 +26,38 @@ pub struct Pumps {
     terminal: bool,
     tasks: Mutex<Vec<AbortHandle>>,
     input: Mutex<Option<AbortHandle>>,
-    held_input: Mutex<Option<Box<dyn Send>>>,
+    held_input: Arc<Mutex<Held>>,
+    /// Whether the process may start at any moment, or has.
+    begun: watch::Sender<bool>,
     /// Of streams, which have theirs until the process is forgotten.
     names: Vec<Name>,
     logger: Mutex<Option<Logger>>,
     /// Every task of an output has a sender: when the last is dropped, all output is where it belongs.
     draining: Mutex<Option<watch::Sender<Option<Infallible>>>>,
     drained: watch::Receiver<Option<Infallible>>,
+}
+
+/// What keeps an input from ending when a client leaves.
+#[derive(Default)]
+enum Held {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// The other end.
+    End {
+        /// Open as long as it is kept.
+        _kept: Box<dyn Send>,
+    },
+    /// Nothing any more: the caller said that there is no more input.
+    Closed,
+}
+
+impl Held {
+    fn hold(&mut self, end: Option<Box<dyn Send>>) {
+        if let (Self::Nothing, Some(end)) = (&*self, end) {
+            *self = Self::End { _kept: end };
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -57,7 +82,8 @@ impl Pumps {
             terminal,
             tasks: Mutex::default(),
             input: Mutex::default(),
-            held_input: Mutex::default(),
+            held_input: Arc::default(),
+            begun: watch::Sender::new(false),
             names: Vec::new(),
             logger: Mutex::new(logger),
             draining: Mutex::new(Some(draining)),
@@ -92,12 +118,40 @@ impl Pumps {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        *lock(&self.held_input) = input.held;
+        let held = Arc::clone(&self.held_input);
+        let mut begun = self.begun.subscribe();
         let mut stream = stream;
-        let mut source = input.source;
         let terminal = self.terminal;
+        let open = match input {
+            Input::Open(mut source) => {
+                lock(&held).hold(source.held.take());
+                Ok(source)
+            }
+            Input::Fifo(path) => Err(path),
+        };
         let task = tokio::spawn(async move {
-            if let Err(error) = feed(&mut source, &mut stream).await {
+            let source = match open {
+                Ok(source) => Some(source),
+                Err(path) => {
+                    if begun.wait_for(|begun| *begun).await.is_err() {
+                        return;
+                    }
+                    match Source::fifo(&path) {
+                        Ok(mut source) => {
+                            lock(&held).hold(source.held.take());
+                            Some(source)
+                        }
+                        // Whoever made it has gone with it: there is no input.
+                        Err(error) => {
+                            tracing::warn!(path = %path.display(), %error, "standard input");
+                            None
+                        }
+                    }
+                }
+            };
+            if let Some(mut source) = source
+                && let Err(error) = feed(&mut source.bytes, &mut stream).await
+            {
                 tracing::debug!(%error, "input broke off");
                 return;
             }
@@ -112,9 +166,14 @@ impl Pumps {
         *lock(&self.input) = Some(task.abort_handle());
     }
 
+    /// The process is about to start: input is read from now on.
+    pub fn begin_input(&self) {
+        self.begun.send_replace(true);
+    }
+
     /// No more input than the clients that have the FIFO open now will send.
     pub fn close_input(&self) {
-        lock(&self.held_input).take();
+        *lock(&self.held_input) = Held::Closed;
     }
 
     /// Stops reading input: the process has exited.

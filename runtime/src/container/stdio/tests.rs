@@ -31,6 +31,14 @@ async fn input_from(path: &Path, terminal: bool) -> (DuplexStream, Pumps) {
     let (guest, host) = tokio::io::duplex(4096);
     let pumps = Pumps::new(terminal, None);
     pumps.input(host, input);
+    assert!(pipe::OpenOptions::new().open_sender(path).is_err(), "nobody reads before the start");
+    pumps.begin_input();
+    soon(async {
+        while pipe::OpenOptions::new().open_sender(path).is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     (guest, pumps)
 }
 
@@ -133,6 +141,26 @@ async fn a_client_that_is_still_there_is_heard_to_the_end() {
     let mut got = Vec::new();
     soon(guest.read_to_end(&mut got)).await.unwrap();
     assert_eq!(got, b"late");
+}
+
+#[tokio::test]
+async fn input_that_is_closed_before_the_start_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["in", "removed"] {
+        let path = fifo(dir.path(), name);
+        let target = Target::parse("stdin", path.to_str().unwrap()).unwrap();
+        let input = Input::open("stdin", &target, &Arc::default()).await.unwrap().unwrap();
+        let (mut guest, host) = tokio::io::duplex(4096);
+        let pumps = Pumps::new(false, None);
+        pumps.input(host, input);
+        pumps.close_input();
+        assert!(is_pending(guest.read(&mut [0])).await);
+        if name == "removed" {
+            std::fs::remove_file(&path).unwrap();
+        }
+        pumps.begin_input();
+        assert_eq!(soon(guest.read(&mut [0])).await.unwrap(), 0);
+    }
 }
 
 #[tokio::test]
