@@ -53,6 +53,7 @@ pub(crate) const KERNEL: &[Need] = &[
     program("bison", "bison"),
     program("bc", "bc"),
     program("perl", "perl"),
+    program("patch", "patch"),
     file("libelf-dev", "/usr/include/libelf.h"),
     program("binutils", "strip"),
 ];

@@ -1,4 +1,4 @@
-//! The guest's Linux kernel: Debian's source, our configuration, one stripped `vmlinux` with a PVH entry.
+//! The guest's Linux kernel: Debian's source, our patches and configuration, one stripped `vmlinux` with a PVH entry.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -49,16 +49,18 @@ impl Kernel {
 pub(crate) fn build(arch: &str, cache: &Cache) -> Result<Kernel> {
     apt::ensure(&[apt::COMPILER, apt::KERNEL], cache)?;
     let wanted = wanted_config(arch)?;
+    let patches = patches()?;
     let source = apt::installed_version(apt::KERNEL_SOURCE_PACKAGE)?;
     let compiler = command::output(Command::new("gcc").arg("-dumpfullversion"), Duration::from_secs(30))?;
+    let patched: String = patches.iter().map(|(_, text)| text.as_str()).collect();
     let inputs = format!(
-        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {} {FLAGS}\n{wanted}",
+        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {} {FLAGS}\n{wanted}{patched}",
         apt::KERNEL_SOURCE_PACKAGE,
         compiler.trim()
     );
     let dir = cache.get_or_build("kernel", &inputs, |result| {
         let tree = tempfile::tempdir_in(result).context("cannot make a directory for the kernel's source")?;
-        compile(arch, &wanted, tree.path(), result, cache)
+        compile(arch, &wanted, &patches, tree.path(), result, cache)
     })?;
     Ok(Kernel { dir })
 }
@@ -74,7 +76,27 @@ fn wanted_config(arch: &str) -> Result<String> {
     Ok(text)
 }
 
-fn compile(arch: &str, wanted: &str, tree: &Path, result: &Path, cache: &Cache) -> Result<()> {
+/// What Debian's source lacks, in the order of the names: path and text of each patch.
+fn patches() -> Result<Vec<(PathBuf, String)>> {
+    let dir = workspace::root().join("packaging/guest/linux/patches");
+    let read = || -> std::io::Result<Vec<(PathBuf, String)>> {
+        let mut paths = std::fs::read_dir(&dir)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<Vec<PathBuf>>>()?;
+        paths.sort();
+        paths.into_iter().map(|path| Ok((path.clone(), std::fs::read_to_string(path)?))).collect()
+    };
+    read().with_context(|| format!("cannot read the kernel's patches in {}", dir.display()))
+}
+
+fn compile(
+    arch: &str,
+    wanted: &str,
+    patches: &[(PathBuf, String)],
+    tree: &Path,
+    result: &Path,
+    cache: &Cache,
+) -> Result<()> {
     let log = cache.log("kernel")?;
     let mut step = Step::start("unpacking the kernel's source");
     let mut tar = Command::new("tar");
@@ -83,6 +105,14 @@ fn compile(arch: &str, wanted: &str, tree: &Path, result: &Path, cache: &Cache) 
         .arg(tree);
     tar.args(LEFT_OUT.iter().map(|path| format!("--exclude={path}")));
     command::run_logged(&mut tar, &log, &mut step)?;
+    for (path, _) in patches {
+        let mut patch = Command::new("patch");
+        // No fuzz: a patch that no longer fits is to be looked at.
+        patch.args(["--strip=1", "--fuzz=0", "--forward", "--batch", "--input"]).arg(path);
+        patch.arg("--directory").arg(tree);
+        command::run_logged(&mut patch, &log, &mut step)
+            .with_context(|| format!("{} does not fit the kernel's source", path.display()))?;
+    }
     step.done("");
 
     let mut step = Step::start("configuring the guest's kernel");
