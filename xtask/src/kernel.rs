@@ -52,9 +52,9 @@ pub(crate) fn build(arch: &str, cache: &Cache) -> Result<Kernel> {
     let patches = patches()?;
     let source = apt::installed_version(apt::KERNEL_SOURCE_PACKAGE)?;
     let compiler = command::output(Command::new("gcc").arg("-dumpfullversion"), Duration::from_secs(30))?;
-    let patched: String = patches.iter().map(|(_, text)| text.as_str()).collect();
+    let texts: String = patches.iter().map(|(_, text)| text.as_str()).collect();
     let inputs = format!(
-        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {} {FLAGS}\n{wanted}{patched}",
+        "recipe {RECIPE}\narch {arch}\n{} {source}\ngcc {} {FLAGS}\n{wanted}{texts}",
         apt::KERNEL_SOURCE_PACKAGE,
         compiler.trim()
     );
