@@ -10,6 +10,7 @@
 //! - [`network`]: taking over what the caller made in a network namespace;
 //! - [`sandbox`]: one microVM with its host resources;
 //! - [`share`]: what of the host a guest sees;
+//! - [`stand_in`]: the process of this host whose pid is a container's;
 //! - [`container`]: OCI containers and processes in a sandbox;
 //! - [`doctor`]: what a host lacks to run them.
 
@@ -23,6 +24,7 @@ pub mod network;
 pub mod os;
 pub mod sandbox;
 pub mod share;
+pub mod stand_in;
 
 /// This release of Skep.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

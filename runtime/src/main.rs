@@ -66,6 +66,9 @@ enum GuestVerb {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = skep::stand_in::main() {
+        return code;
+    }
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(code) => code,

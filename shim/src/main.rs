@@ -26,6 +26,9 @@ use std::process::ExitCode;
 use cli::Action;
 
 fn main() -> ExitCode {
+    if let Some(code) = skep::stand_in::main() {
+        return code;
+    }
     let done =
         cli::parse(std::env::args_os().skip(1)).map_err(anyhow::Error::from).and_then(|(action, args)| {
             match action {

@@ -106,6 +106,16 @@ impl Pod {
         }
     }
 
+    /// The processes of this host that stand for its containers and its sandbox.
+    fn pids(&self, sandbox: Option<&Sandbox>) -> Vec<u32> {
+        let tasks = lock(&self.tasks);
+        let containers = tasks.values().filter_map(|slot| match slot {
+            Slot::Ready(task) => Some(task.pid()),
+            Slot::Creating(_) => None,
+        });
+        containers.chain(sandbox.map(Sandbox::vmm_pid)).collect()
+    }
+
     /// Whether there is no task, not even one being created.
     pub(crate) fn is_empty(&self) -> bool {
         lock(&self.tasks).is_empty()
@@ -211,11 +221,12 @@ impl Pod {
 
         let mut slot = self.sandbox.lock().await;
         let guest_dir = guest_dir(&request.id);
+        let sandbox_pids = self.pids(slot.as_deref());
         let context = Context {
             id: &request.id,
             bundle: bundle.dir(),
             guest_dir: &guest_dir,
-            sandbox_pid: slot.as_ref().map(|sandbox| sandbox.vmm_pid()),
+            sandbox_pids: &sandbox_pids,
         };
         let spec = rewrite(spec, &context, &probe_host).map_err(skep::container::ContainerError::from)?;
         for note in &spec.notes {

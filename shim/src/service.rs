@@ -219,8 +219,8 @@ impl TaskApi for Service {
         detached(async move { service.delete_process(&request).await }).await
     }
 
-    /// Process ids are this host's, and here the whole sandbox is one process, the one that runs its VM: every
-    /// process of the container has its id.
+    /// Process ids are this host's, and here one process stands for the whole container: every process of it has its
+    /// id.
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let service = self.clone();
         detached(async move {

@@ -94,9 +94,9 @@ impl Task {
         lock(&self.reports).remove(exec);
     }
 
-    /// The process that stands for all of the sandbox's on this host: the one that runs its VM.
+    /// The process that stands for the container on this host.
     pub(crate) fn pid(&self) -> u32 {
-        self.sandbox.vmm_pid()
+        self.container.pid()
     }
 
     /// Waits until the event of a process's exit is in the queue.

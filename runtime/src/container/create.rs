@@ -11,6 +11,7 @@ use super::{
     Container, ContainerError, Guest, GuestSpec, HostHooks, Process,
     guest::explain,
     instance::watch,
+    stand_in,
     stdio::{Place, Stdio, StdioRequest, Streams},
 };
 use crate::{
@@ -70,6 +71,7 @@ impl Container {
         let place = Place { namespace: &namespace, id: &id, journal: guest.journal(), streams: &streams };
         let stdio = Stdio::open(&named, &place).await?;
 
+        let setup = stand_in::setup(guest.share_dir(), &id, &spec, rootfs_mode);
         let share = {
             let guest = Arc::clone(&guest);
             let dir = guest.share_dir().join(directory_name(&id));
@@ -82,6 +84,13 @@ impl Container {
         };
         let share = Arc::new(Mutex::new(share));
         guest.mark("rootfs");
+        let starting = match stand_in::begin(&*guest, &id) {
+            Ok(starting) => starting,
+            Err(error) => {
+                detach(&guest, &share).await;
+                return Err(error);
+            }
+        };
 
         let created = async {
             let (tokens, pumps) = stdio.connect(guest.session()).await?;
@@ -97,13 +106,18 @@ impl Container {
                 stdio: Some(tokens).into(),
                 ..api::CreateContainerRequest::default()
             };
-            match guest.session().agent().with_timeout(call_limit).create_container(&request).await {
-                Ok(_) => Ok(pumps),
-                Err(error) => Err(explain(&*guest, "creating the container", error).await),
+            if let Err(error) =
+                guest.session().agent().with_timeout(call_limit).create_container(&request).await
+            {
+                // Before its files are unmounted, should it have them.
+                stand_in::give_up(starting).await;
+                return Err(explain(&*guest, "creating the container", error).await);
             }
+            // What the container's mounts are made on is there now.
+            Ok((pumps, stand_in::enter(starting, &setup).await?))
         };
-        let pumps = match created.await {
-            Ok(pumps) => pumps,
+        let (pumps, (stand_in, events)) = match created.await {
+            Ok(created) => created,
             Err(error) => {
                 detach(&guest, &share).await;
                 return Err(error);
@@ -126,7 +140,9 @@ impl Container {
             streams,
             hooks,
             call_limit,
+            stand_in,
         });
+        stand_in::follow(&container, events);
         container.run_create_hooks().await?;
         Ok(container)
     }
@@ -134,7 +150,7 @@ impl Container {
     /// Runs the hooks that belong to its making. When one fails, nothing of the container is left.
     pub(super) async fn run_create_hooks(&self) -> Result<(), ContainerError> {
         let Some(hooks) = &self.hooks else { return Ok(()) };
-        if let Err(error) = hooks.create(self.guest.pid(), self.guest.journal()).await {
+        if let Err(error) = hooks.create(self.pid(), self.guest.journal()).await {
             if let Err(error) = self.delete(false).await {
                 tracing::warn!(%error, "undoing a container whose hooks failed");
             }

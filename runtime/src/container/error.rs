@@ -81,6 +81,9 @@ pub enum ContainerError {
     /// Root or volumes.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The process that stands for it on this host.
+    #[error(transparent)]
+    StandIn(#[from] crate::stand_in::StandInError),
     /// The sandbox's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
@@ -131,7 +134,7 @@ impl ContainerError {
             Self::Network(error) => of_network(error),
             Self::Agent(error) => of_code(error.code),
             Self::Lost { .. } => ErrorKind::Unavailable,
-            Self::Hook(_) | Self::Internal { .. } => ErrorKind::Unknown,
+            Self::Hook(_) | Self::StandIn(_) | Self::Internal { .. } => ErrorKind::Unknown,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a container needs of the sandbox it is in.
 
-use std::{fmt::Debug, path::Path, sync::Arc, time::Duration};
+use std::{fmt::Debug, io, path::Path, process::Command, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use skep_protocol::{CallError, Code, Session, api};
@@ -31,6 +31,10 @@ pub trait Guest: Debug + Send + Sync {
 
     /// The process that stands for the sandbox on this host.
     fn pid(&self) -> u32;
+
+    /// What starts a process that stands for container `id` on this host, see [`crate::stand_in`]; nothing where none
+    /// is wanted.
+    fn stand_in(&self, id: &str) -> io::Result<Option<Command>>;
 
     /// The directory that the guest sees.
     fn share_dir(&self) -> &Path;
@@ -66,6 +70,14 @@ impl Guest for Sandbox {
 
     fn pid(&self) -> u32 {
         self.vmm_pid()
+    }
+
+    fn stand_in(&self, id: &str) -> io::Result<Option<Command>> {
+        let mut command = crate::stand_in::command(id)?;
+        if let Some(netns) = self.network().namespace() {
+            crate::os::enter_netns(&mut command, netns);
+        }
+        Ok(Some(command))
     }
 
     fn share_dir(&self) -> &Path {

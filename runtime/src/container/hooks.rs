@@ -1,8 +1,8 @@
 //! Hooks of the OCI runtime specification that run on the host.
 //!
 //! They are the caller's programs and run with the rights of whoever runs this, as runc's do. Each is given the state
-//! of the container on its standard input; the pid there is the VMM's, in whose namespaces on this host the container
-//! is. `startContainer` hooks run in the guest, in the container's root.
+//! of the container on its standard input; the pid there is that of the process that stands for the container on this
+//! host, and in the sandbox's network namespace. `startContainer` hooks run in the guest, in the container's root.
 
 use std::{
     io,

@@ -21,7 +21,7 @@ use super::{
     spec::rewrite_process,
     stdio::{Place, Stdio, StdioRequest, Streams},
 };
-use crate::share::Share;
+use crate::{share::Share, stand_in::StandIn};
 
 /// How long output may take to reach its reader after a process has ended and is deleted.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -50,12 +50,19 @@ pub struct Container {
     pub(super) streams: Arc<Streams>,
     pub(super) hooks: Option<HostHooks>,
     pub(super) call_limit: Duration,
+    /// Stands for it on this host; without one, what stands for the sandbox does.
+    pub(super) stand_in: Option<StandIn>,
 }
 
 impl Container {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The process id that stands for it, and for every process of it, on this host.
+    pub fn pid(&self) -> u32 {
+        self.stand_in.as_ref().map_or_else(|| self.guest.pid(), StandIn::pid)
     }
 
     /// Its init process.
@@ -375,6 +382,10 @@ impl Container {
         for process in execs.iter().chain([&self.init]) {
             process.finish_output(DRAIN).await;
         }
+        if let Some(stand_in) = &self.stand_in {
+            // Before its files are unmounted, which it has mounted as well.
+            stand_in.end().await;
+        }
         if last {
             // Destroying the sandbox undoes the mounts after the VM has let go of them.
             return Ok(());
@@ -391,7 +402,7 @@ impl Container {
 
     async fn poststart(&self) {
         if let Some(hooks) = &self.hooks {
-            hooks.poststart(self.guest.pid(), self.guest.journal()).await;
+            hooks.poststart(self.pid(), self.guest.journal()).await;
         }
     }
 

@@ -11,6 +11,7 @@ mod process;
 mod resources;
 mod signal;
 pub mod spec;
+mod stand_in;
 pub mod stdio;
 
 pub use create::{CreateRequest, guest_dir};

@@ -10,10 +10,13 @@ use std::{
 };
 
 use super::{
-    Container, ContainerError, Exit, Guest, HostHooks, Process, ProcessState,
+    Container, ContainerError, Exit, Guest, HostHooks, Process, ProcessState, stand_in,
     stdio::{Pumps, StdioRequest},
 };
-use crate::share::{Share, directory_name};
+use crate::{
+    share::{Share, directory_name},
+    stand_in::Setup,
+};
 
 /// Signals that end a pause program in good order (SIGINT, SIGTERM) and the one that ends any.
 const ASKED: [u32; 2] = [2, 15];
@@ -38,6 +41,9 @@ impl Container {
                 _ = process.wait() => {}
             }
         });
+        let setup = Setup { scratch: guest.share_dir().to_owned(), ..Setup::default() };
+        let starting = stand_in::begin(&*guest, id)?;
+        let (stand_in, events) = stand_in::enter(starting, &setup).await?;
         let container = Arc::new(Self {
             id: id.to_owned(),
             guest,
@@ -51,7 +57,9 @@ impl Container {
             streams: Arc::default(),
             hooks,
             call_limit,
+            stand_in,
         });
+        stand_in::follow(&container, events);
         container.run_create_hooks().await?;
         Ok(container)
     }

@@ -184,6 +184,10 @@ impl Guest for FakeGuest {
         77
     }
 
+    fn stand_in(&self, _: &str) -> std::io::Result<Option<std::process::Command>> {
+        Ok(None)
+    }
+
     fn share_dir(&self) -> &Path {
         self.dir.path()
     }

@@ -16,6 +16,7 @@ mod network;
 mod pods;
 mod resources;
 mod rootfs;
+mod stand_in;
 mod stdio;
 mod volumes;
 
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
     let cases = [
         basics::CASES,
         stdio::CASES,
+        stand_in::CASES,
         hooks::CASES,
         pods::CASES,
         volumes::CASES,

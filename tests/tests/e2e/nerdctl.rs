@@ -140,14 +140,19 @@ fn files(lease: &mut Lease) -> Result<()> {
     let script = "cat /host/given; echo made >/host/made; echo kept >/named/kept; echo layer >/layer";
     expect(&nerdctl.nerdctl(["exec", "files", "sh", "-c", script])?, 0, "given\n")?;
     ensure!(fs::read_to_string(scratch.join("made"))? == "made\n");
-    // A stopped container's files are its snapshot's; a running one's nerdctl looks for below its process's root, and the
-    // process that stands for a microVM has the host's.
-    nerdctl.said("stop files")?;
-    nerdctl.said(&format!("cp files:/layer {}", scratch.join("copied").display()))?;
-    ensure!(fs::read_to_string(scratch.join("copied"))? == "layer\n");
-    nerdctl.said(&format!("cp {} files:/back", scratch.join("given").display()))?;
-    nerdctl.said("start files")?;
-    expect(&nerdctl.nerdctl(["exec", "files", "cat", "/back"])?, 0, "given\n")?;
+    // A running container's files nerdctl looks for below its process's root, a stopped one's in its snapshot.
+    for (name, change) in [("running", "stop"), ("stopped", "start")] {
+        let copied = scratch.join(name);
+        nerdctl.said(&format!("cp files:/layer {}", copied.display()))?;
+        ensure!(fs::read_to_string(copied)? == "layer\n");
+        nerdctl.said(&format!("cp {} files:/{name}", scratch.join("given").display()))?;
+        nerdctl.said(&format!("{change} files"))?;
+    }
+    expect(&nerdctl.nerdctl(["exec", "files", "cat", "/running", "/stopped"])?, 0, "given\ngiven\n")?;
+    nerdctl.said(&format!("cp files:/named/kept {}", scratch.join("kept").display()))?;
+    ensure!(fs::read_to_string(scratch.join("kept"))? == "kept\n");
+    nerdctl.said(&format!("cp {} files:/named/back", scratch.join("kept").display()))?;
+    expect(&nerdctl.nerdctl(["exec", "files", "cat", "/named/back"])?, 0, "kept\n")?;
     nerdctl.said("commit files skep.test/committed:latest")?;
     nerdctl.said("rm -f files")?;
     let mut command = nerdctl.run_command("--rm --net none -v named:/named", &["cat", "/named/kept"]);

@@ -57,9 +57,9 @@ pub struct Context<'a> {
     pub bundle: &'a Path,
     /// The container's directory below the share, as the guest sees it.
     pub guest_dir: &'a str,
-    /// Process id that stands for the sandbox on this host, when the container joins a sandbox that runs: namespace
-    /// paths below `/proc/<pid>/ns` then mean the sandbox's.
-    pub sandbox_pid: Option<u32>,
+    /// Process ids that stand for the sandbox and its containers on this host, when the container joins a sandbox that
+    /// runs: namespace paths below `/proc/<pid>/ns` then mean the sandbox's.
+    pub sandbox_pids: &'a [u32],
 }
 
 /// A specification for the guest.
@@ -94,7 +94,7 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
     let mut linux = spec.linux().clone().ok_or_else(|| {
         SpecError::invalid("linux", "missing: the guest is Linux and runs Linux images only")
     })?;
-    let network = namespaces::rewrite(&mut linux, context.sandbox_pid)?;
+    let network = namespaces::rewrite(&mut linux, context.sandbox_pids)?;
     limits::rewrite(&mut linux, context.id, &mut notes)?;
     if let Some(domain) = spec.domainname() {
         // The container has the sandbox's UTS namespace, so the runtime in the guest would not set this by itself.

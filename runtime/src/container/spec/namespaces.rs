@@ -11,13 +11,13 @@ const FIELD: &str = "linux.namespaces";
 
 /// Leaves in the list what the guest has to make, and says where the network comes from; refuses the host's
 /// namespaces.
-pub(super) fn rewrite(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<NetworkRequest, SpecError> {
+pub(super) fn rewrite(linux: &mut Linux, sandbox_pids: &[u32]) -> Result<NetworkRequest, SpecError> {
     let given = linux.namespaces().clone().unwrap_or_default();
     let network = given
         .iter()
         .filter(|namespace| namespace.typ() == Type::Network)
         .find_map(|namespace| path_of(namespace))
-        .filter(|path| !sandbox_pid.is_some_and(|pid| is_of(path, pid)))
+        .filter(|path| !is_of_any(path, sandbox_pids))
         .map_or(NetworkRequest::Own, |path| NetworkRequest::Join(path.to_owned()));
     // Whoever leaves one of these out asks for the host's.
     for (kind, name, option) in [
@@ -39,7 +39,7 @@ pub(super) fn rewrite(linux: &mut Linux, sandbox_pid: Option<u32>) -> Result<Net
     }
     let mut kept = Vec::new();
     for namespace in given {
-        if keep(&namespace, sandbox_pid)? {
+        if keep(&namespace, sandbox_pids)? {
             kept.push(namespace);
         }
     }
@@ -58,10 +58,10 @@ fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
 }
 
 /// Whether the guest makes this one; otherwise the container has the sandbox's.
-fn keep(namespace: &LinuxNamespace, sandbox_pid: Option<u32>) -> Result<bool, SpecError> {
+fn keep(namespace: &LinuxNamespace, sandbox_pids: &[u32]) -> Result<bool, SpecError> {
     let shared = match path_of(namespace) {
         None => false,
-        Some(path) if sandbox_pid.is_some_and(|pid| is_of(path, pid)) => true,
+        Some(path) if is_of_any(path, sandbox_pids) => true,
         // The sandbox takes it over.
         Some(_) if namespace.typ() == Type::Network => false,
         Some(path) => {
@@ -82,7 +82,8 @@ fn keep(namespace: &LinuxNamespace, sandbox_pid: Option<u32>) -> Result<bool, Sp
     }
 }
 
-/// Whether `path` is below `/proc/<pid>/ns`.
-fn is_of(path: &Path, pid: u32) -> bool {
-    path.parent().is_some_and(|parent| parent == Path::new(&format!("/proc/{pid}/ns")))
+/// Whether `path` is below `/proc/<pid>/ns` of one of `pids`.
+fn is_of_any(path: &Path, pids: &[u32]) -> bool {
+    let Some(parent) = path.parent() else { return false };
+    pids.iter().any(|pid| parent == Path::new(&format!("/proc/{pid}/ns")))
 }

@@ -72,13 +72,13 @@ fn probe(path: &Path) -> io::Result<(PathBuf, SourceKind)> {
     Ok((path.into(), kind))
 }
 
-fn run_in(spec: Value, sandbox_pid: Option<u32>) -> Result<GuestSpec, SpecError> {
-    let context = Context { id: "t1", bundle: Path::new("/bundle"), guest_dir: GUEST_DIR, sandbox_pid };
+fn run_in(spec: Value, sandbox_pids: &[u32]) -> Result<GuestSpec, SpecError> {
+    let context = Context { id: "t1", bundle: Path::new("/bundle"), guest_dir: GUEST_DIR, sandbox_pids };
     rewrite(serde_json::from_value(spec).unwrap(), &context, &probe)
 }
 
 fn run(spec: Value) -> Result<GuestSpec, SpecError> {
-    run_in(spec, None)
+    run_in(spec, &[])
 }
 
 fn refusal(spec: Value) -> String {
@@ -169,13 +169,13 @@ fn a_member_of_a_pod_shares_what_the_sandbox_has() {
         {"type": "uts", "path": "/proc/77/ns/uts"},
         {"type": "network", "path": "/proc/77/ns/net"}
     ]);
-    assert_eq!(kinds(&run_in(spec.clone(), Some(77)).unwrap().spec), [Type::Pid, Type::Mount, Type::Cgroup]);
-    assert_eq!(run_in(spec.clone(), Some(77)).unwrap().network, NetworkRequest::Own);
-    assert!(run_in(spec.clone(), Some(7)).is_err());
+    assert_eq!(kinds(&run_in(spec.clone(), &[5, 77]).unwrap().spec), [Type::Pid, Type::Mount, Type::Cgroup]);
+    assert_eq!(run_in(spec.clone(), &[5, 77]).unwrap().network, NetworkRequest::Own);
+    assert!(run_in(spec.clone(), &[7]).is_err());
     spec["linux"]["namespaces"][0] = json!({"type": "pid", "path": "/proc/77/ns/pid"});
-    assert_eq!(kinds(&run_in(spec.clone(), Some(77)).unwrap().spec), [Type::Mount, Type::Cgroup]);
+    assert_eq!(kinds(&run_in(spec.clone(), &[5, 77]).unwrap().spec), [Type::Mount, Type::Cgroup]);
     spec["linux"]["namespaces"][1] = json!({"type": "mount", "path": "/proc/77/ns/mnt"});
-    assert!(run_in(spec, Some(77)).is_err());
+    assert!(run_in(spec, &[5, 77]).is_err());
 }
 
 #[test]
