@@ -52,6 +52,20 @@ pub(crate) fn write_once(fd: &impl AsRawFd, data: &[u8]) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Writes some of `data` as soon as the descriptor takes it.
+pub(crate) fn poll_write(
+    fd: &AsyncFd<OwnedFd>,
+    cx: &mut Context<'_>,
+    data: &[u8],
+) -> Poll<io::Result<usize>> {
+    loop {
+        let mut guard = ready!(fd.poll_write_ready(cx))?;
+        if let Ok(done) = guard.try_io(|fd| write_once(fd, data)) {
+            return Poll::Ready(done);
+        }
+    }
+}
+
 impl AsyncRead for FdStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
@@ -68,12 +82,7 @@ impl AsyncRead for FdStream {
 
 impl AsyncWrite for FdStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            if let Ok(done) = guard.try_io(|fd| write_once(fd, data)) {
-                return Poll::Ready(done);
-            }
-        }
+        poll_write(&self.fd, cx, data)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,10 +1,11 @@
-//! Boots a sandbox, shows how long each phase took, and destroys it: `boot [CONFIG] [COUNT] [PAUSE]`. With PAUSE its
-//! VM is stopped for as many seconds, and what is left of that in the guest's clock is shown.
+//! Boots a sandbox, shows how long each phase took, and destroys it: `boot [CONFIG] [COUNT] [PAUSE] [linux|freebsd]`.
+//! With PAUSE its VM is stopped for as many seconds, and what is left of that in the guest's clock is shown.
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use skep::config::{Config, PodOptions};
+use skep::guest::GuestOs;
 use skep::sandbox::{Sandbox, SandboxRequest};
 use skep_protocol::api::SetClockRequest;
 
@@ -15,10 +16,16 @@ async fn main() -> anyhow::Result<()> {
     let config = Config::load(arguments.next().map(PathBuf::from).as_deref())?;
     let count: usize = arguments.next().map_or(Ok(1), |n| n.parse()).context("COUNT")?;
     let pause: u64 = arguments.next().map_or(Ok(0), |n| n.parse()).context("PAUSE")?;
+    let os = match arguments.next().as_deref() {
+        None | Some("linux") => GuestOs::Linux,
+        Some("freebsd") => GuestOs::FreeBsd,
+        Some(other) => anyhow::bail!("{other} is no guest's system"),
+    };
     for n in 0..count {
         let request = SandboxRequest {
             namespace: "example".into(),
             id: format!("boot-{}-{n}", std::process::id()),
+            os,
             hostname: Some("skep".into()),
             options: PodOptions::defaults(&config),
             network: skep::network::NetworkRequest::Own,

@@ -95,7 +95,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Verb::Guest { verb: GuestVerb::Verify { dir } } => {
-            let guest = Guest::load(dir)?;
+            let guest = Guest::load_any(dir)?;
             guest.verify()?;
             let manifest = guest.manifest();
             println!(

@@ -9,7 +9,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skep::{container::HostHooks, os::ProcessIdentity};
+use skep::{
+    container::{HostHooks, spec::FreeBsd},
+    os::ProcessIdentity,
+};
 
 use crate::input::ConfigSource;
 
@@ -114,6 +117,16 @@ impl Bundle {
     /// The specification.
     pub(crate) fn spec(&self) -> Result<oci_spec::runtime::Spec, BundleError> {
         self.read_json("config.json", SPEC_LIMIT)
+    }
+
+    /// The specification's `freebsd` section, which `oci_spec` does not know.
+    pub(crate) fn freebsd(&self) -> Result<Option<FreeBsd>, BundleError> {
+        #[derive(Deserialize)]
+        struct Sections {
+            freebsd: Option<FreeBsd>,
+        }
+        let Sections { freebsd } = self.read_json("config.json", SPEC_LIMIT)?;
+        Ok(freebsd)
     }
 
     /// The name of the sandbox that a container belongs to: `id` if it is alone, or if it is the pod's first.

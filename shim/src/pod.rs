@@ -11,9 +11,10 @@ use skep::{
     config::{Config, PodOptions},
     container::{
         Container, CreateRequest, ErrorKind, Exit, Guest, HostHooks, guest_dir, of_network,
-        spec::{Context, probe_host, rewrite},
+        spec::{Context, guest_os, probe_host, rewrite},
         stdio::{StdioRequest, Streams},
     },
+    guest::GuestOs,
     network::NetworkRequest,
     sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
     share::{Rootfs, RootfsMount},
@@ -213,6 +214,8 @@ impl Pod {
         if let Some(process) = spec.process_mut() {
             process.set_terminal(Some(request.terminal));
         }
+        let freebsd = bundle.freebsd().map_err(|error| invalid(&error))?;
+        let os = options.os.unwrap_or_else(|| guest_os(&spec, freebsd.as_ref()));
         let rootfs = rootfs(request, bundle.dir(), &spec);
         let hooks = spec
             .hooks()
@@ -227,12 +230,21 @@ impl Pod {
             bundle: bundle.dir(),
             guest_dir: &guest_dir,
             sandbox_pids: &sandbox_pids,
+            os,
+            freebsd: freebsd.as_ref(),
         };
         let spec = rewrite(spec, &context, &probe_host).map_err(skep::container::ContainerError::from)?;
         for note in &spec.notes {
             tracing::info!(container = request.id, "{note}");
         }
         let sandbox = if let Some(sandbox) = &*slot {
+            if sandbox.os() != os {
+                return Err(Failure::unimplemented(&format!(
+                    "container {} is for {os}, its sandbox runs {}: a pod has one kernel",
+                    request.id,
+                    sandbox.os()
+                )));
+            }
             if let NetworkRequest::Join(path) = &spec.network
                 && !sandbox.network().is(path)
             {
@@ -245,7 +257,7 @@ impl Pod {
             Arc::clone(sandbox)
         } else {
             let sandbox = tokio::select! {
-                booted = self.boot(spec.hostname.clone(), spec.network.clone(), options) => booted?,
+                booted = self.boot(os, spec.hostname.clone(), spec.network.clone(), options) => booted?,
                 // Dropping the boot undoes it.
                 Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
             };
@@ -285,6 +297,7 @@ impl Pod {
 
     async fn boot(
         &self,
+        os: GuestOs,
         hostname: Option<String>,
         network: NetworkRequest,
         options: PodOptions,
@@ -294,6 +307,7 @@ impl Pod {
         let request = SandboxRequest {
             namespace: self.namespace.clone(),
             id: self.group.clone(),
+            os,
             hostname: Some(hostname),
             options,
             network,

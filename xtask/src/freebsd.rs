@@ -1,6 +1,7 @@
 //! `cargo xtask freebsd check`: everything that runs on a FreeBSD host, built and checked on Linux.
 
 mod debian;
+pub(crate) mod guest;
 mod rustup;
 
 use std::path::{Path, PathBuf};
@@ -66,13 +67,18 @@ impl Toolchain {
             (Rust::Debian(dir), _) => debian::cargo(dir, &self.linker),
         };
         command.arg(subcommand).env("CARGO_ZIGBUILD_ZIG_PATH", self.linker.join("ziglang/zig"));
+        command.arg("--target-dir").arg(self.target_dir());
+        command.args(["--locked", "--target", TARGET]);
+        command
+    }
+
+    /// Where [`Toolchain::cargo`] puts what it builds.
+    fn target_dir(&self) -> PathBuf {
         let dir = match self.rust {
             Rust::Own => "freebsd",
             Rust::Debian(_) => "freebsd-debian",
         };
-        command.arg("--target-dir").arg(workspace::target_dir().join(dir));
-        command.args(["--locked", "--target", TARGET]);
-        command
+        workspace::target_dir().join(dir)
     }
 }
 

@@ -64,11 +64,17 @@ fn assemble(arch: &str, kernel: &kernel::Kernel, initramfs: &Path, out: &Path) -
         // Agent and xtask have the workspace's version.
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         agent_protocol: skep_protocol::PROTOCOL_VERSION,
-        files: Files { kernel: describe_file(&kernel.image())?, initramfs: describe_file(initramfs)? },
+        files: Files {
+            kernel: describe_file(&kernel.image())?,
+            initramfs: Some(describe_file(initramfs)?),
+            root: None,
+        },
         features: features(&config)?,
     };
     within("kernel", &manifest.files.kernel, MOST_KERNEL)?;
-    within("initramfs, which is the agent,", &manifest.files.initramfs, MOST_INITRAMFS)?;
+    if let Some(initramfs) = &manifest.files.initramfs {
+        within("initramfs, which is the agent,", initramfs, MOST_INITRAMFS)?;
+    }
     let path = out.join("manifest.json");
     let mut json = serde_json::to_vec_pretty(&manifest).context("cannot write the manifest")?;
     json.push(b'\n');

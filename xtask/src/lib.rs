@@ -71,6 +71,21 @@ enum Task {
 enum Freebsd {
     /// Build, lint and document every host crate for FreeBSD
     Check,
+    /// Assemble the guest for FreeBSD images: kernel, agent and manifest in one directory
+    Guest {
+        /// A kernel made from packaging/guest/freebsd/SKEPGUEST
+        #[arg(long, value_name = "FILE")]
+        kernel: PathBuf,
+        /// A directory with a FreeBSD's lib and libexec, which the agent needs [on FreeBSD: /]
+        #[arg(long, value_name = "DIR")]
+        base: PathBuf,
+        /// The agent, if it is built already
+        #[arg(long, value_name = "FILE")]
+        agent: Option<PathBuf>,
+        /// Where to put it [default: target/guest/freebsd]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// Runs the task.
@@ -90,6 +105,11 @@ pub fn run(cli: &Cli) -> Result<()> {
             Ok(())
         }
         Task::Freebsd(Freebsd::Check) => freebsd::check(&cache),
+        Task::Freebsd(Freebsd::Guest { kernel, base, agent, out }) => {
+            let parts = freebsd::guest::Parts { kernel, base, agent: agent.as_deref(), out: out.as_deref() };
+            println!("{}", freebsd::guest::build(&parts, &cache)?.display());
+            Ok(())
+        }
         Task::Lint => check::lint(&cache),
         Task::Audit => check::audit(&cache),
     }

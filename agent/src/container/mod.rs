@@ -8,6 +8,7 @@ mod lifecycle;
 #[cfg(target_os = "linux")]
 mod linux;
 mod lookup;
+mod paths;
 mod process;
 mod program;
 mod root;
@@ -17,9 +18,9 @@ mod table;
 use std::os::unix::fs::DirBuilderExt as _;
 
 #[cfg(target_os = "freebsd")]
-use jail::{group, join, make, oom, paths, rootfs, stats, update};
+use jail::{group, join, make, names, oom, rootfs, stats, update};
 #[cfg(target_os = "linux")]
-use linux::{group, join, make, oom, paths, rootfs, stats, update};
+use linux::{group, join, make, names, oom, rootfs, stats, update};
 pub(crate) use paths::Paths;
 pub(crate) use process::Process;
 pub(crate) use table::Containers;

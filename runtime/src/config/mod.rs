@@ -7,7 +7,7 @@ mod load;
 mod options;
 mod values;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,7 @@ pub use load::ConfigError;
 pub use options::{AnnotationError, PodOptions};
 pub use values::{Interfaces, Memory, RootfsMode, Seconds, Vcpus};
 
+use crate::guest::GuestOs;
 use values::StateDir;
 
 /// All that can be configured. [`Config::default`] is what holds where no file says otherwise.
@@ -137,14 +138,29 @@ impl Default for Sandbox {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Guest {
-    /// Directory with a guest's kernel, initramfs and manifest, as `cargo xtask guest` builds it.
+    /// Directory with a Linux guest's kernel, initramfs and manifest, as `cargo xtask guest` builds it.
     pub dir: PathBuf,
+    /// Directory with a FreeBSD guest's kernel, root and manifest, as `cargo xtask freebsd guest` builds it.
+    pub freebsd_dir: PathBuf,
+}
+
+impl Guest {
+    /// Where the guest of that system is.
+    pub fn dir_of(&self, os: GuestOs) -> &Path {
+        match os {
+            GuestOs::Linux => &self.dir,
+            GuestOs::FreeBsd => &self.freebsd_dir,
+        }
+    }
 }
 
 impl Default for Guest {
     fn default() -> Self {
-        let prefix = if cfg!(target_os = "freebsd") { "/usr/local" } else { "/usr" };
-        Self { dir: PathBuf::from(prefix).join("share/skep/guest/linux") }
+        let prefix = Path::new(if cfg!(target_os = "freebsd") { "/usr/local" } else { "/usr" });
+        Self {
+            dir: prefix.join("share/skep/guest/linux"),
+            freebsd_dir: prefix.join("share/skep/guest/freebsd"),
+        }
     }
 }
 

@@ -9,6 +9,8 @@ use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
+use crate::guest::GuestOs;
+
 use super::{Config, Interfaces, Memory, RootfsMode, Vcpus};
 
 /// Every annotation that is Skep's begins with this.
@@ -35,6 +37,10 @@ pub struct PodOptions {
     pub interfaces: Interfaces,
     /// How roots of containers are made: `org.skep.rootfs`, "9p" or "overlay".
     pub rootfs: RootfsMode,
+    /// The guest's system, where the specification alone does not tell the image's: `org.skep.os`, "linux" or
+    /// "freebsd".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub os: Option<GuestOs>,
 }
 
 /// An annotation that is Skep's but makes no sense.
@@ -42,7 +48,7 @@ pub struct PodOptions {
 pub enum AnnotationError {
     /// No such annotation.
     #[error(
-        "annotation {key}: unknown; known are org.skep.interfaces, org.skep.memory-mib, org.skep.rootfs, org.skep.vcpus"
+        "annotation {key}: unknown; known are org.skep.interfaces, org.skep.memory-mib, org.skep.os, org.skep.rootfs, org.skep.vcpus"
     )]
     Unknown {
         /// Its full name.
@@ -82,6 +88,7 @@ impl PodOptions {
             memory: config.sandbox.memory_mib,
             interfaces: config.sandbox.interfaces,
             rootfs: config.container.rootfs,
+            os: None,
         }
     }
 
@@ -113,6 +120,10 @@ impl PodOptions {
                     limit(key, &options.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
                 }
                 "interfaces" => options.interfaces = number(key, value)?,
+                "os" => {
+                    let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
+                    options.os = Some(GuestOs::deserialize(word).map_err(|e| wrong(key, value, &e))?);
+                }
                 "rootfs" => {
                     let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
                     options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, &e))?;
@@ -201,12 +212,14 @@ mod tests {
             ("org.skep.vcpus", "4"),
             ("org.skep.memory-mib", "512"),
             ("org.skep.rootfs", "overlay"),
+            ("org.skep.os", "freebsd"),
             ("io.kubernetes.cri.container-type", "sandbox"),
         ])
         .unwrap();
         assert_eq!(options.vcpus.get(), 4);
         assert_eq!(options.memory.mib(), 512);
         assert_eq!(options.rootfs, RootfsMode::Overlay);
+        assert_eq!(options.os, Some(GuestOs::FreeBsd));
         assert_eq!(read(&[]).unwrap(), PodOptions::defaults(&Config::default()));
     }
 
@@ -249,6 +262,7 @@ mod tests {
         assert!(text(&[("org.skep.memory-mib", "1024")]).contains("sandbox.max_memory_mib"));
         assert!(text(&[("org.skep.memory-mib", "0")]).contains("64 to"));
         assert!(text(&[("org.skep.rootfs", "block")]).contains("`9p`"));
+        assert!(text(&[("org.skep.os", "plan9")]).contains("`freebsd`"));
         // The prefix alone is not a way around.
         assert!(text(&[("org.skep.", "1")]).contains("unknown"));
     }

@@ -63,7 +63,7 @@ impl Container {
             hooks,
             call_limit,
         } = request;
-        let json = serde_json::to_vec(&spec.spec).map_err(|error| ContainerError::Internal {
+        let json = spec.to_json().map_err(|error| ContainerError::Internal {
             operation: "encoding the specification",
             reason: error.to_string(),
         })?;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use skep_protocol::{CallError, Code, Session, api};
 
 use super::ContainerError;
-use crate::{journal::Journal, network::NetworkError, sandbox::Sandbox};
+use crate::{guest::GuestOs, journal::Journal, network::NetworkError, sandbox::Sandbox};
 
 /// How long to wait for news of the VM's end after the agent became unreachable.
 const NEWS: Duration = Duration::from_secs(2);
@@ -38,6 +38,9 @@ pub trait Guest: Debug + Send + Sync {
 
     /// The directory that the guest sees.
     fn share_dir(&self) -> &Path;
+
+    /// Its operating system.
+    fn os(&self) -> GuestOs;
 
     /// How large its VM is: no container can have more.
     fn size(&self) -> Size;
@@ -82,6 +85,10 @@ impl Guest for Sandbox {
 
     fn share_dir(&self) -> &Path {
         self.share_dir()
+    }
+
+    fn os(&self) -> GuestOs {
+        self.os()
     }
 
     fn size(&self) -> Size {

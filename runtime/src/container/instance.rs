@@ -172,7 +172,7 @@ impl Container {
             }
         }
         let mut notes = Vec::new();
-        let mut process = rewrite_process(process, &mut notes)?;
+        let mut process = rewrite_process(process, self.guest.os(), &mut notes)?;
         process.set_terminal(Some(streams.terminal));
         let json = serde_json::to_vec(&process).map_err(|error| ContainerError::Internal {
             operation: "encoding the process",
@@ -296,7 +296,7 @@ impl Container {
         if self.init.state() == ProcessState::Stopped {
             return Err(state_error("update", &self.init));
         }
-        let resources = resources::check(resources, self.guest.size())?;
+        let resources = resources::check(resources, self.guest.os(), self.guest.size())?;
         if self.placeholder {
             return Ok(());
         }

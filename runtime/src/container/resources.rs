@@ -2,7 +2,8 @@
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
-use super::{ContainerError, Size, spec::rewrite_resources};
+use super::{ContainerError, Size, spec::rewrite_limits};
+use crate::guest::GuestOs;
 
 /// The kernel's period of a CPU quota if none is set, in microseconds.
 const PERIOD: u64 = 100_000;
@@ -12,10 +13,14 @@ const PERIODS: std::ops::RangeInclusive<u64> = 1_000..=1_000_000;
 const LEAST_QUOTA: i64 = 1_000;
 
 /// Refuses what the VM does not have, with both figures, and leaves out what means nothing in it.
-pub(super) fn check(mut resources: LinuxResources, size: Size) -> Result<LinuxResources, ContainerError> {
+pub(super) fn check(
+    resources: LinuxResources,
+    os: GuestOs,
+    size: Size,
+) -> Result<LinuxResources, ContainerError> {
     rewrite_memory_swap(&resources)?;
     let mut notes = Vec::new();
-    rewrite_resources(&mut resources, &mut notes)?;
+    let mut resources = rewrite_limits(resources, os, &mut notes)?;
     for note in notes {
         tracing::info!("{note}");
     }
@@ -132,7 +137,8 @@ mod tests {
     const SIZE: Size = Size { vcpus: 2, memory: 512 << 20 };
 
     fn check_json(json: &str) -> Result<String, ContainerError> {
-        check(serde_json::from_str(json).unwrap(), SIZE).map(|fine| serde_json::to_string(&fine).unwrap())
+        check(serde_json::from_str(json).unwrap(), GuestOs::Linux, SIZE)
+            .map(|fine| serde_json::to_string(&fine).unwrap())
     }
 
     #[test]

@@ -192,6 +192,10 @@ impl Guest for FakeGuest {
         self.dir.path()
     }
 
+    fn os(&self) -> crate::guest::GuestOs {
+        crate::guest::GuestOs::Linux
+    }
+
     fn size(&self) -> Size {
         Size { vcpus: 2, memory: 256 << 20 }
     }
@@ -251,6 +255,7 @@ impl Bench {
         let request = CreateRequest {
             id: id.to_owned(),
             spec: GuestSpec {
+                freebsd: None,
                 spec,
                 hostname: None,
                 network: crate::network::NetworkRequest::Own,

@@ -15,6 +15,8 @@ pub(super) struct Facts {
     pub(super) config: ConfigFacts,
     /// What the guest's manifest says, after its files were compared with it.
     pub(super) guest: Result<String, String>,
+    /// The same of the guest for FreeBSD images.
+    pub(super) freebsd_guest: Result<String, String>,
     pub(super) hypervisor: HypervisorFacts,
     pub(super) memory: MemoryFacts,
     pub(super) state_dir: StateDirFacts,

@@ -1,9 +1,10 @@
-//! The guest artefact: kernel, initramfs and the manifest that says what they are.
+//! The guest artefact: kernel, initramfs or root directory, and the manifest that says what they are.
 //!
-//! One directory, built by `cargo xtask guest`, which can be copied to another host. What does not fit this runtime is
-//! refused before anything is booted.
+//! One directory for each operating system, built by `cargo xtask guest` and `cargo xtask freebsd guest`, which can be
+//! copied to another host. What does not fit this runtime is refused before anything is booted.
 
 mod manifest;
+mod os;
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 #[cfg(test)]
 pub(crate) use manifest::tests::example as example_manifest;
-pub use manifest::{FileInfo, Files, Manifest};
+pub use manifest::{FileInfo, Files, Manifest, RootFile, RootInfo};
+pub use os::GuestOs;
 
 /// File name of the manifest in its directory.
 pub const MANIFEST: &str = "manifest.json";
@@ -20,6 +22,7 @@ pub const MANIFEST: &str = "manifest.json";
 /// A guest that fits this runtime.
 #[derive(Debug, Clone)]
 pub struct Guest {
+    os: GuestOs,
     dir: PathBuf,
     manifest: Manifest,
 }
@@ -29,10 +32,12 @@ pub struct Guest {
 pub enum GuestError {
     /// There is none.
     #[error(
-        "no guest in {}: {} does not exist; build one with `cargo xtask guest` and set [guest] dir in the configuration to it",
-        dir.display(), missing.display()
+        "no {os} guest in {}: {} does not exist; build one with `{}` and set [guest] {} in the configuration to it",
+        dir.display(), missing.display(), os.recipe(), os.key()
     )]
     Missing {
+        /// Which system's.
+        os: GuestOs,
         /// The directory.
         dir: PathBuf,
         /// What is missing in it.
@@ -58,10 +63,12 @@ pub enum GuestError {
     },
     /// It was made for another runtime.
     #[error(
-        "the guest in {} does not fit: its {what} is {guest}, this skep {} needs {host}; rebuild it with `cargo xtask guest`, or use the skep {skep_version} that it was built with",
-        dir.display(), crate::VERSION
+        "the guest in {} does not fit: its {what} is {guest}, this skep {} needs {host}; rebuild it with `{}`, or use the skep {skep_version} that it was built with",
+        dir.display(), crate::VERSION, os.recipe()
     )]
     Mismatch {
+        /// Which system's was wanted.
+        os: GuestOs,
         /// The directory.
         dir: PathBuf,
         /// What differs.
@@ -91,38 +98,35 @@ pub enum GuestError {
 const MOST_MANIFEST: u64 = 1 << 20;
 
 impl Guest {
-    /// Reads the manifest in `dir` and compares it with this runtime and with the sizes of the files.
-    pub fn load(dir: &Path) -> Result<Self, GuestError> {
-        let path = dir.join(MANIFEST);
-        let mut text = Vec::new();
-        let read = std::fs::File::open(&path).and_then(|f| f.take(MOST_MANIFEST).read_to_end(&mut text));
-        match read {
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return Err(GuestError::Missing { dir: dir.to_owned(), missing: path });
-            }
-            Err(source) => return Err(GuestError::Read { path, source }),
-        }
-        let manifest = Manifest::parse(&text).map_err(|(line, message)| GuestError::Manifest {
-            path: path.clone(),
-            line,
-            message,
-        })?;
-        if let Some((what, guest, host)) = manifest.mismatch() {
+    /// Reads the manifest in `dir` and compares it with this runtime, with the system that is wanted and with the sizes
+    /// of the files.
+    pub fn load(dir: &Path, os: GuestOs) -> Result<Self, GuestError> {
+        Self::new(dir, os, read(dir, os)?)
+    }
+
+    /// Like [`Guest::load`], whichever system the guest has.
+    pub fn load_any(dir: &Path) -> Result<Self, GuestError> {
+        let manifest = read(dir, GuestOs::Linux)?;
+        let os = GuestOs::ALL.into_iter().find(|os| os.name() == manifest.os).unwrap_or_default();
+        Self::new(dir, os, manifest)
+    }
+
+    fn new(dir: &Path, os: GuestOs, manifest: Manifest) -> Result<Self, GuestError> {
+        if let Some((what, guest, host)) = manifest.mismatch(os) {
             let skep_version = manifest.skep_version;
-            return Err(GuestError::Mismatch { dir: dir.to_owned(), what, guest, host, skep_version });
+            return Err(GuestError::Mismatch { os, dir: dir.to_owned(), what, guest, host, skep_version });
         }
-        let guest = Self { dir: dir.to_owned(), manifest };
-        for (path, info) in guest.files() {
+        let guest = Self { os, dir: dir.to_owned(), manifest };
+        for File { path, size: expected, .. } in guest.files() {
             let size = match std::fs::metadata(&path) {
                 Ok(meta) => meta.len(),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err(GuestError::Missing { dir: dir.to_owned(), missing: path });
+                    return Err(GuestError::Missing { os, dir: dir.to_owned(), missing: path });
                 }
                 Err(source) => return Err(GuestError::Read { path, source }),
             };
-            if size != info.size {
-                let (found, expected) = (format!("{size} bytes"), format!("{} bytes", info.size));
+            if size != expected {
+                let (found, expected) = (format!("{size} bytes"), format!("{expected} bytes"));
                 return Err(GuestError::Damaged { path, what: "size", found, expected });
             }
         }
@@ -131,10 +135,10 @@ impl Guest {
 
     /// Compares the files with the manifest's SHA-256, byte by byte.
     pub fn verify(&self) -> Result<(), GuestError> {
-        for (path, info) in self.files() {
+        for File { path, sha256: expected, .. } in self.files() {
             let found = sha256(&path).map_err(|source| GuestError::Read { path: path.clone(), source })?;
-            if found != info.sha256 {
-                let expected = info.sha256.clone();
+            if found != expected {
+                let expected = expected.to_owned();
                 return Err(GuestError::Damaged { path, what: "SHA-256", found, expected });
             }
         }
@@ -146,9 +150,19 @@ impl Guest {
         self.dir.join(&self.manifest.files.kernel.name)
     }
 
-    /// The initramfs: a cpio archive.
-    pub fn initramfs(&self) -> PathBuf {
-        self.dir.join(&self.manifest.files.initramfs.name)
+    /// Its operating system.
+    pub fn os(&self) -> GuestOs {
+        self.os
+    }
+
+    /// The initramfs, a cpio archive: every Linux guest's.
+    pub fn initramfs(&self) -> Option<PathBuf> {
+        Some(self.dir.join(&self.manifest.files.initramfs.as_ref()?.name))
+    }
+
+    /// The directory that is the guest's root: every FreeBSD guest's.
+    pub fn root(&self) -> Option<PathBuf> {
+        Some(self.dir.join(&self.manifest.files.root.as_ref()?.name))
     }
 
     /// What it says of itself.
@@ -156,10 +170,43 @@ impl Guest {
         &self.manifest
     }
 
-    fn files(&self) -> [(PathBuf, &FileInfo); 2] {
-        let files = &self.manifest.files;
-        [(self.kernel(), &files.kernel), (self.initramfs(), &files.initramfs)]
+    fn files(&self) -> impl Iterator<Item = File<'_>> {
+        let Files { kernel, initramfs, root } = &self.manifest.files;
+        let plain = [Some(kernel), initramfs.as_ref()].into_iter().flatten().map(|info| File {
+            path: self.dir.join(&info.name),
+            sha256: &info.sha256,
+            size: info.size,
+        });
+        let in_root = root.iter().flat_map(|root| {
+            root.files.iter().map(|file| File {
+                path: self.dir.join(&root.name).join(&file.path),
+                sha256: &file.sha256,
+                size: file.size,
+            })
+        });
+        plain.chain(in_root)
     }
+}
+
+fn read(dir: &Path, os: GuestOs) -> Result<Manifest, GuestError> {
+    let path = dir.join(MANIFEST);
+    let mut text = Vec::new();
+    let read = std::fs::File::open(&path).and_then(|f| f.take(MOST_MANIFEST).read_to_end(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(GuestError::Missing { os, dir: dir.to_owned(), missing: path });
+        }
+        Err(source) => return Err(GuestError::Read { path, source }),
+    }
+    Manifest::parse(&text).map_err(|(line, message)| GuestError::Manifest { path, line, message })
+}
+
+/// A file as the manifest describes it.
+struct File<'a> {
+    path: PathBuf,
+    sha256: &'a str,
+    size: u64,
 }
 
 /// SHA-256 of a file in lowercase hex.
@@ -205,18 +252,18 @@ mod tests {
     }
 
     fn refusal(change: impl FnOnce(&mut serde_json::Value)) -> String {
-        Guest::load(artefact(change).path()).unwrap_err().to_string()
+        Guest::load(artefact(change).path(), GuestOs::Linux).unwrap_err().to_string()
     }
 
     #[test]
     fn a_guest_that_fits_is_loaded_and_verified() {
         let dir = artefact(|_| ());
-        let guest = Guest::load(dir.path()).unwrap();
+        let guest = Guest::load(dir.path(), GuestOs::Linux).unwrap();
         assert_eq!(guest.kernel(), dir.path().join("vmlinux"));
         guest.verify().unwrap();
         // Same size, other bytes.
         std::fs::write(guest.kernel(), "kernel?").unwrap();
-        let error = Guest::load(dir.path()).unwrap().verify().unwrap_err().to_string();
+        let error = Guest::load(dir.path(), GuestOs::Linux).unwrap().verify().unwrap_err().to_string();
         assert!(error.contains("vmlinux is damaged: its SHA-256"), "{error}");
     }
 
@@ -234,17 +281,17 @@ mod tests {
     #[test]
     fn what_is_missing_or_cut_is_named() {
         let empty = tempfile::tempdir().unwrap();
-        let error = Guest::load(empty.path()).unwrap_err().to_string();
+        let error = Guest::load(empty.path(), GuestOs::Linux).unwrap_err().to_string();
         assert!(
             error.contains("manifest.json does not exist") && error.contains("cargo xtask guest"),
             "{error}"
         );
         let dir = artefact(|_| ());
         std::fs::write(dir.path().join("vmlinux"), "short").unwrap();
-        let error = Guest::load(dir.path()).unwrap_err().to_string();
+        let error = Guest::load(dir.path(), GuestOs::Linux).unwrap_err().to_string();
         assert!(error.contains("its size is 5 bytes, the manifest says 7 bytes"), "{error}");
         std::fs::remove_file(dir.path().join("vmlinux")).unwrap();
-        let error = Guest::load(dir.path()).unwrap_err().to_string();
+        let error = Guest::load(dir.path(), GuestOs::Linux).unwrap_err().to_string();
         assert!(error.contains("vmlinux does not exist"), "{error}");
         let error = refusal(|m| m["files"]["kernel"]["name"] = "../vmlinux".into());
         assert!(error.contains("manifest.json:1:") && error.contains("../vmlinux"), "{error}");

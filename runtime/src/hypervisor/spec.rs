@@ -4,16 +4,19 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::{Memory, Vcpus};
+use crate::guest::GuestOs;
 
 /// A VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmSpec {
     /// Shown where processes and VMs are listed: letters, digits, `-`, at most 32 bytes.
     pub name: String,
+    /// What the kernel is: by it drivers know which parameters of their own it takes.
+    pub os: GuestOs,
     /// An ELF kernel with a PVH entry.
     pub kernel: PathBuf,
-    /// A cpio archive.
-    pub initramfs: PathBuf,
+    /// A cpio archive, for a kernel that takes one.
+    pub initramfs: Option<PathBuf>,
     /// Kernel parameters.
     pub cmdline: String,
     /// Guest memory.
@@ -170,8 +173,9 @@ pub(crate) mod tests {
     pub(crate) fn example() -> VmSpec {
         VmSpec {
             name: "skep-0123456789abcdef".into(),
+            os: GuestOs::Linux,
             kernel: "/guest/vmlinux".into(),
-            initramfs: "/guest/initramfs.cpio".into(),
+            initramfs: Some("/guest/initramfs.cpio".into()),
             cmdline: "console=ttyS0 quiet".into(),
             memory: Memory::try_from(256).unwrap(),
             vcpus: Vcpus::try_from(2).unwrap(),

@@ -9,16 +9,18 @@ use super::dir::{SandboxDir, Sandboxes};
 use super::isolate::isolate;
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
-use super::{SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings};
+use super::{
+    ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings, cmdline,
+};
 use crate::config::{Channel, Config};
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestOs};
 use crate::hypervisor::{self, ConsolePort, Place, Share, Vm, VmSpec, Vsock};
 use crate::journal::Journal;
 use crate::network::Network;
 use crate::os::{ProcessIdentity, random};
 
 /// Where the agent listens in a guest that has a vsock.
-const VSOCK_PORT: u32 = 1024;
+pub(super) const VSOCK_PORT: u32 = 1024;
 /// The guest's own address there: each VM has a backend of its own, so all may have the same.
 const VSOCK_CID: u32 = 3;
 /// Bytes of entropy that a guest is given.
@@ -57,7 +59,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
     let timings = Timings::default();
     check(&request)?;
     // What can be refused without a trace comes first.
-    let guest = Guest::load(&config.guest.dir)?;
+    let guest = Guest::load(config.guest.dir_of(request.os), request.os)?;
     let driver = hypervisor::driver(config)?;
     let (dir, journal) = Sandboxes::of(&config.state_dir).create(&request.namespace, &request.id)?;
     let journal = Arc::new(journal);
@@ -96,6 +98,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
             rollback.made = None;
             let sandbox = Sandbox {
                 id: request.id,
+                os: request.os,
                 options: request.options,
                 dir,
                 journal,
@@ -145,14 +148,18 @@ fn check(request: &SandboxRequest) -> Result<(), SandboxError> {
 
 fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxDir) -> VmSpec {
     let console = config.agent.channel == Channel::Console;
+    // The guest's own tree comes first, since it is what its kernel waits for.
+    let root = guest.root().map(|path| Share { tag: ROOT_TAG.into(), path, readonly: true });
+    let share = Share { tag: SHARE_TAG.into(), path: dir.share().to_owned(), readonly: false };
     VmSpec {
         name: format!("skep-{}", dir.name()),
+        os: guest.os(),
         kernel: guest.kernel(),
         initramfs: guest.initramfs(),
-        cmdline: cmdline(config),
+        cmdline: cmdline::of(config, guest.os()),
         memory: request.options.memory,
         vcpus: request.options.vcpus,
-        shares: vec![Share { tag: SHARE_TAG.into(), path: dir.share().to_owned(), readonly: false }],
+        shares: root.into_iter().chain([share]).collect(),
         disks: Vec::new(),
         nics: Vec::new(),
         console_ports: if console {
@@ -163,20 +170,6 @@ fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxD
         rng: true,
         vsock: (!console).then_some(Vsock { cid: VSOCK_CID, port: VSOCK_PORT }),
     }
-}
-
-/// Kernel parameters. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's
-/// timer works, but on a busy host the kernel may find it too late and panic. A `dummy0` that the
-/// kernel makes by itself would be a link nobody asked for.
-fn cmdline(config: &Config) -> String {
-    let channel = match config.agent.channel {
-        Channel::Console => "console".to_owned(),
-        Channel::Vsock => format!("vsock:{VSOCK_PORT}"),
-    };
-    format!(
-        "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 no_timer_check panic=-1 skep.channel={channel} skep.log={}",
-        config.agent.log.name()
-    )
 }
 
 /// Waits for the agent, or for the end of the VM.
@@ -215,9 +208,7 @@ async fn introduce(
         tag: SHARE_TAG.into(),
         mount_point: SHARE_MOUNT_POINT.into(),
         readonly: false,
-        // Inode numbers may collide between the host's mounts, and a cache would mix their files up. The first attach
-        // is by name, and bhyve's server lets its user do what that name may on the host.
-        options: "cache=none,msize=512000,uname=root".into(),
+        options: share_options(request.os).into(),
         ..api::Share::default()
     };
     let call = api::CreateSandboxRequest {
@@ -242,6 +233,17 @@ async fn introduce(
     Ok(())
 }
 
+/// Options of the guest's 9p client.
+fn share_options(os: GuestOs) -> &'static str {
+    match os {
+        // Inode numbers may collide between the host's mounts, and a cache would mix their files up. The first attach
+        // is by name, and bhyve's server lets its user do what that name may on the host.
+        GuestOs::Linux => "cache=none,msize=512000,uname=root",
+        // p9fs(4) has none for these: it attaches by the name of root, and asks for 8 KiB at a time.
+        GuestOs::FreeBsd => "",
+    }
+}
+
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -255,6 +257,7 @@ mod tests {
         SandboxRequest {
             namespace: "ns".into(),
             id: id.into(),
+            os: GuestOs::Linux,
             hostname: None,
             options: PodOptions::defaults(&Config::default()),
             network: crate::network::NetworkRequest::Own,
@@ -270,13 +273,6 @@ mod tests {
         let hostname = Some("h".repeat(65));
         let error = check(&SandboxRequest { hostname, ..request("a") }).unwrap_err();
         assert!(error.to_string().starts_with("sandbox hostname: "), "{error}");
-    }
-
-    #[test]
-    fn the_kernel_is_told_what_the_agent_needs() {
-        let config = Config::parse("[agent]\nchannel = 'vsock'\nlog = 'debug'", "test").unwrap();
-        assert!(cmdline(&config).ends_with("panic=-1 skep.channel=vsock:1024 skep.log=debug"));
-        assert!(cmdline(&Config::default()).contains("skep.channel=console skep.log=warn"));
     }
 
     #[tokio::test]

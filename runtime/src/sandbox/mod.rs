@@ -7,6 +7,7 @@
 //! In the sandbox's directory, mode 0700: `sandbox.json` (what it is), `journal` (what it holds), `share/` (what the
 //! guest sees), `agent.sock`, `qmp.sock`, `console.log` and `vmm.log` (bounded), `timings.json`.
 
+mod cmdline;
 mod create;
 mod dir;
 mod isolate;
@@ -24,7 +25,7 @@ use std::time::Duration;
 use skep_protocol::{CallError, ConnectError, Session};
 
 use crate::config::{Config, PodOptions};
-use crate::guest::GuestError;
+use crate::guest::{GuestError, GuestOs};
 use crate::hypervisor::{HypervisorError, Vm, VmExit};
 pub use crate::journal::{Entry, EntryId, Journal, JournalError};
 use crate::network::{Network, NetworkError, NetworkRequest};
@@ -40,7 +41,9 @@ use dir::SandboxDir;
 
 /// Mount tag of the share directory in the guest.
 pub const SHARE_TAG: &str = "skep";
-/// Where the agent mounts it.
+/// Mount tag of the tree that is a FreeBSD guest's root.
+pub const ROOT_TAG: &str = "guest";
+/// Where the agent mounts the share directory.
 pub const SHARE_MOUNT_POINT: &str = "/run/skep/share";
 
 /// What sandbox is wanted.
@@ -50,6 +53,8 @@ pub struct SandboxRequest {
     pub namespace: String,
     /// The caller's name for it; unique in the namespace.
     pub id: String,
+    /// The guest's operating system: that of the containers' images.
+    pub os: GuestOs,
     /// The guest's; its kernel's own if none.
     pub hostname: Option<String>,
     /// Size of the VM and the like.
@@ -140,6 +145,7 @@ fn console_suffix(console: &str) -> String {
 #[derive(Debug)]
 pub struct Sandbox {
     id: String,
+    os: GuestOs,
     options: PodOptions,
     dir: SandboxDir,
     journal: Arc<Journal>,
@@ -163,6 +169,11 @@ impl Sandbox {
     /// The caller's name for it.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Its guest's operating system.
+    pub fn os(&self) -> GuestOs {
+        self.os
     }
 
     /// Size of its VM and the like.

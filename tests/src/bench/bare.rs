@@ -27,13 +27,14 @@ pub(super) fn boot(build: &Build) -> Result<Sample> {
         fs::create_dir(&share)?;
         let archive = directory.path().join("initramfs.cpio");
         fs::write(&archive, initramfs(SAID, Ending::Hang)?)?;
-        let guest = Guest::load(&build.guest)?;
+        let guest = Guest::load(&build.guest, skep::guest::GuestOs::Linux)?;
         let config = Config::default();
         // As a sandbox without containers has it.
         let spec = VmSpec {
             name: "skep-bench".to_owned(),
             kernel: guest.kernel(),
-            initramfs: archive,
+            os: skep::guest::GuestOs::Linux,
+            initramfs: Some(archive),
             cmdline: "console=ttyS0 quiet loglevel=1 no_timer_check panic=-1".to_owned(),
             memory: config.sandbox.memory_mib,
             vcpus: config.sandbox.vcpus,

@@ -102,6 +102,7 @@ pub(crate) async fn remove(jail: &Path, limit: Duration) -> Result<(), GroupErro
     loop {
         kill(jail)?;
         if jid(jail)?.is_none() {
+            super::limits::forget(jail);
             return Ok(());
         }
         if Instant::now() >= deadline {

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use oci_spec::runtime::Process;
 use serde::Deserialize;
 
-use super::paths::Paths;
 use super::{group, make, process};
+use crate::container::Paths;
 use crate::container::faults::FaultPipe;
 use crate::container::start::{Born, ProcessHead};
 use crate::error::Refusal;

@@ -10,12 +10,12 @@ use oci_spec::runtime::{Mount, Process};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::limits::{self, Resources};
 use super::mounts;
-use super::params::{self, INHERIT, Value};
-use super::paths::Paths;
+use super::params::{self, Value};
 use super::process::{self, Birth};
-use crate::boot::freebsd::devices::RULESET;
-use crate::container::root;
+use super::settings::FreeBsd;
+use crate::container::{Paths, root};
 use crate::error::Refusal;
 
 /// A container to make.
@@ -39,6 +39,18 @@ struct Spec {
     mounts: Vec<Mount>,
     #[serde(default)]
     hooks: BTreeMap<String, Vec<serde_json::Value>>,
+    hostname: Option<String>,
+    #[serde(default)]
+    freebsd: FreeBsd,
+    #[serde(default)]
+    linux: Linux,
+}
+
+/// Limits have their place there, whatever the system.
+#[derive(Debug, Default, Deserialize)]
+struct Linux {
+    #[serde(default)]
+    resources: Resources,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -62,10 +74,6 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
         let text = "rootfs_mode overlay: FreeBSD has no overlay that a container could live on; use 9p";
         return Err(Refusal::invalid(text));
     }
-    if spec.root.readonly {
-        let text = "root.readonly: not possible in a FreeBSD guest; share the root read-only";
-        return Err(Refusal::invalid(text));
-    }
     root::check(request.rootfs)?;
     let root = request
         .rootfs
@@ -77,30 +85,33 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
             .create(dir)
             .map_err(|e| Refusal::internal(format!("cannot make {}: {e}", dir.display())))?;
     }
+    // What the container sees: what is shared, or a view of it that cannot be written to.
+    let seen = if spec.root.readonly { paths.bundle.join("view") } else { root.clone() };
     // Noted before anything is mounted: by it the mounts are found again.
-    std::os::unix::fs::symlink(&root, paths.overlay())
+    std::os::unix::fs::symlink(&seen, paths.overlay())
         .map_err(|e| Refusal::internal(format!("cannot note the container's root: {e}")))?;
-    for (index, mount) in spec.mounts.iter().enumerate() {
-        mounts::make(&root, index, mount)?;
+    let mounts = spec
+        .mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| mounts::prepare(&root, index, mount))
+        .collect::<Result<Vec<_>, _>>()?;
+    if spec.root.readonly {
+        mounts::view(&root, &seen)?;
     }
-    let jid = params::create(
-        &paths.group_dir(),
-        &[
-            ("path", Value::Text(root.as_os_str().as_encoded_bytes())),
-            ("host", INHERIT),
-            ("ip4", INHERIT),
-            ("ip6", INHERIT),
-            ("sysvmsg", INHERIT),
-            ("sysvsem", INHERIT),
-            ("sysvshm", INHERIT),
-            ("devfs_ruleset", Value::Number(RULESET.into())),
-            ("enforce_statfs", Value::Number(1)),
-            ("allow.raw_sockets", Value::On),
-            ("allow.reserved_ports", Value::On),
-            ("allow.chflags", Value::On),
-        ],
-    )
-    .map_err(|e| Refusal::internal(format!("cannot make a jail: {e}")))?;
+    for mount in &mounts {
+        mount.make(&root, &seen)?;
+    }
+    let group = paths.group_dir();
+    limits::apply(&group, &spec.linux.resources)?;
+    let settings = spec.freebsd.parameters();
+    let mut parameters = vec![("path", Value::Text(seen.as_os_str().as_encoded_bytes()))];
+    parameters.extend(settings.iter().map(|(name, value)| (name.as_str(), *value)));
+    if let Some(hostname) = spec.hostname.as_ref().filter(|_| spec.freebsd.names_itself()) {
+        parameters.push(("host.hostname", Value::Text(hostname.as_bytes())));
+    }
+    let jid = params::create(&group, &parameters)
+        .map_err(|e| Refusal::internal(format!("cannot make a jail: {e}")))?;
     let start = UnixListener::bind(paths.notify())
         .map_err(|e| Refusal::internal(format!("cannot listen on {}: {e}", paths.notify().display())))?;
     process::bear(&Birth { jid, process: &process, terminal: request.terminal, start: &start }, fds)

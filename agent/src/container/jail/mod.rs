@@ -5,12 +5,14 @@
 
 pub(super) mod group;
 pub(super) mod join;
+mod limits;
 pub(super) mod make;
 mod mounts;
+pub(super) mod names;
 pub(super) mod oom;
 mod params;
-pub(super) mod paths;
 mod process;
 pub(super) mod rootfs;
+mod settings;
 pub(super) mod stats;
 pub(super) mod update;

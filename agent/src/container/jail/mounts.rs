@@ -19,8 +19,18 @@ const FLAGS: [(&str, libc::c_int); 5] = [
 /// Options that say what is so anyhow.
 const IGNORED: [&str; 6] = ["", "rw", "defaults", "bind", "rbind", "rprivate"];
 
-/// Makes the mount with that index below `root`.
-pub(crate) fn make(root: &Path, index: usize, mount: &Mount) -> Result<(), Refusal> {
+/// A mount that has a place to be made at.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    index: usize,
+    kind: String,
+    place: PathBuf,
+    options: Vec<(String, Vec<u8>)>,
+    flags: libc::c_int,
+}
+
+/// Reads the mount with that index and makes the directory or file below `root` that it goes on.
+pub(crate) fn prepare(root: &Path, index: usize, mount: &Mount) -> Result<Prepared, Refusal> {
     let field = |name: &str| format!("mounts[{index}].{name}");
     let kind = mount.typ().as_deref().unwrap_or("nullfs");
     let place = place(root, mount.destination(), &field("destination"))?;
@@ -73,12 +83,29 @@ pub(crate) fn make(root: &Path, index: usize, mount: &Mount) -> Result<(), Refus
         std::fs::create_dir_all(&place)
             .map_err(|e| Refusal::invalid(format!("{}: cannot make it: {e}", field("destination"))))?;
     }
-    let options: Vec<(&str, &[u8])> =
-        options.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
-    mounts::mount(kind, &place, &options, flags).map_err(|e| {
-        let at = mount.destination().display();
-        Refusal::invalid(format!("mounts[{index}]: cannot mount {kind} on {at}: {e}"))
-    })
+    Ok(Prepared { index, kind: kind.to_owned(), place, options, flags })
+}
+
+impl Prepared {
+    /// Makes the mount at its place below `root`, as it is seen at `seen`.
+    pub(crate) fn make(&self, root: &Path, seen: &Path) -> Result<(), Refusal> {
+        let Self { index, kind, place, options, flags } = self;
+        let below = place.strip_prefix(root).unwrap_or(place);
+        let options: Vec<(&str, &[u8])> =
+            options.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+        mounts::mount(kind, &seen.join(below), &options, *flags).map_err(|e| {
+            Refusal::invalid(format!("mounts[{index}]: cannot mount {kind} on /{}: {e}", below.display()))
+        })
+    }
+}
+
+/// Shows `root` at `seen`, where nothing can be written to it.
+pub(crate) fn view(root: &Path, seen: &Path) -> Result<(), Refusal> {
+    let fail =
+        |e: &dyn std::fmt::Display| Refusal::internal(format!("root.readonly: cannot make a view: {e}"));
+    std::fs::create_dir(seen).map_err(|e| fail(&e))?;
+    let target = [("target", root.as_os_str().as_encoded_bytes())];
+    mounts::mount("nullfs", seen, &target, libc::MNT_RDONLY).map_err(|e| fail(&e))
 }
 
 /// Where `destination` is, seen from the guest. Links of the image lead nowhere outside of it.

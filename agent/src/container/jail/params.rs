@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 /// A parameter's value, in the kernel's form.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Value<'a> {
     /// A switch, on.
     On,
@@ -15,7 +15,11 @@ pub(crate) enum Value<'a> {
     Text(&'a [u8]),
 }
 
-/// `JAIL_SYS_INHERIT`, sys/jail.h: the guest's own.
+/// `JAIL_SYS_DISABLE`, sys/jail.h: none.
+pub(crate) const DISABLE: Value<'_> = Value::Number(0);
+/// `JAIL_SYS_NEW`: its own.
+pub(crate) const NEW: Value<'_> = Value::Number(1);
+/// `JAIL_SYS_INHERIT`: the guest's.
 pub(crate) const INHERIT: Value<'_> = Value::Number(2);
 
 /// Longest reason the kernel gives.
@@ -32,14 +36,7 @@ pub(crate) struct JailError {
 /// Makes a jail that stays without processes; returns its number.
 pub(crate) fn create(name: &Path, values: &[(&str, Value<'_>)]) -> Result<c_int, JailError> {
     let mut all = vec![("name", Value::Text(name.as_os_str().as_bytes())), ("persist", Value::On)];
-    all.extend(values.iter().map(|(name, value)| {
-        let value = match value {
-            Value::On => Value::On,
-            Value::Number(number) => Value::Number(*number),
-            Value::Text(text) => Value::Text(text),
-        };
-        (*name, value)
-    }));
+    all.extend(values);
     // SAFETY: the vectors are pairs of a terminated name and a value, alive through the call.
     call(&all, |vectors, count| unsafe { libc::jail_set(vectors, count, libc::JAIL_CREATE) })
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, Gid, Uid, fork};
@@ -123,19 +124,35 @@ pub(super) fn enter(
     program::settle_cwd(process.cwd(), entered)?;
     let mask = libc::mode_t::try_from(user.umask().unwrap_or(0o022) & 0o777).unwrap_or(0o022);
     umask(Mode::from_bits_truncate(mask));
+    if process.no_new_privileges() == Some(true) {
+        no_new_privileges().map_err(internal("renounce privileges"))?;
+    }
     let args = process.args().clone().unwrap_or_default();
     Program::find(args, process.env().clone().unwrap_or_default(), user.uid())
 }
 
-/// Makes a terminal: the agent's side and the process's.
+/// What this process executes gains nothing by set-user-ID: procctl(2).
+fn no_new_privileges() -> nix::Result<()> {
+    /// sys/procctl.h
+    const PROC_NO_NEW_PRIVS_CTL: libc::c_int = 19;
+    const PROC_NO_NEW_PRIVS_ENABLE: libc::c_int = 1;
+    let mut enable = PROC_NO_NEW_PRIVS_ENABLE;
+    // SAFETY: the command reads an int, which lives through the call; 0 is this process.
+    let result = unsafe { libc::procctl(libc::P_PID, 0, PROC_NO_NEW_PRIVS_CTL, (&raw mut enable).cast()) };
+    nix::errno::Errno::result(result).map(drop)
+}
+
+/// Makes a terminal: the agent's side and the process's. Not by openpty(3): that is in a library whose version differs
+/// between releases of FreeBSD.
 pub(super) fn terminal() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let pty = nix::pty::openpty(None, None)?;
-    for fd in [pty.master.as_raw_fd(), pty.slave.as_raw_fd()] {
-        // The program has its copies as 0 to 2.
-        // SAFETY: both are open, and the call touches no memory.
-        nix::errno::Errno::result(unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) })?;
-    }
-    Ok((pty.master, pty.slave))
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let master = nix::pty::posix_openpt(flags)?;
+    nix::pty::grantpt(&master)?;
+    nix::pty::unlockpt(&master)?;
+    // SAFETY: the name is in a buffer of the C library's, and this program has a single thread.
+    let name = unsafe { nix::pty::ptsname(&master) }?;
+    let slave = nix::fcntl::open(name.as_str(), flags, Mode::empty())?;
+    Ok((OwnedFd::from(master), slave))
 }
 
 /// Makes a terminal, sends its one side to the agent and keeps the other.

@@ -31,7 +31,8 @@ pub(crate) fn remove(link: &Path) -> Result<(), RootfsError> {
         Err(source) => return Err(RootfsError::Link { path: link.to_owned(), source }),
     };
     let mut result = Ok(());
-    for path in mounts::below(&root).map_err(RootfsError::List)? {
+    // A read-only root is a mount itself.
+    for path in mounts::below(&root).map_err(RootfsError::List)?.into_iter().chain([root]) {
         if let Err(source) = mounts::unmount(&path) {
             result = Err(RootfsError::Unmount { path, source });
         }

@@ -1,23 +1,24 @@
-//! What a container uses: not measured yet.
+//! What a container uses, as the kernel counts it for the jail.
 
 use std::path::Path;
 
 use skep_protocol::api::ContainerStatsResponse;
 
-use crate::error::Refusal;
+use super::limits::{self, LimitsError};
 
-/// There is nothing to read.
-#[derive(Debug, thiserror::Error)]
-#[error("a FreeBSD guest does not measure what a container uses yet")]
-pub(crate) struct StatsError;
-
-impl From<StatsError> for Refusal {
-    fn from(error: StatsError) -> Self {
-        Self::precondition(error.to_string())
-    }
-}
-
-/// Says that there is nothing to read.
-pub(crate) fn read(_: &Path) -> Result<ContainerStatsResponse, StatsError> {
-    Err(StatsError)
+/// Reads it, under the names that cgroup v2 has for the same. Processor time is counted in whole seconds.
+pub(crate) fn read(jail: &Path) -> Result<ContainerStatsResponse, LimitsError> {
+    let (used, set) = (limits::used(jail)?, limits::set(jail)?);
+    let find = |list: &[(String, u64)], name: &str| {
+        list.iter().find(|(resource, _)| resource == name).map(|(_, amount)| *amount)
+    };
+    let count = |name| find(&used, name).unwrap_or_default();
+    let limit = |name| find(&set, name).unwrap_or(u64::MAX);
+    let mut stats = ContainerStatsResponse::new();
+    stats.cpu.insert("usage_usec".into(), count("cputime").saturating_mul(1_000_000));
+    stats.memory_current = count("memoryuse");
+    stats.memory_max = limit("memoryuse");
+    stats.pids_current = count("maxproc");
+    stats.pids_max = limit("maxproc");
+    Ok(stats)
 }

@@ -1,17 +1,17 @@
-//! Changing a container's limits: not possible yet.
+//! Changing a container's limits.
 
-use std::convert::Infallible;
 use std::path::Path;
 
+use super::limits::{self, Resources};
+use super::make;
 use crate::error::Refusal;
 
-/// Says that they cannot be changed.
-pub(crate) fn parse(_: &[u8]) -> Result<Infallible, Refusal> {
-    Err(Refusal::precondition("resources: a FreeBSD guest cannot limit a container yet"))
+/// Reads the new limits.
+pub(crate) fn parse(json: &[u8]) -> Result<Resources, Refusal> {
+    make::parse("resources", json)
 }
 
-/// Never gets there.
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as on Linux")]
-pub(crate) fn apply(_: &Path, resources: &Infallible) -> Result<(), Refusal> {
-    match *resources {}
+/// Holds the jail to them.
+pub(crate) fn apply(jail: &Path, resources: &Resources) -> Result<(), Refusal> {
+    Ok(limits::apply(jail, resources)?)
 }

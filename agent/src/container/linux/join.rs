@@ -20,9 +20,9 @@ use nix::unistd::{Gid, Pid, Uid};
 use serde::Deserialize;
 
 use super::make::{self, SECCOMP};
-use super::paths::Paths;
 use super::payload::Payload;
 use super::spec;
+use crate::container::Paths;
 use crate::container::faults::FaultPipe;
 use crate::container::start::{Born, ProcessHead, Size, receive_terminal};
 use crate::error::{Refusal, chain};

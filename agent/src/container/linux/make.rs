@@ -13,9 +13,9 @@ use pathrs::Root;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::paths::{self, Paths};
 use super::payload::Payload;
 use super::{group, rootfs, spec};
+use crate::container::paths::{self, Paths};
 use crate::container::root;
 use crate::error::{Refusal, chain};
 

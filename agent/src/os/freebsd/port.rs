@@ -15,7 +15,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::fdio::{read_once, watched, write_once};
+use crate::fdio::{poll_write, read_once, watched};
 
 const DEVICE: &str = "/dev/vtcon/skep.agent";
 /// The driver learns names from the host after it found the device, so the port may come a little late.
@@ -93,12 +93,7 @@ impl AsyncRead for Port {
 
 impl AsyncWrite for Port {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            if let Ok(done) = guard.try_io(|fd| write_once(fd, data)) {
-                return Poll::Ready(done);
-            }
-        }
+        poll_write(&self.fd, cx, data)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

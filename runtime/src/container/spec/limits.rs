@@ -84,7 +84,7 @@ fn rewrite_devices(
 }
 
 /// Takes out what means nothing in a guest; refuses what would not be kept.
-pub(in crate::container) fn rewrite_resources(
+pub(super) fn rewrite_resources(
     resources: &mut LinuxResources,
     notes: &mut Vec<String>,
 ) -> Result<(), SpecError> {

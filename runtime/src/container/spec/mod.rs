@@ -4,17 +4,19 @@
 //! in the guest what it meant here and stays; it names something of the host that has a counterpart in the guest and
 //! is changed; or a microVM can't give it and the whole specification is refused, naming the field.
 
+mod freebsd;
+mod jail;
 mod limits;
 mod mounts;
 mod namespaces;
 
 use std::{io, path::Path};
 
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxResources, Process, Spec};
 
-use crate::network::NetworkRequest;
+use crate::{guest::GuestOs, network::NetworkRequest};
 
-pub(super) use limits::rewrite_resources;
+pub use freebsd::{Allow, Device, FreeBsd, Jail, Sharing, guest_os};
 pub use mounts::{Probe, SourceKind, Volume};
 
 /// Why a specification can't be used.
@@ -60,6 +62,10 @@ pub struct Context<'a> {
     /// Process ids that stand for the sandbox and its containers on this host, when the container joins a sandbox that
     /// runs: namespace paths below `/proc/<pid>/ns` then mean the sandbox's.
     pub sandbox_pids: &'a [u32],
+    /// The guest's system.
+    pub os: GuestOs,
+    /// The specification's `freebsd` section, if it has one.
+    pub freebsd: Option<&'a FreeBsd>,
 }
 
 /// A specification for the guest.
@@ -67,6 +73,8 @@ pub struct Context<'a> {
 pub struct GuestSpec {
     /// To be handed to the agent.
     pub spec: Spec,
+    /// Its `freebsd` section, which [`Spec`] does not know.
+    pub freebsd: Option<FreeBsd>,
     /// The sandbox's host name, if the specification sets one.
     pub hostname: Option<String>,
     /// Where the sandbox's network comes from. One that it names itself must be the sandbox's, if that runs already.
@@ -75,6 +83,20 @@ pub struct GuestSpec {
     pub volumes: Vec<Volume>,
     /// What was left out because it has no meaning in a guest, for the log.
     pub notes: Vec<String>,
+}
+
+impl GuestSpec {
+    /// As the agent takes it.
+    pub(super) fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        #[derive(serde::Serialize)]
+        struct Whole<'a> {
+            #[serde(flatten)]
+            spec: &'a Spec,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            freebsd: Option<&'a FreeBsd>,
+        }
+        serde_json::to_vec(&Whole { spec: &self.spec, freebsd: self.freebsd.as_ref() })
+    }
 }
 
 /// Rewrites `spec` for the guest.
@@ -88,25 +110,21 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
         (spec.vm().is_some(), "vm"),
     ] {
         if present {
-            return Err(SpecError::unsupported(field, "the guest is Linux"));
+            return Err(SpecError::unsupported(field, format!("the guest is {}", context.os)));
         }
     }
-    let mut linux = spec.linux().clone().ok_or_else(|| {
-        SpecError::invalid("linux", "missing: the guest is Linux and runs Linux images only")
-    })?;
-    let network = namespaces::rewrite(&mut linux, context.sandbox_pids)?;
-    limits::rewrite(&mut linux, context.id, &mut notes)?;
-    if let Some(domain) = spec.domainname() {
-        // The container has the sandbox's UTS namespace, so the runtime in the guest would not set this by itself.
-        linux.sysctl_mut().get_or_insert_default().insert("kernel.domainname".into(), domain.clone());
-    }
-    spec.set_linux(Some(linux));
-
+    let network = match context.os {
+        GuestOs::Linux => rewrite_linux(&mut spec, context, &mut notes)?,
+        GuestOs::FreeBsd => jail::rewrite(&mut spec, context, &mut notes)?,
+    };
     let process = spec.process().clone().ok_or_else(|| SpecError::invalid("process", "missing"))?;
-    spec.set_process(Some(rewrite_process(process, &mut notes)?));
+    spec.set_process(Some(rewrite_process(process, context.os, &mut notes)?));
 
     let mounts = spec.mounts().clone().unwrap_or_default();
-    let (mounts, volumes) = mounts::rewrite(mounts, context, probe, &mut notes)?;
+    let (mounts, volumes) = match context.os {
+        GuestOs::Linux => mounts::rewrite(mounts, context, probe, &mut notes)?,
+        GuestOs::FreeBsd => jail::rewrite_mounts(mounts, context, probe, &mut notes)?,
+    };
     spec.set_mounts(Some(mounts));
 
     let mut root = spec.root().clone().unwrap_or_default();
@@ -118,11 +136,46 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
     spec.set_domainname(None);
     spec.set_annotations(None);
     spec.set_hooks(hooks);
-    Ok(GuestSpec { spec, hostname, network, volumes, notes })
+    let freebsd = context.freebsd.filter(|_| context.os == GuestOs::FreeBsd).cloned();
+    Ok(GuestSpec { spec, freebsd, hostname, network, volumes, notes })
+}
+
+fn rewrite_linux(
+    spec: &mut Spec,
+    context: &Context<'_>,
+    notes: &mut Vec<String>,
+) -> Result<NetworkRequest, SpecError> {
+    let mut linux = spec.linux().clone().ok_or_else(|| {
+        SpecError::invalid("linux", "missing: the guest is Linux and runs Linux images only")
+    })?;
+    let network = namespaces::rewrite(&mut linux, context.sandbox_pids)?;
+    limits::rewrite(&mut linux, context.id, notes)?;
+    if let Some(domain) = spec.domainname() {
+        // The container has the sandbox's UTS namespace, so the runtime in the guest would not set this by itself.
+        linux.sysctl_mut().get_or_insert_default().insert("kernel.domainname".into(), domain.clone());
+    }
+    spec.set_linux(Some(linux));
+    Ok(network)
+}
+
+/// Rewrites limits, of a request to change them.
+pub(super) fn rewrite_limits(
+    mut resources: LinuxResources,
+    os: GuestOs,
+    notes: &mut Vec<String>,
+) -> Result<LinuxResources, SpecError> {
+    match os {
+        GuestOs::Linux => limits::rewrite_resources(&mut resources, notes).map(|()| resources),
+        GuestOs::FreeBsd => jail::limits(resources, notes),
+    }
 }
 
 /// Rewrites a process, of `config.json` or of an exec request.
-pub fn rewrite_process(mut process: Process, notes: &mut Vec<String>) -> Result<Process, SpecError> {
+pub fn rewrite_process(
+    mut process: Process,
+    os: GuestOs,
+    notes: &mut Vec<String>,
+) -> Result<Process, SpecError> {
     if process.args().as_ref().is_none_or(|args| args.first().is_none_or(String::is_empty)) {
         return Err(SpecError::invalid("process.args", "no command: name one, or use an image that has one"));
     }
@@ -142,6 +195,9 @@ pub fn rewrite_process(mut process: Process, notes: &mut Vec<String>) -> Result<
     }
     process.set_apparmor_profile(None);
     process.set_selinux_label(None);
+    if os == GuestOs::FreeBsd {
+        jail::rewrite_process(&mut process)?;
+    }
     Ok(process)
 }
 

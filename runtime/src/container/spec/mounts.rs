@@ -99,16 +99,7 @@ pub(super) fn rewrite(
                 kept.push(mount);
             }
             kind if GUEST_MADE.contains(&kind) => kept.push(mount),
-            kind => {
-                return Err(SpecError::unsupported(
-                    field,
-                    format!(
-                        "{}: mounting a file system of type {kind:?} in a microVM is not supported: mount it on the \
-                         host and bind it",
-                        mount.destination().display()
-                    ),
-                ));
-            }
+            kind => return Err(unknown(field, mount.destination(), kind)),
         }
     }
     if freebsd {
@@ -117,7 +108,24 @@ pub(super) fn rewrite(
     Ok((kept, volumes))
 }
 
-fn kind(mount: &Mount) -> &str {
+/// A file system that nobody mounts for a container.
+pub(super) fn unknown(field: String, destination: &Path, kind: &str) -> SpecError {
+    SpecError::unsupported(
+        field,
+        format!(
+            "{}: mounting a file system of type {kind:?} in a microVM is not supported: mount it on the host and bind it",
+            destination.display()
+        ),
+    )
+}
+
+/// Whether it is one of those with which FreeBSD shows itself as Linux.
+pub(super) fn linux_emulation(mount: &Mount) -> bool {
+    matches!(kind(mount), "linprocfs" | "linsysfs")
+}
+
+/// Its file system.
+pub(super) fn kind(mount: &Mount) -> &str {
     mount.typ().as_deref().unwrap_or_default()
 }
 
@@ -126,11 +134,11 @@ fn options(mount: &Mount) -> impl Iterator<Item = &str> {
 }
 
 /// The OCI specification names a bind mount by its options, and lets the type be anything then; FreeBSD's is nullfs.
-fn is_bind(mount: &Mount) -> bool {
+pub(super) fn is_bind(mount: &Mount) -> bool {
     matches!(kind(mount), "bind" | "rbind" | "nullfs") || options(mount).any(|o| o == "bind" || o == "rbind")
 }
 
-fn check_destination(mount: &Mount, field: &str) -> Result<(), SpecError> {
+pub(super) fn check_destination(mount: &Mount, field: &str) -> Result<(), SpecError> {
     let destination = mount.destination();
     if destination.as_os_str().is_empty() || destination.components().any(|part| part == Component::ParentDir)
     {
@@ -147,7 +155,8 @@ fn last_of<'a>(mount: &'a Mount, names: &[&str]) -> Option<&'a str> {
     options(mount).filter(|option| names.contains(option)).last()
 }
 
-fn volume(
+/// What has to be shared for a bind mount.
+pub(super) fn volume(
     mount: &Mount,
     field: &str,
     number: usize,
@@ -224,7 +233,13 @@ fn guest_bind_options(mount: &Mount) -> Vec<String> {
     kept
 }
 
-fn made(typ: &str, source: &str, destination: &Path, options: &[&str]) -> Result<Mount, SpecError> {
+/// A mount of the guest's own.
+pub(super) fn made(
+    typ: &str,
+    source: &str,
+    destination: &Path,
+    options: &[&str],
+) -> Result<Mount, SpecError> {
     MountBuilder::default()
         .typ(typ)
         .source(source)

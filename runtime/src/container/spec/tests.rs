@@ -73,7 +73,14 @@ fn probe(path: &Path) -> io::Result<(PathBuf, SourceKind)> {
 }
 
 fn run_in(spec: Value, sandbox_pids: &[u32]) -> Result<GuestSpec, SpecError> {
-    let context = Context { id: "t1", bundle: Path::new("/bundle"), guest_dir: GUEST_DIR, sandbox_pids };
+    let context = Context {
+        id: "t1",
+        bundle: Path::new("/bundle"),
+        guest_dir: GUEST_DIR,
+        sandbox_pids,
+        os: GuestOs::Linux,
+        freebsd: None,
+    };
     rewrite(serde_json::from_value(spec).unwrap(), &context, &probe)
 }
 

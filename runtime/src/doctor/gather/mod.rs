@@ -16,7 +16,7 @@ use std::path::Path;
 use super::Patient;
 use super::facts::{ConfigFacts, Facts, HypervisorFacts, MemoryFacts, QemuFacts, SystemFacts};
 use crate::config::{Config, HypervisorKind};
-use crate::guest::Guest;
+use crate::guest::{Guest, GuestOs};
 use crate::hypervisor::{find_program_in, qemu, search_path};
 use crate::sandbox;
 #[cfg(target_os = "freebsd")]
@@ -34,7 +34,8 @@ pub(super) fn gather(patient: &Patient) -> Facts {
     Facts {
         root: rustix::process::geteuid().is_root(),
         config: configuration,
-        guest: guest(&config.guest.dir),
+        guest: guest(&config, GuestOs::Linux),
+        freebsd_guest: guest(&config, GuestOs::FreeBsd),
         hypervisor: match config.hypervisor {
             HypervisorKind::Qemu => HypervisorFacts::Qemu(qemu(&config, &path)),
             HypervisorKind::Bhyve => HypervisorFacts::Bhyve(system::bhyve()),
@@ -71,8 +72,9 @@ fn config(named: Option<&Path>) -> (Config, ConfigFacts) {
     (config, ConfigFacts { file, exists, error })
 }
 
-fn guest(dir: &Path) -> Result<String, String> {
-    let guest = Guest::load(dir).map_err(|e| e.to_string())?;
+fn guest(config: &Config, os: GuestOs) -> Result<String, String> {
+    let dir = config.guest.dir_of(os);
+    let guest = Guest::load(dir, os).map_err(|e| e.to_string())?;
     guest.verify().map_err(|e| e.to_string())?;
     let manifest = guest.manifest();
     let (os, release, agent) = (&manifest.os, &manifest.kernel_release, &manifest.agent_version);

@@ -20,7 +20,7 @@ const LEAST_CONTAINERD: (u32, u32) = (1, 6);
 
 pub(super) fn judge(facts: &Facts) -> Report {
     let packages = Packages::of(facts);
-    let mut checks = vec![user(facts), configuration(facts), guest(facts)];
+    let mut checks = vec![user(facts), configuration(facts), guest(facts), freebsd_guest(facts)];
     match &facts.hypervisor {
         HypervisorFacts::Qemu(qemu) => checks.extend(qemu::checks(qemu, packages)),
         HypervisorFacts::Bhyve(bhyve) => checks.extend(bhyve::checks(bhyve)),
@@ -61,11 +61,22 @@ fn configuration(facts: &Facts) -> Check {
 }
 
 fn guest(facts: &Facts) -> Check {
-    const MEANING: &str = "the kernel and agent that a VM boots";
+    const MEANING: &str = "the kernel and agent that a VM of Linux images boots";
     match &facts.guest {
         Ok(found) => Check::ok("guest", MEANING, found),
         Err(error) => Check::missing("guest", MEANING, error)
             .fix("`cargo xtask guest` builds one; [guest] dir in the configuration names it"),
+    }
+}
+
+fn freebsd_guest(facts: &Facts) -> Check {
+    const ID: &str = "freebsd_guest";
+    const MEANING: &str = "the kernel and agent that a VM of FreeBSD images boots; nothing else needs it";
+    match &facts.freebsd_guest {
+        Ok(found) => Check::ok(ID, MEANING, found),
+        Err(error) => Check::warning(ID, MEANING, error).fix(
+            "`cargo xtask freebsd guest` assembles one; [guest] freebsd_dir in the configuration names it",
+        ),
     }
 }
 

@@ -38,6 +38,7 @@ fn facts(hypervisor: HypervisorFacts, system: SystemFacts) -> Facts {
         root: true,
         config: ConfigFacts { file: "/etc/skep/config.toml".into(), exists: true, error: None },
         guest: Ok("linux 6.1".into()),
+        freebsd_guest: Ok("freebsd 15.1".into()),
         hypervisor,
         memory: MemoryFacts { available_mib: Ok(4096), vm_mib: 256 },
         state_dir: StateDirFacts {
@@ -120,10 +121,13 @@ fn on_a_healthy_host_of_either_system_nothing_is_to_be_done() {
 
 #[test]
 fn what_every_host_needs() {
-    let broken: [Broken<Facts>; 12] = [
+    let broken: [Broken<Facts>; 13] = [
         ("user", State::Missing, &["root"], |f| f.root = false),
         ("configuration", State::Missing, &["config.toml:3: foo", "skep config check"], |f| {
             f.config.error = Some("config.toml:3: foo".into());
+        }),
+        ("freebsd_guest", State::Warning, &["no guest", "cargo xtask freebsd guest"], |f| {
+            f.freebsd_guest = Err("no guest in /y".into());
         }),
         ("guest", State::Missing, &["no guest", "cargo xtask guest"], |f| {
             f.guest = Err("no guest in /x".into());

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Capabilities, Hypervisor, HypervisorError, Place, SpecError, Vm, VmSpec};
+use crate::guest::GuestOs;
 use loader::LoaderError;
 use vmmapi::{VmName, VmmApi, VmmApiError};
 
@@ -88,7 +89,9 @@ impl Hypervisor for Bhyve {
             hint: "it is part of FreeBSD on amd64",
             key: "hypervisor",
         })?;
-        spec.cmdline.push_str(super::tsc::parameter().await);
+        if spec.os == GuestOs::Linux {
+            spec.cmdline.push_str(super::tsc::parameter().await);
+        }
         Ok(Arc::new(vm::start(&binary, spec, &place).await?))
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::loader::{self, BootImage};
 use super::vmmapi::{VmName, VmmApi};
 use super::{BhyveError, command, exit, pipes};
+use crate::guest::GuestOs;
 use crate::hypervisor::log::{Tail, record};
 use crate::hypervisor::{ExitCause, HypervisorError, Place, SpecError, Vm, VmExit, VmSpec};
 use crate::journal::{Entry, EntryId, Journal};
@@ -136,11 +137,14 @@ impl Machine {
 fn load(api: &VmmApi, name: &VmName, spec: &VmSpec) -> Result<(), HypervisorError> {
     let began = std::time::Instant::now();
     let kernel = read(&spec.kernel)?;
-    let initramfs = read(&spec.initramfs)?;
-    let command_line = format!("{} {PARAMETERS}", spec.cmdline);
+    let initramfs = spec.initramfs.as_deref().map(read).transpose()?;
+    let command_line = match spec.os {
+        GuestOs::Linux => format!("{} {PARAMETERS}", spec.cmdline),
+        GuestOs::FreeBsd => spec.cmdline.clone(),
+    };
     let image = BootImage {
         kernel: &kernel,
-        initramfs: Some(&initramfs),
+        initramfs: initramfs.as_deref(),
         command_line: command_line.trim_end(),
         memory: spec.memory.bytes(),
     };

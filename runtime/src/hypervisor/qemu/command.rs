@@ -57,7 +57,9 @@ pub(super) fn arguments(spec: &VmSpec, wiring: &Wiring<'_>) -> Result<Vec<OsStri
     args.option("-m", &format!("{}M", spec.memory.mib()));
     args.option("-smp", &spec.vcpus.to_string());
     args.option("-kernel", text("kernel", &spec.kernel)?);
-    args.option("-initrd", text("initramfs", &spec.initramfs)?);
+    if let Some(initramfs) = &spec.initramfs {
+        args.option("-initrd", text("initramfs", initramfs)?);
+    }
     args.option("-append", &spec.cmdline);
     args.option("-chardev", "stdio,id=console,signal=off");
     args.option("-serial", "chardev:console");

@@ -16,6 +16,7 @@ use async_trait::async_trait;
 
 use super::{Capabilities, Hypervisor, HypervisorError, Place, Vm, VmSpec};
 use crate::config::{AccelChoice, Config};
+use crate::guest::GuestOs;
 
 pub use accel::{Accel, AccelDecision, decide};
 pub use qmp::QmpError;
@@ -62,7 +63,7 @@ impl Hypervisor for Qemu {
         })?;
         let accel = accel::decide(self.accel).map_err(|reason| HypervisorError::NoKvm { reason })?;
         tracing::info!(vm = spec.name, "{accel}");
-        if accel.accel == Accel::Tcg {
+        if accel.accel == Accel::Tcg && spec.os == GuestOs::Linux {
             spec.cmdline.push_str(super::tsc::parameter().await);
         }
         let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place).await?;

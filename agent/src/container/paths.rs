@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::boot::linux::cgroups;
+use super::names;
 
-/// Bundles: what the agent wrote for libcontainer.
+/// Bundles: what the agent notes of a container.
 pub(crate) const BUNDLES: &str = "/run/skep/containers";
-/// libcontainer's own state.
+/// What containers wait to be started by, and the state of what makes them.
 pub(crate) const STATE: &str = "/run/skep/state";
 /// Sockets over which terminals arrive.
 pub(crate) const TERMINALS: &str = "/run/skep/tty";
@@ -16,9 +16,9 @@ pub(crate) const TERMINALS: &str = "/run/skep/tty";
 pub(crate) struct Paths {
     /// The bundle directory.
     pub(crate) bundle: PathBuf,
-    /// libcontainer's directory for the container.
+    /// Where its first process waits.
     pub(crate) state: PathBuf,
-    /// The cgroup as a path in the hierarchy.
+    /// What holds the container's processes: a cgroup's path in the hierarchy, or the name of a jail.
     pub(crate) group: PathBuf,
 }
 
@@ -27,24 +27,23 @@ impl Paths {
         Self {
             bundle: Path::new(BUNDLES).join(id),
             state: Path::new(STATE).join(id),
-            group: Path::new(cgroups::GROUP).join(id),
+            group: names::group(id),
         }
     }
 
-    /// The directory of the cgroup.
+    /// Where the group is found: the directory of the cgroup; a jail by its name.
     pub(crate) fn group_dir(&self) -> PathBuf {
-        let relative = self.group.strip_prefix("/").unwrap_or(&self.group);
-        Path::new(cgroups::MOUNT).join(relative)
+        names::group_dir(&self.group)
     }
 
-    /// Where an overlay root is mounted: upper, work and the merged tree.
+    /// By what the mounts of its root are found again.
     pub(crate) fn overlay(&self) -> PathBuf {
-        self.bundle.join("overlay")
+        self.bundle.join(names::ROOT)
     }
 
     /// The socket on which init waits to be started.
     pub(crate) fn notify(&self) -> PathBuf {
-        self.state.join(libcontainer::notify_socket::NOTIFY_FILE)
+        self.state.join(names::START)
     }
 }
 
@@ -54,8 +53,7 @@ mod tests {
 
     #[test]
     fn a_longest_id_still_fits_a_socket_path() {
-        let paths = Paths::new(&"x".repeat(76));
-        assert!(paths.notify().as_os_str().len() < 108);
-        assert!(paths.group_dir().starts_with("/sys/fs/cgroup/skep"));
+        // FreeBSD's has 104 bytes, Linux's 108.
+        assert!(Paths::new(&"x".repeat(76)).notify().as_os_str().len() < 104);
     }
 }

@@ -1,0 +1,45 @@
+//! Kernel parameters of a guest: what it is told before its agent can be asked.
+
+use super::ROOT_TAG;
+use super::create::VSOCK_PORT;
+use crate::config::{Channel, Config};
+use crate::guest::GuestOs;
+
+/// Linux. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's timer
+/// works, but on a busy host the kernel may find it too late and panic. A `dummy0` that the kernel makes by itself would
+/// be a link nobody asked for.
+const LINUX: &str = "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 no_timer_check panic=-1";
+
+/// FreeBSD, whose kernel takes the words for its environment, loader(8)'s tunables and hints among them. Entered by PVH
+/// it takes Xen's clock for its first delays, which is not there: nothing may wait before its own clocks run, so the
+/// time stamp counter is not calibrated against others and the HPET is left alone. A panic resets at once.
+const FREEBSD: &str = "init_path=/skep-agent vfs.root.mountfrom.options=ro kern.panic_reboot_wait_time=0 \
+                       kern.racct.enable=1 machdep.disable_tsc_calibration=1 debug.acpi.disabled=hpet \
+                       console=comconsole hint.uart.0.at=isa hint.uart.0.port=0x3F8 hint.uart.0.flags=0x10";
+
+/// The parameters of a guest of that system.
+pub(super) fn of(config: &Config, os: GuestOs) -> String {
+    let own = match os {
+        GuestOs::Linux => LINUX.to_owned(),
+        GuestOs::FreeBsd => format!("vfs.root.mountfrom=p9fs:{ROOT_TAG} {FREEBSD}"),
+    };
+    let channel = match config.agent.channel {
+        Channel::Console => "console".to_owned(),
+        Channel::Vsock => format!("vsock:{VSOCK_PORT}"),
+    };
+    format!("{own} skep.channel={channel} skep.log={}", config.agent.log.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_told_what_the_agent_needs() {
+        let config = Config::parse("[agent]\nchannel = 'vsock'\nlog = 'debug'", "test").unwrap();
+        assert!(of(&config, GuestOs::Linux).ends_with("panic=-1 skep.channel=vsock:1024 skep.log=debug"));
+        let plain = of(&Config::default(), GuestOs::FreeBsd);
+        assert!(plain.starts_with("vfs.root.mountfrom=p9fs:guest init_path=/skep-agent "), "{plain}");
+        assert!(plain.ends_with(" skep.channel=console skep.log=warn") && !plain.contains("  "), "{plain}");
+    }
+}
