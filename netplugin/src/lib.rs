@@ -8,11 +8,13 @@
 //! - [`policy`]: what a sandbox may send and receive, free of any packet filter's language.
 //! - [`ipam`]: who has which address; our own allocator, or a delegated plugin.
 //! - [`network`]: what a network and an attachment are, and the files that remember them.
+//! - [`vpc`]: networks declared once for several hosts, their files, and carrying them there.
 //! - [`vxlan`]: which links and entries each node of a stretched network must have.
 //! - [`datapath`]: the operating system's part; netlink and nftables on Linux, pf on FreeBSD.
 //!
-//! Everything but [`datapath`] is free of the operating system's networking and is tested without root.
+//! [`cli`] is what administrators type. Everything but [`datapath`] is free of the operating system's networking and is tested without root.
 
+pub mod cli;
 pub mod cni;
 pub mod datapath;
 pub mod ipam;
@@ -20,4 +22,5 @@ pub mod mac;
 pub mod network;
 pub mod plugin;
 pub mod policy;
+pub mod vpc;
 pub mod vxlan;

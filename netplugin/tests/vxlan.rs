@@ -5,14 +5,15 @@
 mod support;
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use skep_cni::cni::NetConf;
 use skep_cni::network::Store;
 use skep_cni::plugin;
-use support::frames::{BROADCAST, Tap, arp, contains, ethernet, ipv4, udp};
-use support::{Container, Host, Ns, PATIENCE, SILENCE, echoes, open_policy};
+use support::frames::{BROADCAST, Tap, arp, contains, ethernet, ipv4, slow_wire, udp};
+use support::{Container, Flow, Host, Ns, PATIENCE, SILENCE, echoes, open_policy};
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
@@ -34,6 +35,24 @@ impl Cluster {
         let cluster = Self { switch, hosts, mode, ipv6 };
         for (n, host) in cluster.hosts.iter().enumerate() {
             cluster.plug(&host.ns, n, mtu);
+        }
+        cluster
+    }
+
+    /// As far from each other as these: every frame takes `delay` to the switch and from it, every so many is lost.
+    fn far_apart(count: usize, mode: &'static str, delay: Duration, lose_every: usize) -> Self {
+        let mut cluster = Self::new(0, mode, false, 1500);
+        for n in 0..count {
+            let host = Host::new();
+            let line = Ns::new();
+            host.ns.wire("u0", &line, "near");
+            line.wire("far", &cluster.switch, &format!("p{n}"));
+            cluster.switch.ip(&format!("link set p{n} master sw"));
+            slow_wire(&line, ["near", "far"], delay, lose_every);
+            host.ns.ip(&format!("addr add {}/24 dev u0", Self::v4(n)));
+            host.ns.ip(&format!("addr add {}/64 dev u0 nodad", Self::v6(n)));
+            host.ns.settle(&Self::v6(n));
+            cluster.hosts.push(host);
         }
         cluster
     }
@@ -349,4 +368,202 @@ fn the_receivers_policy_holds_across_nodes() {
     b.ns.serve_tcp("0.0.0.0:81");
     assert!(a.ns.reaches(&format!("{}:80", b.ip())));
     assert!(a.ns.blocked(&format!("{}:81", b.ip())));
+}
+
+#[test]
+fn a_node_that_would_make_a_black_hole_is_refused() {
+    needs_root!();
+    let cluster = Cluster::new(3, "flood", false, 1500);
+    let a = cluster.hosts[0].add("a", &cluster.conf(0, &[0, 1]));
+    assert_eq!(mtu_of(&a), 1450);
+    // The third has IPv6 only: 70 bytes of 1500 are VXLAN's then.
+    let nodes = json!([
+        {"name": "n0", "address": Cluster::v4(0), "alternate": Cluster::v6(0)},
+        {"name": "n1", "address": Cluster::v4(1), "alternate": Cluster::v6(1)},
+        {"name": "n2", "address": Cluster::v6(2)},
+    ]);
+    let with_third = |mtu: u32| {
+        let mut conf = cluster.conf(0, &[0, 1]);
+        conf["vxlan"]["nodes"] = nodes.clone();
+        conf["mtu"] = json!(mtu);
+        conf
+    };
+    let error = cluster.hosts[0].call("ADD", "b", "eth0", &Ns::new().path(), &with_third(0)).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("carries 1430 bytes"), "{error}");
+    cluster.hosts[0].check(&a, &cluster.conf(0, &[0, 1])).unwrap();
+    // What the underlay cannot carry is refused while the network lives, too.
+    let mut large = cluster.conf(0, &[0, 1]);
+    large["mtu"] = json!(1451);
+    let error = cluster.hosts[0].call("ADD", "b", "eth0", &Ns::new().path(), &large).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("more than the 1450 bytes"), "{error}");
+    // Who plans for it has room.
+    cluster.hosts[0].del(&a, &cluster.conf(0, &[0, 1]));
+    let mut planned = cluster.conf(0, &[0, 1]);
+    planned["mtu"] = json!(1430);
+    let a = cluster.hosts[0].add("a", &planned);
+    let b = cluster.hosts[0].add("b", &with_third(1430));
+    assert_eq!((mtu_of(&a), mtu_of(&b)), (1430, 1430));
+}
+
+#[test]
+fn ten_nodes_of_both_families_with_latency_and_loss() {
+    needs_root!();
+    let delay = Duration::from_millis(10);
+    let cluster = Cluster::far_apart(10, "flood", delay, 40);
+    let before: Vec<_> = cluster.hosts.iter().map(|host| host.ns.census()).collect();
+    // Two nodes need a family in common: three have both, the others IPv6.
+    let nodes: Vec<Value> = (0..10)
+        .map(|n| match n {
+            0..3 => json!({"name": format!("n{n}"), "address": Cluster::v4(n), "alternate": Cluster::v6(n)}),
+            _ => json!({"name": format!("n{n}"), "address": Cluster::v6(n)}),
+        })
+        .collect();
+    let conf = |n: usize| {
+        let mut conf = cluster.conf(n, &cluster.all());
+        conf["vxlan"]["nodes"] = json!(nodes);
+        conf
+    };
+    let containers: Vec<_> =
+        cluster.all().into_iter().map(|n| cluster.hosts[n].add(&format!("c{n}"), &conf(n))).collect();
+    assert_eq!(mtu_of(&containers[0]), 1430);
+    for (from, to) in [(0, 1), (0, 9), (9, 4)] {
+        containers[to].ns.serve_udp("0.0.0.0:53");
+        let at = format!("{}:53", containers[to].ip());
+        containers[from].ns.ask_udp(&at, PATIENCE);
+        let start = Instant::now();
+        containers[from].ns.ask_udp(&at, PATIENCE);
+        assert!(start.elapsed() >= 4 * delay, "it went around the wire");
+    }
+    everybody_reaches_everybody(&containers);
+    for (n, container) in containers.iter().enumerate() {
+        cluster.hosts[n].del(container, &conf(n));
+        assert_eq!(cluster.hosts[n].ns.census(), before[n]);
+    }
+}
+
+#[test]
+fn a_node_cut_off_from_a_flooded_network_comes_back_by_itself() {
+    needs_root!();
+    let cluster = Cluster::far_apart(3, "flood", Duration::from_millis(5), usize::MAX);
+    let containers = cluster.populate();
+    everybody_reaches_everybody(&containers);
+    let target = |n: usize| format!("{}:80", containers[n].ip());
+    let flow = Flow::start(&containers[0].ns, &containers[1].ns, &containers[1].ip());
+    let mut live = containers[0].ns.connect(&target(2), PATIENCE).unwrap();
+    cluster.switch.ip("link set p2 down");
+    assert!(containers[0].ns.blocked(&target(2)));
+    assert!(containers[0].ns.reaches(&target(1)));
+    cluster.switch.ip("link set p2 up");
+    assert!(containers[2].ns.reaches(&target(0)));
+    assert!(containers[0].ns.reaches(&target(2)));
+    assert!(echoes(&mut live), "a connection outlives the cut");
+    let (sent, lost) = flow.finish();
+    assert!(sent > 50 && lost == 0, "{lost} of {sent} packets between the other two were lost");
+}
+
+/// wireguard-go on a host: not every kernel has WireGuard, and what it sends is the same.
+struct Tunnel {
+    name: String,
+    process: Child,
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Tunnel {
+    fn start(host: &Host, n: usize) -> Self {
+        // Its control socket is a file called after the interface.
+        let name = format!("wg{n}x{}", std::process::id());
+        let process = host.ns.run(|| {
+            Command::new("wireguard-go")
+                .args(["-f", &name])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        });
+        let start = Instant::now();
+        while !host.ns.command("wg", &["show", &name], "").status.success() {
+            assert!(start.elapsed() < Duration::from_secs(20), "wireguard-go does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { name, process }
+    }
+}
+
+#[test]
+fn wireguard_carries_it_encrypted_and_unfragmented() {
+    needs_root!();
+    let cluster = Cluster::new(2, "flood", false, 1500);
+    let tunnels: Vec<Tunnel> =
+        cluster.hosts.iter().enumerate().map(|(n, host)| Tunnel::start(host, n)).collect();
+    let keys: Vec<(String, String)> = (0..2)
+        .map(|_| {
+            let wg = |args: &[&str], input: &str| {
+                let output = cluster.switch.command("wg", args, input);
+                String::from_utf8(output.stdout).unwrap().trim().to_owned()
+            };
+            let private = wg(&["genkey"], "");
+            let public = wg(&["pubkey"], &private);
+            (private, public)
+        })
+        .collect();
+    for (n, host) in cluster.hosts.iter().enumerate() {
+        let (name, other) = (&tunnels[n].name, 1 - n);
+        let peer = &keys[other].1;
+        let set = host.ns.command(
+            "wg",
+            &[
+                "set",
+                name,
+                "listen-port",
+                "51820",
+                "private-key",
+                "/dev/stdin",
+                "peer",
+                peer,
+                "allowed-ips",
+                &format!("10.99.0.{}/32", other + 1),
+                "endpoint",
+                &format!("{}:51820", Cluster::v4(other)),
+            ],
+            &keys[n].0,
+        );
+        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        host.ns.ip(&format!("addr add 10.99.0.{}/24 dev {name}", n + 1));
+        host.ns.ip(&format!("link set {name} mtu 1420 up"));
+    }
+    let nodes = json!([{"name": "a", "address": "10.99.0.1"}, {"name": "b", "address": "10.99.0.2"}]);
+    let containers: Vec<_> = (0..2)
+        .map(|n| {
+            let mut conf = cluster.conf(n, &cluster.all());
+            conf["vxlan"]["nodes"] = nodes.clone();
+            cluster.hosts[n].add(&format!("c{n}"), &conf)
+        })
+        .collect();
+    assert_eq!(mtu_of(&containers[0]), 1370);
+    everybody_reaches_everybody(&containers);
+    let wire = Tap::open(&cluster.hosts[1].ns, "u0");
+    let target = containers[1].ns.run(|| UdpSocket::bind("0.0.0.0:5000").unwrap());
+    target.set_read_timeout(Some(PATIENCE)).unwrap();
+    let source = containers[0].ns.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+    let payload = vec![b'm'; 1370 - 28];
+    source.send_to(&payload, format!("{}:5000", containers[1].ip())).unwrap();
+    assert_eq!(target.recv(&mut vec![0; 9000]).unwrap(), payload.len());
+    let mut seen = 0;
+    while let Some(frame) = wire.receive(Duration::from_millis(50)) {
+        assert!(!contains(&frame, b"mmmmmmmm"), "in the clear");
+        assert!(frame.len() <= 1514, "{} bytes", frame.len());
+        if u16::from_be_bytes([frame[12], frame[13]]) == IPV4 && frame[23] == 17 {
+            assert_eq!(u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff, 0, "a fragment");
+            assert_eq!(&frame[36..38], 51820_u16.to_be_bytes(), "nothing but WireGuard");
+            seen += usize::from(frame.len() > 1400);
+        }
+    }
+    assert_eq!(seen, 1, "one packet, one frame");
 }

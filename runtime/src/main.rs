@@ -35,6 +35,8 @@ enum Verb {
         #[arg(long, value_name = "SOCKET")]
         containerd: Option<PathBuf>,
     },
+    /// Networks of sandboxes: declares them over several hosts, shows and repairs what this host has of them.
+    Net(skep_cni::cli::Net),
     /// Looks at the configuration.
     Config {
         #[command(subcommand)]
@@ -88,6 +90,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let patient = Patient { config: arguments.config.clone(), containerd: containerd.clone() };
             doctor(&patient, *json)
         }
+        Verb::Net(arguments) => Ok(skep_cni::cli::run(arguments)?),
         Verb::Config { verb: ConfigVerb::Check { file } } => {
             let file = file.as_deref().or(arguments.config.as_deref());
             Config::load(file)?;

@@ -74,6 +74,12 @@ pub(crate) const RUN: &[Need] = &[
 pub(crate) const TESTS: &[Need] = &[
     program("iproute2", "ip"),
     program("nftables", "nft"),
+    // `skep net sync` talks to a real one.
+    program("openssh-server", "sshd"),
+    program("openssh-client", "ssh"),
+    // An underlay, in user space: not every kernel has WireGuard.
+    program("wireguard-go", "wireguard-go"),
+    program("wireguard-tools", "wg"),
     // What nerdctl's CNI plugins run.
     program("iptables", "iptables"),
     file("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),

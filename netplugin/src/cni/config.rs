@@ -237,7 +237,7 @@ impl NetConf {
 }
 
 /// The rule the specification has for a network's name; it also becomes a file's name.
-fn check_name(name: &str) -> Result<(), String> {
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err("is missing or empty".to_owned());
     }

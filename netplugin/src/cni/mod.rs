@@ -10,6 +10,7 @@ mod result;
 mod runtime_config;
 mod version;
 
+pub(crate) use config::check_name;
 pub(crate) use config::default_bridge;
 pub use config::{ConfigError, NetConf, Uplink};
 pub use dispatch::{Outcome, run};

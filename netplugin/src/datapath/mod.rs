@@ -195,6 +195,9 @@ pub trait Datapath {
     /// What the host's end is for a container that `CNI_NETNS` names.
     fn kind_for(&self, netns: &str) -> Kind;
 
+    /// What an interface carried: packets and bytes received, then sent. None if there is no such interface.
+    fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError>;
+
     /// What a sandbox's interface carried.
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError>;
 }

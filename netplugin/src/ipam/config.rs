@@ -36,7 +36,7 @@ struct RawRange {
 }
 
 /// An address as a number.
-pub(super) fn number(ip: IpAddr) -> u128 {
+pub(crate) fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(ip) => u128::from(u32::from(ip)),
         IpAddr::V6(ip) => u128::from(ip),
@@ -44,7 +44,7 @@ pub(super) fn number(ip: IpAddr) -> u128 {
 }
 
 /// The address `offset` after `base`, of the same family.
-pub(super) fn address(base: IpAddr, offset: u128) -> Option<IpAddr> {
+pub(crate) fn address(base: IpAddr, offset: u128) -> Option<IpAddr> {
     let number = number(base).checked_add(offset)?;
     match base {
         IpAddr::V4(_) => u32::try_from(number).ok().map(|n| IpAddr::V4(n.into())),

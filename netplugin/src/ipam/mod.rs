@@ -13,6 +13,7 @@ mod delegate;
 pub use allocator::{Allocator, Lease, Used};
 pub use bitmap::Bitmap;
 pub use config::{IpamConfig, OwnIpam, Range};
+pub(crate) use config::{address, number};
 pub use delegate::delegate;
 
 use std::net::IpAddr;

@@ -4,7 +4,8 @@ mod attachment;
 mod store;
 
 pub use attachment::{Address, Attachment, Kind};
-pub use store::{HostState, StateError, Store};
+pub use store::{HostState, Lock, StateError, Store};
+pub(crate) use store::{create_dir, io, names, remove};
 
 use std::collections::BTreeSet;
 

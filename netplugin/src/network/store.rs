@@ -78,6 +78,33 @@ pub struct Lock {
     _file: File,
 }
 
+impl Lock {
+    /// Waits for the lock that the file at `path` is, for a bounded time.
+    pub(crate) fn take(path: &Path) -> Result<Self, StateError> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(io("open", path))?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(io("lock", path)(errno.into())),
+            }
+            if Instant::now() > deadline {
+                return Err(StateError::Locked(path.to_owned()));
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(5));
+        }
+    }
+}
+
 impl Store {
     /// Where the files are unless a configuration says otherwise.
     pub fn default_dir() -> &'static Path {
@@ -103,28 +130,7 @@ impl Store {
                 create_dir(&path)?;
             }
         }
-        let path = self.dir.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(io("open", &path))?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        let mut pause = Duration::from_micros(200);
-        loop {
-            match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(io("lock", &path)(errno.into())),
-            }
-            if Instant::now() > deadline {
-                return Err(StateError::Locked(path));
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(5));
-        }
+        Lock::take(&self.dir.join("lock"))
     }
 
     fn network_path(&self, name: &str) -> PathBuf {
@@ -238,15 +244,15 @@ impl Store {
     }
 }
 
-fn create_dir(path: &Path) -> Result<(), StateError> {
+pub(crate) fn create_dir(path: &Path) -> Result<(), StateError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))
 }
 
-fn io<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StateError + use<'a> {
+pub(crate) fn io<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StateError + use<'a> {
     move |error| StateError::Io { what, path: path.to_owned(), error }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, StateError> {
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StateError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -303,7 +309,7 @@ fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
     fs::rename(&temporary, path).map_err(io("rename", &temporary))
 }
 
-fn remove(path: &Path) -> Result<(), StateError> {
+pub(crate) fn remove(path: &Path) -> Result<(), StateError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove", path)(error)),
         _ => Ok(()),

@@ -313,20 +313,36 @@ pub(super) fn settle<D: Datapath>(
             network.name, earlier.bridge, network.bridge
         )));
     }
-    if earlier.vpc == network.vpc && earlier.nic == network.nic {
+    let same = earlier.vpc == network.vpc && earlier.nic == network.nic;
+    if same && (network.mtu == 0 || network.mtu == earlier.mtu) {
         network.links.clone_from(&earlier.links);
-        if network.mtu == 0 {
-            network.mtu = earlier.mtu;
-        }
+        network.mtu = earlier.mtu;
     } else {
         datapath.prepare(network)?;
         // Sandboxes that are there keep theirs, so the network does too, unless it no longer fits.
         if earlier.mtu <= network.mtu {
             network.mtu = earlier.mtu;
+        } else if network.vpc.is_some() {
+            still_fits(store, network)?;
         }
     }
     network.absorb(&earlier);
     Ok(Some(earlier))
+}
+
+/// What a sandbox of before the change sends would be too long for the links, and nobody would tell it.
+fn still_fits(store: &Store, network: &Network) -> Result<(), CniError> {
+    let attachments = store.attachments(&network.name)?;
+    let longer = attachments.iter().filter(|one| one.mtu > network.mtu);
+    let Some(most) = longer.clone().map(|one| one.mtu).max() else { return Ok(()) };
+    Err(conflict(format!(
+        "mtu: network {} carries {} bytes with its nodes as declared now, but {} of its sandboxes send up to {most}: \
+         remove them first (a network that shall get IPv6 nodes later wants `mtu` {} from the start)",
+        network.name,
+        network.mtu,
+        longer.count(),
+        network.mtu
+    )))
 }
 
 fn addresses_of(result: &AddResult) -> Vec<Address> {

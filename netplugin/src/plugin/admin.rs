@@ -27,11 +27,38 @@ pub struct NetworkStatus {
     /// The gateway's addresses.
     pub gateways: Vec<IpNet>,
     /// Links to other hosts.
-    pub links: Vec<String>,
-    /// The other hosts.
-    pub peers: Vec<IpAddr>,
+    pub links: Vec<LinkStatus>,
     /// Its sandboxes.
     pub attachments: Vec<AttachmentStatus>,
+    /// What is not as it should be; empty is good.
+    pub problems: Vec<String>,
+}
+
+/// A VXLAN link's state.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkStatus {
+    /// Its name.
+    pub name: String,
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+    /// This node's address in the underlay.
+    pub local: IpAddr,
+    /// The nodes behind it, by name where the declaration has one.
+    pub peers: Vec<PeerStatus>,
+    /// Packets and bytes received, then sent; none if the link is gone.
+    pub carried: Option<[u64; 4]>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address in the underlay.
+    pub address: IpAddr,
 }
 
 /// A sandbox's state.
@@ -101,20 +128,48 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
                     problems,
                 });
             }
-            let peers =
-                network.vpc.iter().flat_map(|vpc| vpc.nodes.iter().map(|node| node.address)).collect();
+            let links = links(datapath, &network)?;
+            let mut problems = Vec::new();
+            if datapath.carried(&network.bridge)?.is_none() {
+                problems.push(format!("bridge {} is gone", network.bridge));
+            }
+            for link in links.iter().filter(|link| link.carried.is_none()) {
+                problems.push(format!("VXLAN link {} is gone", link.name));
+            }
             Ok(NetworkStatus {
                 name: network.name,
                 bridge: network.bridge,
                 mtu: network.mtu,
                 gateways: network.gateways,
-                links: network.links.into_iter().map(|link| link.name).collect(),
-                peers,
+                links,
                 attachments: own,
+                problems,
             })
         })
         .collect::<Result<_, CniError>>()?;
     Ok(Status { networks, orphans })
+}
+
+fn links<D: Datapath>(datapath: &D, network: &Network) -> Result<Vec<LinkStatus>, CniError> {
+    let name_of = |ip: IpAddr| {
+        let mut nodes = network.vpc.iter().flat_map(|vpc| &vpc.nodes);
+        nodes.find(|node| node.addresses().any(|own| own == ip)).map(|node| node.name.clone())
+    };
+    network
+        .links
+        .iter()
+        .map(|link| {
+            let peer = |ip: &IpAddr| PeerStatus { name: name_of(*ip).unwrap_or_default(), address: *ip };
+            Ok(LinkStatus {
+                name: link.name.clone(),
+                vni: link.vni,
+                port: link.port,
+                local: link.local,
+                peers: link.flood_to.iter().map(peer).collect(),
+                carried: datapath.carried(&link.name)?,
+            })
+        })
+        .collect()
 }
 
 /// Makes a network without waiting for its first sandbox, or brings it into line with a changed configuration; it

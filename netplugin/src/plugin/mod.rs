@@ -13,7 +13,8 @@ mod del;
 mod gc;
 
 pub use admin::{
-    AttachmentStatus, NetworkStatus, Status, collect, down, remove_orphans, restore, set_policy, status, up,
+    AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
+    set_policy, status, up,
 };
 
 use std::net::IpAddr;

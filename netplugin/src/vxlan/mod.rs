@@ -88,7 +88,7 @@ pub struct Vpc {
     pub stations: Vec<Station>,
 }
 
-fn default_port() -> u16 {
+pub(crate) fn default_port() -> u16 {
     4789
 }
 

@@ -179,3 +179,44 @@ pub fn group_mac(group: Ipv6Addr) -> [u8; 6] {
     let octets = group.octets();
     [0x33, 0x33, octets[12], octets[13], octets[14], octets[15]]
 }
+
+/// A wire between two interfaces of one namespace that takes its time and loses frames; it lives as long as the test.
+/// (Not every kernel has netem.)
+pub fn slow_wire(ns: &Ns, ends: [&str; 2], delay: Duration, lose_every: usize) {
+    for (from, to) in [(0, 1), (1, 0)] {
+        let (from, to) = (Tap::open(ns, ends[from]), Tap::open(ns, ends[to]));
+        for tap in [&from, &to] {
+            // Frames keep their offloaded checksums and segmentation on the way.
+            let on: libc::c_int = 1;
+            // SAFETY: the option's value is an int, as said, alive during the call.
+            let set = unsafe {
+                libc::setsockopt(
+                    tap.fd.as_raw_fd(),
+                    libc::SOL_PACKET,
+                    15, // PACKET_VNET_HDR
+                    (&raw const on).cast(),
+                    std::mem::size_of_val(&on) as u32,
+                )
+            };
+            assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        }
+        let (sender, receiver) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+        std::thread::spawn(move || {
+            let mut count = 0_usize;
+            loop {
+                let Some(frame) = from.receive(Duration::from_secs(3600)) else { continue };
+                count += 1;
+                if count % lose_every != 0 && sender.send((Instant::now() + delay, frame)).is_err() {
+                    break;
+                }
+            }
+        });
+        std::thread::spawn(move || {
+            while let Ok((due, frame)) = receiver.recv() {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                // SAFETY: the buffer is as long as said and alive during the call. An interface that is down loses it.
+                let _ = unsafe { libc::send(to.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+            }
+        });
+    }
+}

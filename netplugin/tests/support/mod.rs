@@ -406,3 +406,66 @@ pub fn open_policy() -> Value {
 pub fn received<T>(receiver: &mpsc::Receiver<T>) -> Option<T> {
     receiver.recv_timeout(PATIENCE).ok()
 }
+
+/// A flow of numbered packets from one end to another, for as long as a test does something else.
+pub struct Flow {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    sender: JoinHandle<u32>,
+    receiver: JoinHandle<std::collections::BTreeSet<u32>>,
+}
+
+impl Flow {
+    /// Starts it, and waits until it flows.
+    pub fn start(from: &Ns, to: &Ns, ip: &str) -> Self {
+        use std::sync::atomic::Ordering;
+        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let any = if ip.contains(':') { "[::]" } else { "0.0.0.0" };
+        let target = to.run(|| UdpSocket::bind(format!("{any}:9000")).unwrap());
+        target.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let at = if ip.contains(':') { format!("[{ip}]:9000") } else { format!("{ip}:9000") };
+        let source = from.run(|| UdpSocket::bind(format!("{any}:0")).unwrap());
+        source.connect(at).unwrap();
+        // Neighbours are found before the counting starts.
+        let mut buffer = [0; 64];
+        for _ in 0..20 {
+            let _ = source.send(b"first");
+            target.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            if target.recv(&mut buffer).is_ok() {
+                break;
+            }
+        }
+        target.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let receiver = thread::spawn(move || {
+            let mut seen = std::collections::BTreeSet::new();
+            let mut buffer = [0; 64];
+            while let Ok(n) = target.recv(&mut buffer) {
+                match <[u8; 4]>::try_from(&buffer[..n]) {
+                    Ok(number) => drop(seen.insert(u32::from_be_bytes(number))),
+                    Err(_) if &buffer[..n] == b"end" => break,
+                    Err(_) => {}
+                }
+            }
+            seen
+        });
+        let stopped = stop.clone();
+        let sender = thread::spawn(move || {
+            let mut number = 0_u32;
+            while !stopped.load(Ordering::Relaxed) {
+                source.send(&number.to_be_bytes()).unwrap();
+                number += 1;
+                thread::sleep(Duration::from_millis(2));
+            }
+            source.send(b"end").unwrap();
+            number
+        });
+        Self { stop, sender, receiver }
+    }
+
+    /// Ends it; what was sent, and how much of it never arrived.
+    pub fn finish(self) -> (u32, usize) {
+        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        let sent = self.sender.join().unwrap();
+        let seen = self.receiver.join().unwrap();
+        (sent, sent as usize - seen.len())
+    }
+}

@@ -267,6 +267,10 @@ impl Datapath for Host {
         if netns == HOST { Kind::Tap } else { Kind::Veth }
     }
 
+    fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError> {
+        Ok(find(ifname)?.map(|link| link.carried))
+    }
+
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {
         let port = &attachment.host_ifname;
         let carried = find(port)?.map(|link| link.carried).unwrap_or_default();

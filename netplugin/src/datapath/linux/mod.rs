@@ -254,6 +254,10 @@ impl Datapath for Host {
         Kind::Veth
     }
 
+    fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError> {
+        Ok(self.route().link(ifname)?.map(|link| link.carried))
+    }
+
     fn counters(&self, attachment: &Attachment) -> Result<Counters, DatapathError> {
         check::counters(self, attachment)
     }

@@ -45,14 +45,14 @@ impl Field {
     /// The number nft(8) knows the type by; the kernel keeps it for listing only.
     fn nft_type(self) -> u32 {
         match self {
-            Self::Ipv4 => 7,
+            // nft(8) knows no type of three bytes, and listing a key with a plain number ends it ("concat_expr_msort_value");
+            // so an identifier is listed as the first three octets of an address.
+            Self::Ipv4 | Self::Vni => 7,
             Self::Ipv6 => 8,
             Self::Ether => 9,
             Self::Proto => 12,
             Self::Port => 13,
             Self::Ifname => 41,
-            // A plain number.
-            Self::Vni => 4,
         }
     }
 }

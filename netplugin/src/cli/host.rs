@@ -1,0 +1,115 @@
+//! This host's networks: state, repair, a change while they run.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use super::{CliError, Net, print_json, standard_input, table};
+use crate::cni::NetConf;
+use crate::datapath::Host;
+use crate::network::Store;
+use crate::plugin;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Networks and sandboxes: addresses, counters, and what is not as it should be (then the exit status is 1).
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Undo attachments whose namespace is gone, and networks without attachments.
+    Gc {
+        /// Remove, besides, what has our names and is in no record (see status). Only where this data directory is the
+        /// host's one and only.
+        #[arg(long)]
+        orphans: bool,
+    },
+    /// Put back rules that somebody removed.
+    Restore,
+    /// Put them back whenever that happens, until stopped.
+    Watch,
+    /// Replace a live sandbox's own policy by the one on standard input (JSON).
+    Policy {
+        /// The network.
+        network: String,
+        /// The container.
+        container: String,
+        /// Its interface.
+        #[arg(default_value = "eth0")]
+        ifname: String,
+    },
+    /// Make the network of a CNI configuration on standard input, or bring it into line; it stays without sandboxes.
+    Up,
+    /// Remove a network without sandboxes; see delete for a declared one.
+    Down {
+        /// The network.
+        network: String,
+    },
+}
+
+pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliError> {
+    let host = Host::new()?;
+    let store = arguments.store(None);
+    match command {
+        Command::Status { json } => {
+            let status = plugin::status(&host, &store)?;
+            if *json {
+                print_json(&status)?;
+            } else {
+                print!("{}", table::status(&status));
+            }
+            let sound = status.networks.iter().all(|network| {
+                network.problems.is_empty() && network.attachments.iter().all(|one| one.problems.is_empty())
+            });
+            return Ok(if sound && status.orphans.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Command::Gc { orphans } => {
+            for undone in plugin::collect(&host, &store)? {
+                println!("removed {undone}");
+            }
+            if *orphans {
+                for orphan in plugin::remove_orphans(&host, &store)? {
+                    println!("removed {orphan}");
+                }
+            }
+        }
+        Command::Restore => {
+            if plugin::restore(&host, &store)? {
+                println!("restored");
+            }
+        }
+        Command::Watch => watch(&host, &store)?,
+        Command::Policy { network, container, ifname } => {
+            let policy = serde_json::from_slice(&standard_input()?).map_err(|error| CliError::Input {
+                what: "the policy on standard input".to_owned(),
+                why: error.to_string(),
+            })?;
+            plugin::set_policy(&host, &store, network, container, ifname, policy)?;
+        }
+        Command::Up => {
+            let conf = NetConf::parse(&standard_input()?)?;
+            plugin::up(&host, &arguments.store(Some(&conf)), &conf)?;
+        }
+        Command::Down { network } => plugin::down(&host, &store, network)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Told of every removal; looks by itself now and then, should it not have been told.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+fn watch(host: &Host, store: &Store) -> Result<(), CliError> {
+    let events = Host::watch()?;
+    loop {
+        if plugin::restore(host, store)? {
+            eprintln!("skep: somebody removed our rules; they are back");
+        }
+        events.wait(LOOK_EVERY)?;
+    }
+}

@@ -1,0 +1,109 @@
+//! Results for people.
+
+use std::fmt::Write as _;
+
+use crate::plugin::Status;
+use crate::vpc::Declaration;
+use crate::vpc::sync::{Outcome, Report};
+
+fn list(items: impl IntoIterator<Item = String>) -> String {
+    let text = items.into_iter().collect::<Vec<_>>().join(",");
+    if text.is_empty() { "-".to_owned() } else { text }
+}
+
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    for network in &status.networks {
+        let _ = writeln!(
+            text,
+            "network {}  bridge {}  mtu {}  gateway {}",
+            network.name,
+            network.bridge,
+            network.mtu,
+            list(network.gateways.iter().map(ToString::to_string)),
+        );
+        for link in &network.links {
+            let [_, received, _, sent] = link.carried.unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "  link {}  vni {}  from {}  to {}  sent {sent} B  received {received} B",
+                link.name,
+                link.vni,
+                link.local,
+                list(link.peers.iter().map(|peer| format!("{} ({})", peer.name, peer.address))),
+            );
+        }
+        for one in &network.attachments {
+            let counters = &one.counters;
+            let _ = writeln!(
+                text,
+                "  {:.12}/{}  {}  {}  ports {}  sent {} B  received {} B  refused {} out, {} in  spoofed {}",
+                one.container_id,
+                one.ifname,
+                one.host_ifname,
+                list(one.addresses.iter().map(ToString::to_string)),
+                list(one.ports.clone()),
+                counters.sent_bytes,
+                counters.received_bytes,
+                counters.denied_out_packets,
+                counters.denied_in_packets,
+                counters.spoofed_packets,
+            );
+            for problem in &one.problems {
+                let _ = writeln!(text, "    problem: {problem}");
+            }
+        }
+        for problem in &network.problems {
+            let _ = writeln!(text, "  problem: {problem}");
+        }
+    }
+    for orphan in &status.orphans {
+        let _ = writeln!(text, "orphan: {orphan} is in no record (skep net gc --orphans removes it)");
+    }
+    text
+}
+
+pub(super) fn declarations(all: &[Declaration]) -> String {
+    let mut text =
+        format!("{:<20} {:>8} {:>8} {:<6} {:<24} NODES\n", "NETWORK", "REVISION", "VNI", "MODE", "SUBNETS");
+    for one in all {
+        let mode = if one.mode == crate::vxlan::Mode::Mesh { "mesh" } else { "flood" };
+        let subnets = list(one.subnets.iter().map(ToString::to_string));
+        let nodes = list(one.nodes.iter().map(|node| node.name.clone()));
+        let _ = writeln!(
+            text,
+            "{:<20} {:>8} {:>8} {mode:<6} {subnets:<24} {nodes}",
+            one.name, one.revision, one.vni
+        );
+    }
+    text
+}
+
+pub(super) fn reports(declaration: &Declaration, reports: &[Report]) -> String {
+    let mut text = format!("{:<20} {:<32} RESULT\n", "NODE", "BY");
+    let mut missing = Vec::new();
+    for report in reports {
+        let result = match &report.outcome {
+            Outcome::Changed => format!("has revision {} now", declaration.revision),
+            Outcome::Unchanged => format!("had revision {} already", declaration.revision),
+            Outcome::Failed { why } => {
+                missing.push(report.node.clone());
+                format!("FAILED: {why}")
+            }
+        };
+        let _ = writeln!(text, "{:<20} {:<32} {result}", report.node, report.destination);
+    }
+    if !missing.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} of {} nodes have network {} in revision {}; not: {}. Nodes that have it are left as they are when you \
+             sync again.",
+            reports.len() - missing.len(),
+            reports.len(),
+            declaration.name,
+            declaration.revision,
+            missing.join(", "),
+        );
+    }
+    text
+}

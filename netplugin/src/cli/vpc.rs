@@ -1,0 +1,314 @@
+//! Networks declared for several hosts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use super::{CliError, Net, print_json, standard_input, table};
+use crate::datapath::Host;
+use crate::vpc::sync::{Outcome, Remote, Report};
+use crate::vpc::{
+    Declaration, DeclarationError, Directory, Installed, NewNode, default_max_nodes, host_addresses,
+};
+use crate::vxlan;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Declare a network over several hosts, and make it here if this host is one of them.
+    Create {
+        /// Its name.
+        name: String,
+        /// VXLAN network identifier, 1 to 16777215.
+        #[arg(long)]
+        vni: u32,
+        /// A subnet of the sandboxes' addresses (again for another family). Each node gives out a part of its own.
+        #[arg(long = "subnet", value_name = "CIDR", required = true)]
+        subnets: Vec<IpNet>,
+        /// A host, as NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]: an address, IPv4 or IPv6 or one of each, and where sync
+        /// finds it if not by root@ADDRESS.
+        #[arg(long = "node", value_name = "NODE", required = true)]
+        nodes: Vec<NewNode>,
+        /// How the hosts are joined.
+        #[arg(long, default_value = "flood")]
+        mode: Mode,
+        /// UDP port.
+        #[arg(long, default_value_t = 4789)]
+        port: u16,
+        /// Mode mesh: the network that the pairs' own addresses come from.
+        #[arg(long, value_name = "CIDR")]
+        peer_network: Option<IpNet>,
+        /// How many hosts there can ever be (the subnets are cut into so many parts); by default half of the smallest
+        /// subnet's bits, 255 for a /16.
+        #[arg(long, value_name = "N")]
+        max_nodes: Option<u16>,
+        /// Further fields of the plugin's configuration (JSON): policy, ipMasq, mtu, ...
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Change a declared network's hosts.
+    Node {
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Give every host of a network its declaration, by ssh. Exit status 1: not all of them have it.
+    Sync {
+        /// The network.
+        name: String,
+        /// Only these hosts.
+        #[arg(long = "node", value_name = "NAME")]
+        nodes: Vec<String>,
+        /// What to run there.
+        #[arg(long, value_name = "WORDS", default_value = "skep net")]
+        remote: String,
+        /// An option of ssh, as in ssh_config(5): KEY=VALUE.
+        #[arg(short = 'o', long = "ssh-option", value_name = "OPTION")]
+        options: Vec<String>,
+        /// Seconds that one host may take.
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put the declaration on standard input into force on this host (what sync runs there).
+    Install {
+        /// Which node this host is, instead of the one whose address it has.
+        #[arg(long)]
+        node: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make declared networks on this host, or bring them into line with their files: after a file was copied here, and
+    /// after each boot.
+    Apply {
+        /// The networks; none means all that are declared here.
+        names: Vec<String>,
+    },
+    /// Declared networks.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a network's declaration, for you to distribute.
+    Show {
+        /// The network.
+        name: String,
+        /// The CNI configuration of this node instead.
+        #[arg(long, value_name = "NODE")]
+        cni: Option<String>,
+    },
+    /// Remove a network that has no sandboxes from this host, and its declaration.
+    Delete {
+        /// The network.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeCommand {
+    /// Add hosts. The others' sandboxes notice nothing. Then: skep net sync.
+    Add {
+        /// The network.
+        network: String,
+        /// NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<NewNode>,
+    },
+    /// Remove hosts. The others' sandboxes notice nothing. Then: skep net sync, and skep net delete on the removed ones.
+    Remove {
+        /// The network.
+        network: String,
+        /// Their names.
+        #[arg(required = true, value_name = "NAME")]
+        nodes: Vec<String>,
+    },
+}
+
+/// How hosts are joined.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Mode {
+    /// One identifier, a list of peers.
+    Flood,
+    /// An identifier for each pair.
+    Mesh,
+}
+
+pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliError> {
+    let directory = arguments.directory();
+    match command {
+        Command::Create { name, vni, subnets, nodes, mode, port, peer_network, max_nodes, config } => {
+            let mut declaration = Declaration {
+                version: Declaration::VERSION,
+                name: name.clone(),
+                revision: 1,
+                vni: *vni,
+                mode: match mode {
+                    Mode::Flood => vxlan::Mode::Flood,
+                    Mode::Mesh => vxlan::Mode::Mesh,
+                },
+                port: *port,
+                peer_network: *peer_network,
+                subnets: subnets.clone(),
+                max_nodes: max_nodes.unwrap_or_else(|| default_max_nodes(subnets)),
+                nodes: Vec::new(),
+                retired: std::collections::BTreeSet::new(),
+                stations: Vec::new(),
+                config: config.as_ref().map(read_config).transpose()?.unwrap_or_default(),
+            };
+            nodes.iter().try_for_each(|node| declaration.add_node(node))?;
+            declaration.validate()?;
+            if directory.find(name)?.is_some() {
+                return Err(DeclarationError::Exists(directory.path(name)).into());
+            }
+            put(&directory, arguments, &declaration)?;
+        }
+        Command::Node { command } => {
+            let (NodeCommand::Add { network, .. } | NodeCommand::Remove { network, .. }) = command;
+            let mut declaration = directory.load(network)?;
+            match command {
+                NodeCommand::Add { nodes, .. } => {
+                    nodes.iter().try_for_each(|node| declaration.add_node(node))?;
+                }
+                NodeCommand::Remove { nodes, .. } => {
+                    nodes.iter().try_for_each(|node| declaration.remove_node(node))?;
+                }
+            }
+            declaration.revision += 1;
+            declaration.validate()?;
+            put(&directory, arguments, &declaration)?;
+        }
+        Command::Sync { name, nodes, remote, options, timeout, json } => {
+            let declaration = directory.load(name)?;
+            let remote = Remote::new(remote, options.clone(), Duration::from_secs(*timeout))?;
+            let reports = sync(&directory, arguments, &declaration, nodes, &remote)?;
+            if *json {
+                print_json(&reports)?;
+            } else {
+                print!("{}", table::reports(&declaration, &reports));
+            }
+            let failed = |report: &Report| matches!(report.outcome, Outcome::Failed { .. });
+            return Ok(if reports.iter().any(failed) { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        Command::Install { node, json } => {
+            let declaration = Declaration::parse(&standard_input()?)?;
+            let installed = install(&directory, arguments, &declaration, node.as_deref())?;
+            if *json {
+                print_json(&installed)?;
+            } else {
+                print!("{}", said(&declaration, &installed));
+            }
+        }
+        Command::Apply { names } => {
+            let all = if names.is_empty() { directory.list()? } else { names.clone() };
+            let mut failed = false;
+            for name in &all {
+                let applied = directory.load(name).map_err(CliError::from).and_then(|declaration| {
+                    Ok(said(&declaration, &install(&directory, arguments, &declaration, None)?))
+                });
+                match applied {
+                    Ok(text) => print!("{text}"),
+                    Err(error) => {
+                        eprintln!("skep: network {name}: {error}");
+                        failed = true;
+                    }
+                }
+            }
+            return Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        }
+        Command::List { json } => {
+            let all =
+                directory.list()?.iter().map(|name| directory.load(name)).collect::<Result<Vec<_>, _>>()?;
+            if *json {
+                print_json(&all)?;
+            } else {
+                print!("{}", table::declarations(&all));
+            }
+        }
+        Command::Show { name, cni } => {
+            let declaration = directory.load(name)?;
+            match cni {
+                None => print!("{}", declaration.to_text()?),
+                Some(node) => print_json(&directory.conflist(&declaration, node)?)?,
+            }
+        }
+        Command::Delete { name } => {
+            directory.delete(&Host::new()?, name, &arguments.store(None))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_config(path: &PathBuf) -> Result<serde_json::Map<String, serde_json::Value>, CliError> {
+    let wrong = |why: String| CliError::Input { what: path.display().to_string(), why };
+    let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
+}
+
+fn install(
+    directory: &Directory,
+    arguments: &Net,
+    declaration: &Declaration,
+    node: Option<&str>,
+) -> Result<Installed, CliError> {
+    Ok(directory.install(&Host::new()?, declaration, node, arguments.data_dir.as_deref())?)
+}
+
+/// Puts a declaration into force where this host is one of its nodes; else only writes it down.
+fn put(directory: &Directory, arguments: &Net, declaration: &Declaration) -> Result<(), CliError> {
+    if declaration.local(None, &host_addresses()?).is_ok() {
+        print!("{}", said(declaration, &install(directory, arguments, declaration, None)?));
+    } else {
+        directory.save(declaration)?;
+        println!(
+            "network {}: revision {}; this host is none of its nodes",
+            declaration.name, declaration.revision
+        );
+        if arguments.store(None).network(&declaration.name)?.is_some() {
+            println!("this host still has the network: skep net delete {} takes it away", declaration.name);
+        }
+    }
+    if declaration.nodes.len() > 1 {
+        println!("next: skep net sync {}", declaration.name);
+    }
+    Ok(())
+}
+
+fn said(declaration: &Declaration, installed: &Installed) -> String {
+    format!("network {}: revision {}, as node {}\n", declaration.name, installed.revision, installed.node)
+}
+
+/// Every node, or the ones that were named; this host without ssh.
+fn sync(
+    directory: &Directory,
+    arguments: &Net,
+    declaration: &Declaration,
+    names: &[String],
+    remote: &Remote,
+) -> Result<Vec<Report>, CliError> {
+    if let Some(name) = names.iter().find(|name| declaration.find(name).is_none()) {
+        return Err(DeclarationError::NotANode {
+            network: declaration.name.clone(),
+            why: format!("`{name}` is none of its nodes"),
+        }
+        .into());
+    }
+    let wanted = declaration.nodes.iter().filter(|node| names.is_empty() || names.contains(&node.name));
+    let local = declaration.local(None, &host_addresses()?).ok().map(|node| node.name.clone());
+    let (here, others): (Vec<_>, Vec<_>) = wanted.partition(|node| Some(&node.name) == local.as_ref());
+    let mut reports = Vec::new();
+    for node in here {
+        let outcome = match install(directory, arguments, declaration, Some(&node.name)) {
+            Ok(Installed { changed: true, .. }) => Outcome::Changed,
+            Ok(_) => Outcome::Unchanged,
+            Err(error) => Outcome::Failed { why: error.to_string() },
+        };
+        reports.push(Report { node: node.name.clone(), destination: "this host".to_owned(), outcome });
+    }
+    reports.extend(remote.sync(declaration, &others)?);
+    Ok(reports)
+}
