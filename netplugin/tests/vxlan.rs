@@ -461,7 +461,7 @@ fn a_node_cut_off_from_a_flooded_network_comes_back_by_itself() {
     assert!(sent > 50 && lost == 0, "{lost} of {sent} packets between the other two were lost");
 }
 
-/// wireguard-go on a host: not every kernel has WireGuard, and what it sends is the same.
+/// `wireguard-go` on a host: not every kernel has `WireGuard`, and what it sends is the same.
 struct Tunnel {
     name: String,
     process: Child,

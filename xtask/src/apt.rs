@@ -80,6 +80,7 @@ pub(crate) const TESTS: &[Need] = &[
     // An underlay, in user space: not every kernel has WireGuard.
     program("wireguard-go", "wireguard-go"),
     program("wireguard-tools", "wg"),
+    program("dnsmasq-base", "dnsmasq"),
     // What nerdctl's CNI plugins run.
     program("iptables", "iptables"),
     file("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),

@@ -63,7 +63,7 @@ pub(super) enum Command {
         /// What to run there.
         #[arg(long, value_name = "WORDS", default_value = "skep net")]
         remote: String,
-        /// An option of ssh, as in ssh_config(5): KEY=VALUE.
+        /// An option of ssh as its configuration file has it: KEY=VALUE.
         #[arg(short = 'o', long = "ssh-option", value_name = "OPTION")]
         options: Vec<String>,
         /// Seconds that one host may take.

@@ -169,6 +169,20 @@ pub trait Datapath {
     /// Makes the sandbox's rules, then its interface. Nothing passes before the rules are in place.
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError>;
 
+    /// Whether an attachment may get its addresses after its interface ([`Datapath::give_addresses`]).
+    fn takes_addresses_later(&self) -> bool {
+        false
+    }
+
+    /// Gives the addresses and routes of an attachment to its interface, which [`Datapath::attach`] made without any, and
+    /// makes the rules that go with them: the rules first.
+    fn give_addresses(&self, _network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        Err(DatapathError::Unsupported {
+            what: format!("addresses for {} after it was made", attachment.host_ifname),
+            why: "not on this system".to_owned(),
+        })
+    }
+
     /// Undoes [`Datapath::attach`], as much of it as there is. Goes on after an error.
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError>;
 

@@ -130,6 +130,12 @@ fn config_error(field: &str, why: impl Into<String>) -> IpamError {
 }
 
 impl IpamConfig {
+    /// Whether the plugin that gives addresses asks for them on the sandbox's interface, which must be there before:
+    /// containernetworking's `dhcp`.
+    pub fn asks_on_the_interface(&self) -> bool {
+        matches!(self, Self::Delegated(name) if name == "dhcp")
+    }
+
     /// Reads `ipam`.
     pub fn parse(value: Option<&Value>) -> Result<Self, IpamError> {
         let Some(value) = value.filter(|value| value.as_object().is_none_or(|map| !map.is_empty())) else {

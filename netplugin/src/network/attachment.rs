@@ -71,6 +71,9 @@ pub struct Attachment {
     pub bandwidth: Option<Bandwidth>,
     /// Whether its addresses are our own allocator's.
     pub own_ipam: bool,
+    /// Whether its addresses are asked for by DHCP, on the interface itself.
+    #[serde(default)]
+    pub dhcp: bool,
 }
 
 impl Attachment {

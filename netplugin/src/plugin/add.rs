@@ -21,6 +21,9 @@ impl<D: Datapath> Plugin<'_, D> {
             return Err(already(&attachment));
         }
         let mut dns = self.conf.dns.clone();
+        if self.conf.ipam.asks_on_the_interface() {
+            return self.add_and_ask(network, attachment, dns);
+        }
         let delegated = matches!(self.conf.ipam, IpamConfig::Delegated(_));
         if delegated {
             let given = self.delegated("ADD")?.unwrap_or_default();
@@ -38,6 +41,42 @@ impl<D: Datapath> Plugin<'_, D> {
             return Err(CniError::collect(errors)
                 .err()
                 .unwrap_or(CniError::NotReady("nothing failed".to_owned())));
+        }
+        Ok(self.result(&network, &attachment, dns))
+    }
+
+    /// ADD where the addresses are asked for on the interface itself, by DHCP: it is made without any first, and may
+    /// do nothing but ask.
+    fn add_and_ask(
+        &self,
+        mut network: Network,
+        mut attachment: Attachment,
+        mut dns: Dns,
+    ) -> Result<AddResult, CniError> {
+        self.make(&mut network, &mut attachment)?;
+        let asked = self.delegated("ADD").and_then(|given| {
+            let given = given.unwrap_or_default();
+            self.take(&mut network, &mut attachment, addresses_of(&given), given.routes);
+            if dns == Dns::default() {
+                dns = given.dns;
+            }
+            if attachment.addresses.is_empty() {
+                return Err(IpamError::NoAddress.into());
+            }
+            let _lock = self.store.lock()?;
+            self.check_addresses(&attachment)?;
+            // The record knows the addresses before anything else does.
+            self.store.save_attachment(&attachment)?;
+            Ok(())
+        });
+        let given =
+            asked.and_then(|()| self.datapath.give_addresses(&network, &attachment).map_err(CniError::from));
+        if let Err(error) = given {
+            // The lease first: it is given back by the interface.
+            let mut errors = vec![error];
+            errors.extend(self.delegated("DEL").err());
+            errors.extend(undo(self.datapath, &self.store, &attachment));
+            return Err(if errors.len() == 1 { errors.remove(0) } else { CniError::Several(errors) });
         }
         Ok(self.result(&network, &attachment, dns))
     }
@@ -71,8 +110,15 @@ impl<D: Datapath> Plugin<'_, D> {
             ports: conf.runtime.port_mappings.clone(),
             bandwidth: conf.runtime.bandwidth,
             own_ipam: matches!(conf.ipam, IpamConfig::Own(_)),
+            dhcp: conf.ipam.asks_on_the_interface(),
             id,
         };
+        if attachment.dhcp && !(self.datapath.takes_addresses_later() && conf.prev_result.is_none()) {
+            let what = "ipam.type dhcp".to_owned();
+            let why = "not on this system, nor in a chain: an address must be there before the interface"
+                .to_owned();
+            return Err(DatapathError::Unsupported { what, why }.into());
+        }
         if let Some(previous) = &conf.prev_result {
             let existing =
                 self.datapath.find_existing(&previous.interfaces, &attachment.netns, &attachment.ifname)?;
@@ -100,7 +146,8 @@ impl<D: Datapath> Plugin<'_, D> {
         routes: Vec<Route>,
     ) {
         attachment.routes = routes;
-        if self.conf.is_gateway {
+        // Who has addresses of another network's server has that network's gateway.
+        if self.conf.is_gateway && !attachment.dhcp {
             for address in &addresses {
                 let gateway =
                     address.gateway.and_then(|ip| IpNet::new(ip, address.address.prefix_len()).ok());

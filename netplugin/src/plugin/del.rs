@@ -11,6 +11,12 @@ impl<D: Datapath> Plugin<'_, D> {
     pub fn del(&self, attach: &Attach) -> Result<(), CniError> {
         let id = Attachment::id_of(&self.conf.name, &attach.container_id, &attach.ifname);
         let mut errors = Vec::new();
+        // A lease is given back by the interface it is for, so while that is there.
+        let asked = self.conf.ipam.asks_on_the_interface();
+        if asked {
+            errors.extend(self.delegated("DEL").err());
+        }
+        let failed = errors.len();
         match self.store.attachment(&self.conf.name, &id) {
             Ok(Some(attachment)) => errors.extend(undo(self.datapath, &self.store, &attachment)),
             // Never made, or made by a call whose records are lost: what has our names is ours.
@@ -28,7 +34,7 @@ impl<D: Datapath> Plugin<'_, D> {
         // A call that was killed may have left a network without attachments.
         errors.extend(sweep(self.datapath, &self.store, &self.conf.name).unwrap_or_else(|error| vec![error]));
         // Not before the interface is gone: the address would be another's while it is still in use.
-        if errors.is_empty() {
+        if !asked && errors.len() == failed {
             errors.extend(self.delegated("DEL").err());
         }
         CniError::collect(errors)
@@ -57,5 +63,6 @@ fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attac
         ports: Vec::new(),
         bandwidth: None,
         own_ipam: false,
+        dhcp: false,
     }
 }

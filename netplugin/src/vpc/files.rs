@@ -180,7 +180,7 @@ impl Directory {
             .map_err(CniError::from)
             .and_then(|()| plugin::up(datapath, &store, &conf));
         if let Err(error) = made {
-            let errors = self.go_back(datapath, &store, &before, earlier.as_ref(), &addresses);
+            let errors = go_back(datapath, &store, &before, earlier.as_ref(), &addresses);
             return Err(InstallError::Network { error, errors });
         }
         Ok(Installed {
@@ -188,33 +188,6 @@ impl Directory {
             revision: offered.revision,
             changed: earlier.as_ref() != Some(offered),
         })
-    }
-
-    /// Puts the files back, and the network into the state they speak of.
-    fn go_back<D: Datapath>(
-        &self,
-        datapath: &D,
-        store: &Store,
-        before: &[(PathBuf, Option<Vec<u8>>)],
-        earlier: Option<&Declaration>,
-        addresses: &[std::net::IpAddr],
-    ) -> Vec<String> {
-        let mut errors = Vec::new();
-        for (path, content) in before {
-            let restored = match content {
-                Some(content) => write(path, content),
-                None => remove(path),
-            };
-            errors.extend(restored.err().map(|error| error.to_string()));
-        }
-        let again = earlier.and_then(|earlier| {
-            let config = plugin_config(earlier, earlier.local(None, addresses).ok()?, None).ok()?;
-            conflist::parse(&config).ok()
-        });
-        if let Some(conf) = again {
-            errors.extend(plugin::up(datapath, store, &conf).err().map(|error| error.to_string()));
-        }
-        errors
     }
 
     /// Removes a network that has no sandboxes from this host, with its files.
@@ -242,6 +215,32 @@ impl Default for Directory {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Puts the files back, and the network into the state they speak of.
+fn go_back<D: Datapath>(
+    datapath: &D,
+    store: &Store,
+    before: &[(PathBuf, Option<Vec<u8>>)],
+    earlier: Option<&Declaration>,
+    addresses: &[std::net::IpAddr],
+) -> Vec<String> {
+    let mut errors = Vec::new();
+    for (path, content) in before {
+        let restored = match content {
+            Some(content) => write(path, content),
+            None => remove(path),
+        };
+        errors.extend(restored.err().map(|error| error.to_string()));
+    }
+    let again = earlier.and_then(|earlier| {
+        let config = plugin_config(earlier, earlier.local(None, addresses).ok()?, None).ok()?;
+        conflist::parse(&config).ok()
+    });
+    if let Some(conf) = again {
+        errors.extend(plugin::up(datapath, store, &conf).err().map(|error| error.to_string()));
+    }
+    errors
 }
 
 /// Whether `offered` may take the place of what is here.

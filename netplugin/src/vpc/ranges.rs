@@ -98,16 +98,16 @@ mod tests {
 
     fn text(declaration: &Declaration, id: u16) -> String {
         let blocks = declaration.ranges(id).unwrap();
-        blocks.iter().map(|block| format!("{}-{} ", block.start, block.end)).collect()
+        blocks.iter().map(|block| format!("{}-{}", block.start, block.end)).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn blocks_are_what_one_would_draw() {
         let wide = declaration(&["10.1.0.0/16", "fd01::/64"], 255);
-        assert_eq!(text(&wide, 1), "10.1.1.0-10.1.1.255 fd01::100:0:0:0-fd01::1ff:ffff:ffff:ffff ");
-        assert_eq!(text(&wide, 255), "10.1.255.0-10.1.255.254 fd01::ff00:0:0:0-fd01::ffff:ffff:ffff:fffe ");
+        assert_eq!(text(&wide, 1), "10.1.1.0-10.1.1.255 fd01::100:0:0:0-fd01::1ff:ffff:ffff:ffff");
+        assert_eq!(text(&wide, 255), "10.1.255.0-10.1.255.254 fd01::ff00:0:0:0-fd01::ffff:ffff:ffff:fffe");
         let narrow = declaration(&["192.0.2.0/24"], 15);
-        assert_eq!(text(&narrow, 1), "192.0.2.16-192.0.2.31 ");
+        assert_eq!(text(&narrow, 1), "192.0.2.16-192.0.2.31");
         assert_eq!(default_max_nodes(&["10.1.0.0/16".parse().unwrap()]), 255);
         assert_eq!(default_max_nodes(&["10.1.0.0/24".parse().unwrap(), "fd01::/64".parse().unwrap()]), 15);
     }

@@ -206,7 +206,8 @@ pub fn slow_wire(ns: &Ns, ends: [&str; 2], delay: Duration, lose_every: usize) {
             loop {
                 let Some(frame) = from.receive(Duration::from_secs(3600)) else { continue };
                 count += 1;
-                if count % lose_every != 0 && sender.send((Instant::now() + delay, frame)).is_err() {
+                if !count.is_multiple_of(lose_every) && sender.send((Instant::now() + delay, frame)).is_err()
+                {
                     break;
                 }
             }

@@ -64,13 +64,25 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
         netns.run(|| configure(attachment))?;
         route.await_carrier(&attachment.host_ifname)?;
     }
-    for ip in rules::addresses(attachment) {
-        route.add_neighbour(bridge.index, ip, attachment.mac)?;
-    }
+    write_down(route, bridge.index, attachment)?;
     if let Some(bandwidth) = &attachment.bandwidth {
         shape::shape(route, attachment, &port, bandwidth)?;
     }
     Ok(())
+}
+
+/// Gives addresses and routes to an interface that was made without.
+pub(super) fn give_addresses(route: &mut Route, attachment: &Attachment) -> Result<(), DatapathError> {
+    let bridge = route.need_link(&attachment.bridge)?;
+    Netns::open(&attachment.netns)?.run(|| configure(attachment))?;
+    write_down(route, bridge.index, attachment)
+}
+
+/// Nobody has to ask for a sandbox's Ethernet address.
+fn write_down(route: &mut Route, bridge: u32, attachment: &Attachment) -> Result<(), DatapathError> {
+    rules::addresses(attachment)
+        .into_iter()
+        .try_for_each(|ip| route.add_neighbour(bridge, ip, attachment.mac))
 }
 
 /// The container's side: addresses and routes. Runs inside its namespace.

@@ -112,6 +112,21 @@ impl Host {
         )))
     }
 
+    /// Makes a sandbox's rules, or adds what is new of them.
+    fn add_rules(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        let mut batch = Batch::new(rules::TABLE);
+        rules::add_sandbox(&mut batch, network, attachment);
+        self.nft.commit(batch).map_err(|error| match error.errno() {
+            Some(libc::EBUSY | libc::EEXIST) => DatapathError::Conflict(format!(
+                "{}: an address or port of container `{}` belongs to another sandbox on this host",
+                error.step, attachment.container_id
+            )),
+            _ => error.into(),
+        })?;
+        // What others left behind under these addresses and ports is not this sandbox's.
+        conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports)
+    }
+
     /// Commits a change to rules that may be gone as a whole: then there is nothing to change.
     fn commit_if_there(&self, batch: Batch) -> Result<(), DatapathError> {
         match self.nft.commit(batch) {
@@ -198,18 +213,17 @@ impl Datapath for Host {
     }
 
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
-        let mut batch = Batch::new(rules::TABLE);
-        rules::add_sandbox(&mut batch, network, attachment);
-        self.nft.commit(batch).map_err(|error| match error.errno() {
-            Some(libc::EBUSY | libc::EEXIST) => DatapathError::Conflict(format!(
-                "{}: an address or port of container `{}` belongs to another sandbox on this host",
-                error.step, attachment.container_id
-            )),
-            _ => error.into(),
-        })?;
-        // What others left behind under these addresses and ports is not this sandbox's.
-        conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports)?;
+        self.add_rules(network, attachment)?;
         attach::attach(&mut self.route(), attachment)
+    }
+
+    fn takes_addresses_later(&self) -> bool {
+        true
+    }
+
+    fn give_addresses(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        self.add_rules(network, attachment)?;
+        attach::give_addresses(&mut self.route(), attachment)
     }
 
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {

@@ -50,6 +50,9 @@ pub(super) fn flows(batch: &mut Batch) {
 
     let same_bridge = |rule: Rule| rule.iifname().meta(Meta::Oifname, 4).in_set("same");
     let nd = |kind| same_bridge(icmp_type(Rule::new().l4proto(ICMPV6), kind)).accept();
+    let dhcp = |rule: Rule, ports: &[u8]| {
+        rule.family(false).l4proto(UDP).payload(Base::Transport, 0, 4, 0).equal(0, ports)
+    };
     append(
         batch,
         "through",
@@ -62,6 +65,17 @@ pub(super) fn flows(batch: &mut Batch) {
             // Put together from fragments, it was not looked at.
             icmp_type(Rule::new().l4proto(ICMPV6), ROUTER_ADVERTISEMENT).drop(),
             icmp_type(Rule::new().l4proto(ICMPV6), REDIRECT).drop(),
+            // A lease is renewed by a packet to its server, and by one to everybody when that does not answer.
+            same_bridge(dhcp(Rule::new(), &[0, 68, 0, 67]))
+                .iifname()
+                .and_payload(Base::Network, 12, 4)
+                .in_set("leased4")
+                .accept(),
+            same_bridge(dhcp(Rule::new(), &[0, 67, 0, 68]))
+                .oifname()
+                .and_payload(Base::Network, 16, 4)
+                .in_set("leased4")
+                .accept(),
             // A published port may be used from another network, anything else needs the two to be peers.
             Rule::new().ct_dnat().goto("outbound"),
             Rule::new()

@@ -196,6 +196,16 @@ fn delivery(batch: &mut Batch) {
             Rule::new().group_frame().oifname().and_payload(Base::Link, 6, 6).in_set("mac").drop(),
             Rule::new().ether_type(IPV4).oifname().and_payload(Base::Network, 16, 4).in_set("src4").accept(),
             Rule::new().ether_type(ARP).oifname().and_payload(Base::Network, 24, 4).in_set("src4").accept(),
+            // What a DHCP server answers is for an address that the sandbox has not yet, or for everybody. From another
+            // sandbox it does not come: none may send from that port.
+            Rule::new()
+                .ether_type(IPV4)
+                .l4proto(UDP)
+                .payload(Base::Transport, 0, 4, 0)
+                .equal(0, &[0, 67, 0, 68])
+                .oifname()
+                .in_set("dhcp")
+                .accept(),
             Rule::new().ether_type(IPV6).goto("deliver_ipv6"),
             Rule::new()
                 .ether_type(IPV4)

@@ -56,10 +56,11 @@ pub(super) const BRIDGE_SETS: [SetSpec; 11] = [
 
 /// Sets and maps of the inet table. `bridges`: ours. `same`, `linked`: pairs of bridges that may exchange packets,
 /// a bridge with itself, and besides with its peer networks. `out*`, `in*`: from a sandbox's address to its chain.
-/// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `host_ok`: bridges the host may open flows into.
+/// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `leased4`: those
+/// of them that came by DHCP. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
 /// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
-pub(super) const INET_SETS: [SetSpec; 23] = [
+pub(super) const INET_SETS: [SetSpec; 24] = [
     set("bridges", &[Field::Ifname], PLAIN),
     set("same", &[Field::Ifname, Field::Ifname], PLAIN),
     set("linked", &[Field::Ifname, Field::Ifname], PLAIN),
@@ -73,6 +74,7 @@ pub(super) const INET_SETS: [SetSpec; 23] = [
     set("refused_in6", &[Field::Ifname, Field::Ipv6], COUNTING),
     set("own4", &[Field::Ifname, Field::Ipv4], PLAIN),
     set("own6", &[Field::Ifname, Field::Ipv6], PLAIN),
+    set("leased4", &[Field::Ifname, Field::Ipv4], PLAIN),
     set("host_ok", &[Field::Ifname], PLAIN),
     set("host_services", &[Field::Ifname, Field::Proto, Field::Port], PLAIN),
     set("masq", &[Field::Ifname], PLAIN),

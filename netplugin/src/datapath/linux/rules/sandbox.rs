@@ -41,6 +41,9 @@ fn frame_elements(
     for ip in addresses(attachment) {
         list.push((by_family(ip, "src4", "src6"), Element::key(port().ip(ip))));
     }
+    if attachment.dhcp {
+        list.push(("dhcp", Element::key(port())));
+    }
     if multicast {
         list.push(("mcast", Element::key(port())));
     }
@@ -56,6 +59,9 @@ fn flow_elements(attachment: &Attachment) -> Vec<(&'static str, Element)> {
     for ip in addresses(attachment) {
         let key = || Key::new().ifname(&attachment.bridge).ip(ip);
         list.push((by_family(ip, "own4", "own6"), Element::key(key())));
+        if attachment.dhcp && ip.is_ipv4() {
+            list.push(("leased4", Element::key(key())));
+        }
         list.push((by_family(ip, "refused_out4", "refused_out6"), Element::key(key())));
         list.push((by_family(ip, "refused_in4", "refused_in6"), Element::key(key())));
         for (map, direction) in [

@@ -1,0 +1,188 @@
+//! Addresses of the network outside, by its own DHCP server.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
+
+mod support;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::frames::{BROADCAST, Tap, ethernet, ipv4, udp};
+use support::{Host, Ns, PATIENCE, SILENCE};
+
+const IPV4: u16 = 0x0800;
+
+/// A program that ends with the test.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn daemon(ns: &Ns, program: &str, args: &[&str]) -> Daemon {
+    Daemon(ns.run(|| {
+        Command::new(program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"))
+    }))
+}
+
+/// A host with a card on a network that has a DHCP server, and containernetworking's daemon.
+struct Site {
+    host: Host,
+    outside: Ns,
+    leases: PathBuf,
+    socket: PathBuf,
+    daemons: Vec<Daemon>,
+}
+
+impl Site {
+    fn new() -> Self {
+        let host = Host::new();
+        let outside = Ns::new();
+        host.ns.wire("nic0", &outside, "far0");
+        outside.ip("addr add 203.0.113.1/24 dev far0");
+        let (leases, socket) = (host.dir.path().join("leases"), host.dir.path().join("dhcp.sock"));
+        Self { host, outside, leases, socket, daemons: Vec::new() }
+    }
+
+    fn start_server(&mut self) {
+        let leases = format!("--dhcp-leasefile={}", self.leases.display());
+        self.daemons.push(daemon(
+            &self.outside,
+            "dnsmasq",
+            &[
+                "--keep-in-foreground",
+                "--conf-file=/dev/null",
+                "--port=0",
+                "--interface=far0",
+                "--bind-interfaces",
+                "--dhcp-authoritative",
+                "--no-ping",
+                "--dhcp-range=203.0.113.50,203.0.113.60,600",
+                &leases,
+            ],
+        ));
+    }
+
+    fn start_client(&mut self) {
+        let socket = self.socket.display().to_string();
+        self.daemons.push(daemon(
+            &self.host.ns,
+            "/usr/lib/cni/dhcp",
+            &["daemon", "-socketpath", &socket, "-timeout", "2s", "-resendmax", "2s"],
+        ));
+        let start = Instant::now();
+        while !self.socket.exists() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the dhcp daemon does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn conf(&self) -> Value {
+        json!({
+            "cniVersion": "1.0.0", "name": "public", "type": "skep-cni", "dataDir": self.host.data_dir(),
+            "uplink": "nic0", "ipam": {"type": "dhcp", "daemonSocketPath": self.socket},
+            "policy": {"egress": {"allow": [{"cidr": "203.0.113.1", "protocol": "tcp", "ports": [80]}]}},
+        })
+    }
+
+    fn leased(&self) -> usize {
+        std::fs::read_to_string(&self.leases).unwrap_or_default().lines().count()
+    }
+}
+
+#[test]
+fn a_sandbox_has_an_address_of_the_networks_server_and_no_other() {
+    needs_root!();
+    let mut site = Site::new();
+    let before = site.host.ns.census();
+    site.start_server();
+    site.start_client();
+    site.outside.serve_tcp("0.0.0.0:80");
+    site.outside.serve_tcp("0.0.0.0:81");
+    let conf = site.conf();
+    let (a, b) = (site.host.add("a", &conf), site.host.add("b", &conf));
+    let range = Ipv4Addr::new(203, 0, 113, 50)..=Ipv4Addr::new(203, 0, 113, 60);
+    assert!([&a, &b].iter().all(|one| range.contains(&one.ip().parse::<Ipv4Addr>().unwrap())));
+    assert_ne!(a.ip(), b.ip());
+    assert_eq!(a.result["ips"][0]["gateway"], "203.0.113.1");
+    assert!(a.ns.ip("route show default").contains("via 203.0.113.1"));
+    assert_eq!(site.leased(), 2);
+    site.host.check(&a, &conf).unwrap();
+    // The policy holds.
+    assert!(a.ns.reaches("203.0.113.1:80"));
+    assert!(a.ns.blocked("203.0.113.1:81"));
+    assert!(a.ns.blocked(&format!("{}:80", b.ip())));
+    // The gateway is the network's, not the host's.
+    assert!(!site.host.ns.ip("-br addr").contains("203.0.113."));
+
+    // A lease can be renewed, which no list allows; by its owner only, and nothing else passes for it.
+    let wire = Tap::open(&site.outside, "far0");
+    let from = Tap::open(&a.ns, "eth0");
+    let own: Ipv4Addr = a.ip().parse().unwrap();
+    let other: Ipv4Addr = b.ip().parse().unwrap();
+    let server = Ipv4Addr::new(203, 0, 113, 1);
+    let send = |source: Ipv4Addr, to: Ipv4Addr, ports: (u16, u16), mark: &[u8]| {
+        from.send(&ethernet(BROADCAST, a.mac(), IPV4, &ipv4(source, to, 17, &udp(ports.0, ports.1, mark))));
+    };
+    send(own, server, (68, 67), b"<<renew>>");
+    assert!(wire.sees(b"<<renew>>", PATIENCE), "renewing");
+    send(own, Ipv4Addr::BROADCAST, (68, 67), b"<<rebind>>");
+    assert!(wire.sees(b"<<rebind>>", PATIENCE), "rebinding");
+    send(other, server, (68, 67), b"<<stolen>>");
+    assert!(!wire.sees(b"<<stolen>>", SILENCE), "with another's address");
+    send(own, server, (68, 69), b"<<tftp>>");
+    assert!(!wire.sees(b"<<tftp>>", SILENCE), "another port");
+    // No sandbox is a server, and none hears others ask.
+    let at = Tap::open(&b.ns, "eth0");
+    send(own, other, (67, 68), b"<<offer>>");
+    assert!(!at.sees(b"<<offer>>", SILENCE), "an answer of a sandbox");
+    send(own, Ipv4Addr::BROADCAST, (68, 67), b"<<overheard>>");
+    assert!(!at.sees(b"<<overheard>>", SILENCE), "a question of a sandbox");
+    // An answer of the server arrives, though it is to everybody.
+    let far = Tap::open(&site.outside, "far0");
+    let answer = ipv4(server, Ipv4Addr::BROADCAST, 17, &udp(67, 68, b"<<answer>>"));
+    far.send(&ethernet(BROADCAST, [2, 1, 1, 1, 1, 1], IPV4, &answer));
+    assert!(at.sees(b"<<answer>>", PATIENCE));
+
+    site.host.del(&a, &conf);
+    assert_eq!(site.leased(), 1, "the lease is given back");
+    site.host.del(&b, &conf);
+    site.host.del(&b, &conf);
+    assert_eq!(site.host.ns.census(), before);
+    assert_eq!(site.host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn without_an_answer_nothing_is_left() {
+    needs_root!();
+    let mut site = Site::new();
+    let before = site.host.ns.census();
+    let ns = Ns::new();
+    let conf = site.conf();
+    // Nobody runs the daemon.
+    let error = site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("dhcp.sock"), "{error}");
+    assert_eq!(site.host.ns.census(), before);
+    assert_eq!(site.host.files(), Vec::<String>::new());
+    assert!(!ns.ip("-br link").contains("eth0"));
+    // Nobody answers it.
+    site.start_client();
+    site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap_err();
+    assert_eq!(site.host.ns.census(), before);
+    assert_eq!(site.host.files(), Vec::<String>::new());
+    // In time somebody does.
+    site.start_server();
+    site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap();
+}
