@@ -42,8 +42,8 @@ impl VmExit {
     }
 }
 
-/// What the agent and Linux begin their last message with.
-const LAST_WORDS: [&str; 2] = ["skep-agent: fatal:", "Kernel panic - not syncing:"];
+/// What the agent, Linux and FreeBSD begin their last message with.
+const LAST_WORDS: [&str; 3] = ["skep-agent: fatal:", "Kernel panic - not syncing:", "panic: "];
 
 /// Longest last word that is passed on.
 const MOST_WORD: usize = 512;
@@ -91,6 +91,8 @@ mod tests {
         let console = "x\n[    0.52] Kernel panic - not syncing: VFS: Unable to mount root fs\n---";
         let exit = VmExit::with_console(ExitCause::Reset, console.into());
         assert!(exit.to_string().ends_with("Kernel panic - not syncing: VFS: Unable to mount root fs"));
+        let exit = VmExit::with_console(ExitCause::Reset, "x\npanic: no init\ncpuid = 0\n".into());
+        assert_eq!(exit.to_string(), "the guest gave up: panic: no init");
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         record::write(&dir.file("sandbox.json"), &record)?;
         isolate(&journal, dir.share())?;
         timings.mark("directory");
-        let mut spec = spec(config, &request, &guest, &dir);
+        let mut spec = spec(config, &request, &guest, &dir)?;
         let network = Network::open(&request.network, request.options.interfaces.get(), &spec.name)?;
         spec.nics = network.nics();
         let (netns, taps) = (network.namespace(), network.taps()?);
@@ -146,13 +146,18 @@ fn check(request: &SandboxRequest) -> Result<(), SandboxError> {
     Ok(())
 }
 
-fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxDir) -> VmSpec {
+fn spec(
+    config: &Config,
+    request: &SandboxRequest,
+    guest: &Guest,
+    dir: &SandboxDir,
+) -> Result<VmSpec, SandboxError> {
     let console = config.agent.channel == Channel::Console;
     // The guest's own tree comes first, since it is what its kernel waits for.
     let root = guest.root().map(|path| Share { tag: ROOT_TAG.into(), path, readonly: true });
     let share = Share { tag: SHARE_TAG.into(), path: dir.share().to_owned(), readonly: false };
-    VmSpec {
-        name: format!("skep-{}", dir.name()),
+    Ok(VmSpec {
+        name: vm_name(dir)?,
         os: guest.os(),
         kernel: guest.kernel(),
         initramfs: guest.initramfs(),
@@ -169,7 +174,15 @@ fn spec(config: &Config, request: &SandboxRequest, guest: &Guest, dir: &SandboxD
         },
         rng: true,
         vsock: (!console).then_some(Vsock { cid: VSOCK_CID, port: VSOCK_PORT }),
-    }
+    })
+}
+
+/// The VM's name, which no other has: the same sandbox may exist under another state directory, and whoever undoes this
+/// one's journal destroys the VM that it names.
+fn vm_name(dir: &SandboxDir) -> Result<String, SandboxError> {
+    let mut tail = [0; 4];
+    random(&mut tail).map_err(SandboxError::Random)?;
+    Ok(format!("skep-{}-{}", dir.name(), crate::guest::hex(&tail)))
 }
 
 /// Waits for the agent, or for the end of the VM.

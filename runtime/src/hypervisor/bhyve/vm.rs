@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::loader::{self, BootImage};
-use super::vmmapi::{VmName, VmmApi};
+use super::vmmapi::{VmName, VmmApi, VmmApiError};
 use super::{BhyveError, command, exit, pipes};
 use crate::guest::GuestOs;
 use crate::hypervisor::log::{Tail, record};
@@ -60,7 +60,12 @@ pub(super) async fn start(binary: &Path, spec: VmSpec, place: &Place) -> Result<
     let device = place.journal.record(Entry::Vm { name: spec.name.clone() })?;
     let machine = Machine { api, name, journal: Arc::clone(&place.journal), device };
     if let Err(e) = machine.load(spec).await {
-        machine.destroy().await;
+        if matches!(&e, HypervisorError::Bhyve(BhyveError::Api(VmmApiError::Exists { .. }))) {
+            // Somebody else's.
+            machine.forget();
+        } else {
+            machine.destroy().await;
+        }
         return Err(e);
     }
     let started = match spawn(binary, arguments, place) {
@@ -101,6 +106,13 @@ impl Machine {
     async fn load(&self, spec: VmSpec) -> Result<(), HypervisorError> {
         let (api, name) = (self.api.clone(), self.name.clone());
         self.bounded("loading", LOAD, move || load(&api, &name, &spec)).await?
+    }
+
+    /// Strikes it off as it is.
+    fn forget(&self) {
+        if let Err(e) = self.journal.strike(self.device) {
+            tracing::warn!(vm = %self.name, "{e}");
+        }
     }
 
     /// Destroys the VM and strikes it off. What cannot be destroyed stays in the journal.
