@@ -91,7 +91,7 @@ pub struct NetConf {
     pub prev_result: Option<AddResult>,
     /// What the runtime filled in.
     pub runtime: RuntimeConfig,
-    /// GC: what shall stay, as (container, interface).
+    /// GC: what shall stay, as (container, interface); none where the runtime says nothing of it.
     pub valid_attachments: Option<Vec<(String, String)>>,
     /// The whole of it as it came, for a delegated plugin.
     pub raw: Vec<u8>,
@@ -128,7 +128,7 @@ struct Raw {
     prev_result: Option<Value>,
     #[serde(default)]
     runtime_config: RuntimeConfig,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "attachments")]
     valid_attachments: Option<Vec<RawAttachment>>,
     // Fields of the specification that are the runtime's business.
     #[serde(rename = "args")]
@@ -151,6 +151,11 @@ struct RawAttachment {
     #[serde(rename = "containerID")]
     container_id: String,
     ifname: String,
+}
+
+/// libcni writes an empty list as null, and leaves the field out where its caller has none.
+fn attachments<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Vec<RawAttachment>>, D::Error> {
+    Option::<Vec<RawAttachment>>::deserialize(input).map(|list| Some(list.unwrap_or_default()))
 }
 
 fn yes() -> bool {
@@ -367,6 +372,17 @@ mod tests {
         }
         let none = parse(&json!({"name": "x", "type": "y"})).unwrap_err();
         assert!(matches!(none, ConfigError::Version(_)));
+    }
+
+    #[test]
+    fn an_empty_list_of_attachments_may_be_null() {
+        let list = |more| parse(&base(more)).unwrap().valid_attachments;
+        assert_eq!(list(json!({})), None);
+        assert_eq!(list(json!({"cni.dev/valid-attachments": null})), Some(Vec::new()));
+        assert_eq!(
+            list(json!({"cni.dev/valid-attachments": [{"containerID": "a", "ifname": "b"}]})),
+            Some(vec![("a".to_owned(), "b".to_owned())])
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! GC.
 
 use super::{Plugin, drop_network, rebuild, undo};
-use crate::cni::{CniError, ConfigError};
+use crate::cni::CniError;
 use crate::datapath::Datapath;
 use crate::ipam::IpamConfig;
 
@@ -9,15 +9,15 @@ impl<D: Datapath> Plugin<'_, D> {
     /// GC: detaches everything that is not on the runtime's list, brings the address file into line with what is
     /// left, and puts back rules that somebody removed.
     pub fn gc(&self) -> Result<(), CniError> {
-        let valid = self.conf.valid_attachments.as_ref().ok_or_else(|| ConfigError::Field {
-            field: "cni.dev/valid-attachments",
-            why: "is missing".to_owned(),
-        })?;
         let mut errors = Vec::new();
         for attachment in self.store.attachments(&self.conf.name)? {
-            let keep = valid.iter().any(|(container, ifname)| {
-                *container == attachment.container_id && *ifname == attachment.ifname
-            });
+            let keep = match &self.conf.valid_attachments {
+                Some(valid) => valid.iter().any(|(container, ifname)| {
+                    *container == attachment.container_id && *ifname == attachment.ifname
+                }),
+                // The specification wants a list. cnitool gives none: what lives is then not garbage.
+                None => self.datapath.netns_exists(&attachment.netns),
+            };
             if !keep {
                 errors.extend(undo(self.datapath, &self.store, &attachment));
             }
