@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::debian::Apt;
 use crate::process::run;
@@ -30,6 +30,9 @@ pub enum Line {
 impl Line {
     /// All of them, oldest first.
     pub const ALL: [Self; 3] = [Self::V1_6, Self::V1_7, Self::V2];
+
+    /// What cases run on that do not differ by version. FreeBSD has the newest only: older ones have no shims there.
+    pub const USUAL: Self = if cfg!(target_os = "linux") { Self::V1_6 } else { Self::V2 };
 
     /// How its version numbers begin.
     pub fn prefix(self) -> &'static str {
@@ -142,6 +145,7 @@ pub fn require(line: Line) -> Result<Installation> {
     if let Some(found) = find(line, &cache)? {
         return Ok(found);
     }
+    ensure!(cfg!(target_os = "linux"), "there is no containerd {line} in the search path");
     let all = fetch(&cache, &mut |step| eprintln!("{step}"))?;
     all.into_iter().find(|installation| installation.line == line).context("all lines have been fetched")
 }

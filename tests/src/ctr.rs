@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, PLATFORM};
 use crate::process::{Input, LIMIT, Output, Running, wait_for};
 
 /// The image that cases use unless they say otherwise.
@@ -158,7 +158,9 @@ impl<'a> Subject<'a> {
         rootfs: &Path,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<Value> {
-        let text = self.ctr(["oci", "spec"])?.text()?;
+        let platform = ["--platform", "linux/amd64"];
+        let flags = if cfg!(target_os = "linux") { &[][..] } else { &platform[..] };
+        let text = self.ctr(["oci", "spec"].iter().chain(flags))?.text()?;
         let mut spec: Value = serde_json::from_str(&text).context("reading what `ctr oci spec` says")?;
         spec["root"] = json!({ "path": rootfs });
         spec["process"]["args"] = arguments.into_iter().map(|word| Value::from(word.into())).collect();
@@ -291,6 +293,7 @@ impl Run<'_> {
         if self.remove {
             words.push("--rm".into());
         }
+        words.extend(PLATFORM.iter().map(OsString::from));
         words.extend(self.flags);
         match self.source {
             Source::Image(reference) => words.extend([reference.into(), self.id.into()]),

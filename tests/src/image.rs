@@ -242,6 +242,9 @@ impl Image {
 /// Names the static busybox to make images of.
 pub const BUSYBOX_VARIABLE: &str = "SKEP_BUSYBOX";
 
+/// The extension of the file beside busybox that has what `busybox --list` says, for hosts that can't run it.
+pub const APPLETS: &str = "applets";
+
 pub(crate) fn installed_busybox() -> Result<PathBuf> {
     const PLACES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
     if let Some(path) = std::env::var_os(BUSYBOX_VARIABLE).filter(|path| !path.is_empty()) {
@@ -261,11 +264,15 @@ fn read_busybox(path: &Path) -> Result<(Vec<u8>, Vec<String>)> {
     let binary = fs::read(path).with_context(|| format!("reading {shown}"))?;
     let is_static = elf::is_static(&binary).with_context(|| format!("reading {shown}"))?;
     ensure!(is_static, "{shown} is not static: take Debian's busybox-static in its place");
-    let output =
-        Command::new(path).arg("--list").output().with_context(|| format!("running {shown} --list"))?;
-    ensure!(output.status.success(), "{shown} --list: {}", output.status);
-    let applets =
-        String::from_utf8(output.stdout).with_context(|| format!("reading what {shown} --list says"))?;
+    let list = path.with_extension(APPLETS);
+    let applets = if cfg!(target_os = "linux") {
+        let output =
+            Command::new(path).arg("--list").output().with_context(|| format!("running {shown} --list"))?;
+        ensure!(output.status.success(), "{shown} --list: {}", output.status);
+        String::from_utf8(output.stdout).with_context(|| format!("reading what {shown} --list says"))?
+    } else {
+        fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?
+    };
     Ok((binary, applets.lines().map(str::to_owned).collect()))
 }
 

@@ -1,7 +1,10 @@
 //! Running programs with a limit on their time, and without leaving them behind.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +14,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::errno::Errno;
-use nix::pty::{Winsize, openpty};
+use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rustix::pty::{self, OpenptFlags};
+use rustix::termios::{Winsize, tcsetwinsize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use wait_timeout::ChildExt as _;
 
 /// How long any single command of a test may take. Generous: it only keeps a hang from being endless.
-pub const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(if cfg!(target_os = "linux") { 90 } else { 400 });
 
 const TICK: Duration = Duration::from_millis(50);
 
@@ -141,16 +146,14 @@ impl Running {
     /// Starts `command` on a terminal of 80 columns and 24 lines, whose output is the standard output.
     pub fn spawn_on_terminal(mut command: Command) -> Result<Self> {
         let shown = show(&command);
-        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
-        let terminal = openpty(&size, None).context("opening a pseudo-terminal")?;
-        let end = || Ok::<_, std::io::Error>(Stdio::from(terminal.slave.try_clone()?));
+        let (master, slave) = pseudo_terminal().context("opening a pseudo-terminal")?;
+        let end = || Ok::<_, std::io::Error>(Stdio::from(slave.try_clone()?));
         command.stdin(end()?).stdout(end()?).stderr(end()?).process_group(0);
         let child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
         // The terminal ends when nobody has its other side open any more: not this process either.
         drop(command);
-        drop(terminal.slave);
+        drop(slave);
         let said = Arc::new(OnceLock::new());
-        let master = File::from(terminal.master);
         let streams = vec![Stream::new(Some(master), &said), Stream::new(None::<File>, &said)];
         Ok(Self { child, command: shown, said, streams, ended: false })
     }
@@ -247,6 +250,23 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Both sides of a new terminal of 80 columns and 24 lines. Without openpty(3): FreeBSD has it in a library whose number
+/// differs between 14 and 15.
+fn pseudo_terminal() -> Result<(File, File)> {
+    let master = pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    pty::grantpt(&master)?;
+    pty::unlockpt(&master)?;
+    let name = pty::ptsname(&master, Vec::new())?;
+    let slave = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(std::path::Path::new(OsStr::from_bytes(name.as_bytes())))?;
+    let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&slave, size)?;
+    Ok((File::from(master), slave))
 }
 
 /// What a program reads from its standard input.

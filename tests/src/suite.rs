@@ -68,7 +68,8 @@ impl Configuration {
         Self {
             state: containerd.skep_state(),
             guest: guest.to_owned(),
-            boot: 60,
+            // Where FreeBSD itself runs under emulation, its VMs are slow.
+            boot: if cfg!(target_os = "linux") { 60 } else { 300 },
             qemu: "qemu-system-x86_64".to_owned(),
             more: String::new(),
         }
@@ -206,7 +207,11 @@ fn start(line: Line, build: Option<&Build>) -> Result<Containerd> {
     let containerd = Containerd::start(&installation, build.map(|build| build.bin.as_path()))?;
     import(&containerd, &Image::busybox(BUSYBOX)?)?;
     // containerd opens some files with its first container, and with the first of a snapshotter, and keeps them.
-    let subject = Subject { containerd: &containerd, runtime: Runtime::Runc };
+    let runtime = if cfg!(target_os = "linux") { Runtime::Runc } else { Runtime::Skep };
+    if let Some(build) = build {
+        Configuration::new(&containerd, &build.guest).write(&containerd)?;
+    }
+    let subject = Subject { containerd: &containerd, runtime };
     subject.sh("first", "true")?.succeeded()?;
     subject.run("first").flags(["--snapshotter", "native"]).sh("true").output()?.succeeded()?;
     Ok(containerd)

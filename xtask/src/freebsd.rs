@@ -1,7 +1,8 @@
-//! `cargo xtask freebsd check`: everything that runs on a FreeBSD host, built and checked on Linux.
+//! `cargo xtask freebsd`: everything that runs on a FreeBSD host, built and checked on Linux, and run by [`harness`].
 
 mod debian;
 pub(crate) mod guest;
+pub(crate) mod harness;
 mod rustup;
 
 use std::path::{Path, PathBuf};
@@ -96,6 +97,8 @@ pub(crate) fn check(cache: &Cache) -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
+    let tests = ["--package", "skep-tests", "--all-targets", "--", "--deny", "warnings"];
+    command::run(toolchain.cargo("clippy").args(tests)).context("the end-to-end tests")?;
     command::run(toolchain.cargo("doc").args(crates()).arg("--no-deps").env("RUSTDOCFLAGS", "-Dwarnings"))?;
     Ok(())
 }

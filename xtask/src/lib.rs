@@ -86,6 +86,12 @@ enum Freebsd {
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
     },
+    /// Run unit, plugin and end-to-end tests in a FreeBSD that QEMU boots from a disk image, which is not written
+    ///
+    /// The image must let root log in on its first serial port without a password, and have virtio disks, 1 GiB of free
+    /// space, and the base system's bhyve, pf and netgraph. FreeBSD's own VM images are like that; bhyve in them takes
+    /// --accel kvm and nested virtualisation, since QEMU's software emulation lacks what FreeBSD asks of an AMD processor.
+    Test(freebsd::harness::Options),
 }
 
 /// Runs the task.
@@ -110,6 +116,7 @@ pub fn run(cli: &Cli) -> Result<()> {
             println!("{}", freebsd::guest::build(&parts, &cache)?.display());
             Ok(())
         }
+        Task::Freebsd(Freebsd::Test(options)) => freebsd::harness::test(options, &cache),
         Task::Lint => check::lint(&cache),
         Task::Audit => check::audit(&cache),
     }

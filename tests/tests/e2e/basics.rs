@@ -9,23 +9,23 @@ use skep_tests::suite::Lease;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("kernel", kernel).everywhere(),
-    Case::both("streams_and_exit_code", streams_and_exit_code).everywhere(),
-    Case::both("exit_codes", exit_codes),
-    Case::both("large_output", large_output),
-    Case::both("large_input", large_input),
-    Case::both("binary_output", binary_output),
-    Case::both("output_of_children", output_of_children),
-    Case::both("terminal", terminal),
-    Case::both("image_configuration", image_configuration),
-    Case::both("environment_and_directory", environment_and_directory),
-    Case::both("without_stdio", without_stdio),
-    Case::skep("piped_input", piped_input).everywhere(),
+    Case::both("kernel", kernel).on_freebsd().everywhere(),
+    Case::both("streams_and_exit_code", streams_and_exit_code).on_freebsd().everywhere(),
+    Case::both("exit_codes", exit_codes).on_freebsd(),
+    Case::both("large_output", large_output).on_freebsd(),
+    Case::both("large_input", large_input).on_freebsd(),
+    Case::both("binary_output", binary_output).on_freebsd(),
+    Case::both("output_of_children", output_of_children).on_freebsd(),
+    Case::both("terminal", terminal).on_freebsd(),
+    Case::both("image_configuration", image_configuration).on_freebsd(),
+    Case::both("environment_and_directory", environment_and_directory).on_freebsd(),
+    Case::both("without_stdio", without_stdio).on_freebsd(),
+    Case::skep("piped_input", piped_input).on_freebsd().everywhere(),
     Case::skep("same_as_runc", same_as_runc),
 ];
 
 fn kernel(lease: &mut Lease) -> Result<()> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let host = nix::sys::utsname::uname()?.release().to_string_lossy().into_owned();
     let output = lease.subject().run("kernel").args(["uname", "-r"]).output()?;
     let release = output.text()?;
     ensure!(!release.is_empty());

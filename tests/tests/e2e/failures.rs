@@ -14,12 +14,12 @@ use crate::Case;
 use crate::bad_input::silent_guest;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("shim_killed", shim_killed).everywhere(),
-    Case::skep("vmm_killed", vmm_killed),
-    Case::skep("vmm_killed_while_attached", vmm_killed_while_attached),
-    Case::both("ctr_killed", ctr_killed),
+    Case::both("shim_killed", shim_killed).on_freebsd().everywhere(),
+    Case::skep("vmm_killed", vmm_killed).on_freebsd(),
+    Case::skep("vmm_killed_while_attached", vmm_killed_while_attached).on_freebsd(),
+    Case::both("ctr_killed", ctr_killed).on_freebsd(),
     Case::skep("ctr_killed_during_boot", ctr_killed_during_boot),
-    Case::skep("all_killed", all_killed),
+    Case::skep("all_killed", all_killed).on_freebsd(),
 ];
 
 const FOREVER: &str = "while :; do sleep 1; done";
@@ -52,7 +52,8 @@ fn shim_killed(lease: &mut Lease) -> Result<()> {
 }
 
 fn is_vmm(member: &Member) -> bool {
-    member.program().starts_with("qemu-system")
+    let name = if cfg!(target_os = "linux") { "qemu-system" } else { "bhyve" };
+    member.program().starts_with(name)
 }
 
 fn vmm_killed(lease: &mut Lease) -> Result<()> {

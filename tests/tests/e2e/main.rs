@@ -9,6 +9,8 @@ mod calls;
 mod confinement;
 mod doctor;
 mod failures;
+#[cfg(target_os = "freebsd")]
+mod freebsd;
 mod hooks;
 mod lifecycle;
 mod nerdctl;
@@ -16,6 +18,7 @@ mod network;
 mod pods;
 mod resources;
 mod rootfs;
+#[cfg(target_os = "linux")]
 mod stand_in;
 mod stdio;
 mod volumes;
@@ -30,8 +33,8 @@ use skep_tests::ctr::Runtime;
 use skep_tests::process;
 use skep_tests::suite::{Lease, Suite};
 
-/// More VMs at once than this only take processors from each other.
-const THREADS: usize = 2;
+/// More VMs at once than this only take processors from each other. On FreeBSD the machine's VMs are counted.
+const THREADS: usize = if cfg!(target_os = "linux") { 2 } else { 1 };
 
 /// How often a case may be tried with runc, where it is the case that is under test. On a busy machine ctr loses the
 /// output of a process that ends before ctr has opened its fifo, and containerd 2.1's own shim ends before it has sent
@@ -39,31 +42,49 @@ const THREADS: usize = 2;
 const RUNC_ATTEMPTS: u32 = 3;
 
 /// The version that cases run on which do not differ by version.
-const USUAL: &[Line] = &[Line::V1_6];
+const USUAL: &[Line] = &[Line::USUAL];
 
 /// One case of the suite.
 struct Case {
     name: &'static str,
     lines: &'static [Line],
     runtimes: &'static [Runtime],
+    /// Whether it runs on FreeBSD hosts, too: there with Skep alone, as there is no runc.
+    freebsd: bool,
     run: fn(&mut Lease) -> Result<()>,
 }
 
 impl Case {
     /// A case for both runtimes.
     const fn both(name: &'static str, run: fn(&mut Lease) -> Result<()>) -> Self {
-        Self { name, lines: USUAL, runtimes: &[Runtime::Skep, Runtime::Runc], run }
+        Self { name, lines: USUAL, runtimes: &[Runtime::Skep, Runtime::Runc], freebsd: false, run }
     }
 
     /// A case about what only Skep has.
     const fn skep(name: &'static str, run: fn(&mut Lease) -> Result<()>) -> Self {
-        Self { name, lines: USUAL, runtimes: &[Runtime::Skep], run }
+        Self { name, lines: USUAL, runtimes: &[Runtime::Skep], freebsd: false, run }
     }
 
     /// The same with every version of containerd.
     const fn everywhere(mut self) -> Self {
         self.lines = &Line::ALL;
         self
+    }
+
+    /// The same on FreeBSD hosts.
+    const fn on_freebsd(mut self) -> Self {
+        self.freebsd = true;
+        self
+    }
+
+    /// With what it runs on this host.
+    fn combinations(&self) -> Vec<(Line, Runtime)> {
+        let all = self.lines.iter().flat_map(|line| self.runtimes.iter().map(|runtime| (*line, *runtime)));
+        if cfg!(target_os = "linux") {
+            return all.collect();
+        }
+        all.filter(|(line, runtime)| self.freebsd && (*line, *runtime) == (Line::USUAL, Runtime::Skep))
+            .collect()
     }
 }
 
@@ -78,6 +99,7 @@ fn main() -> ExitCode {
     let cases = [
         basics::CASES,
         stdio::CASES,
+        #[cfg(target_os = "linux")]
         stand_in::CASES,
         hooks::CASES,
         pods::CASES,
@@ -92,6 +114,8 @@ fn main() -> ExitCode {
         failures::CASES,
         bad_input::CASES,
         doctor::CASES,
+        #[cfg(target_os = "freebsd")]
+        freebsd::CASES,
     ];
     let trials = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
@@ -101,9 +125,7 @@ fn main() -> ExitCode {
 }
 
 fn trials(case: &'static Case, suite: &Arc<Suite>) -> Vec<Trial> {
-    let combinations =
-        case.lines.iter().flat_map(|line| case.runtimes.iter().map(|runtime| (*line, *runtime)));
-    let trials = combinations.map(|(line, runtime)| {
+    let trials = case.combinations().into_iter().map(|(line, runtime)| {
         let suite = Arc::clone(suite);
         Trial::test(format!("{runtime}::{line}::{}", case.name), move || {
             let mut attempt = 1;

@@ -11,7 +11,7 @@ use skep_tests::suite::Lease;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("file_of_both_streams", file_of_both_streams),
+    Case::both("file_of_both_streams", file_of_both_streams).on_freebsd(),
     Case::both("logger", logger).everywhere(),
     Case::both("logger_of_exec", logger_of_exec),
     Case::both("logger_missing", logger_missing),

@@ -1,5 +1,12 @@
 //! A containerd of one's own: root, state, sockets, configuration and Skep's state in one temporary directory.
 
+#[cfg(target_os = "freebsd")]
+#[path = "freebsd.rs"]
+mod system;
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod system;
+
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -8,8 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use nix::mount::{MntFlags, umount2};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wait_timeout::ChildExt as _;
@@ -20,6 +26,9 @@ use crate::process::{Output, run, wait_for};
 
 const START: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(10);
+/// The flags by which `ctr` takes and runs Linux images where the host is something else, on a snapshotter that it has.
+pub const PLATFORM: &[&str] = system::PLATFORM;
+
 /// How much of a log goes into a message.
 const TAIL: usize = 30;
 
@@ -126,7 +135,9 @@ impl Containerd {
 
     /// Imports an image archive.
     pub fn import(&self, archive: &Path) -> Result<()> {
-        self.ctr([Path::new("image"), Path::new("import"), archive])?.succeeded()?;
+        let words = ["image", "import"].map(OsString::from).into_iter();
+        let words = words.chain(PLATFORM.iter().map(OsString::from)).chain([archive.into()]);
+        self.ctr(words)?.succeeded()?;
         Ok(())
     }
 
@@ -194,18 +205,9 @@ impl Containerd {
             thread::sleep(Duration::from_millis(100));
         }
         for mount in census::mounts(self.directory())?.iter().rev() {
-            umount2(mount, MntFlags::MNT_DETACH)
-                .with_context(|| format!("unmounting {}", mount.display()))?;
+            system::unmount(mount).with_context(|| format!("unmounting {}", mount.display()))?;
         }
-        // runc's own state and the cgroups are not in the directory. What is not there needs no removal.
-        let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(&self.namespace));
-        let mut cgroups = census::cgroups(&self.namespace)?;
-        cgroups.reverse();
-        let mut parents: Vec<PathBuf> = cgroup_parents(&self.namespace);
-        cgroups.append(&mut parents);
-        for cgroup in cgroups {
-            let _ = fs::remove_dir(cgroup);
-        }
+        system::forget(&self.namespace)?;
         Ok(())
     }
 }
@@ -218,30 +220,15 @@ impl Drop for Containerd {
     }
 }
 
-fn cgroup_parents(namespace: &str) -> Vec<PathBuf> {
-    let mut parents = vec![Path::new("/sys/fs/cgroup").join(namespace)];
-    if let Ok(entries) = fs::read_dir("/sys/fs/cgroup") {
-        parents.extend(entries.filter_map(|entry| Some(entry.ok()?.path().join(namespace))));
-    }
-    parents.retain(|path| path.is_dir());
-    parents
-}
-
 fn spawn(installation: &Installation, directory: &Path, search_path: &OsString) -> Result<Child> {
     let log =
         File::options().create(true).append(true).open(directory.join("log")).context("opening the log")?;
-    // A network namespace of its own tells its links and sockets from the machine's. unshare(1) execs what it is given,
-    // so that the child is containerd itself.
-    let mut command = Command::new("unshare");
-    command.arg("--net").arg(installation.bin.join("containerd"));
+    let mut command = system::alone(&installation.bin.join("containerd"));
     command.arg("--config").arg(directory.join("config.toml"));
     command.env("PATH", search_path).env(MARK, directory).env("TMPDIR", directory.join("tmp"));
     command.env("SKEP_CONFIG", directory.join("skep.toml"));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-    match command.spawn() {
-        Ok(child) => Ok(child),
-        Err(error) => bail!("starting containerd with unshare (util-linux): {error}"),
-    }
+    command.spawn().with_context(|| format!("starting {}", command.get_program().to_string_lossy()))
 }
 
 fn config(directory: &Path) -> String {

@@ -3,19 +3,21 @@
 //! Everything is counted by its belonging to one containerd, never machine-wide: other containers may run beside.
 //! Processes belong by a mark in their environment, by a path in their command line, or by descent.
 
+#[cfg(target_os = "freebsd")]
+#[path = "freebsd.rs"]
+mod system;
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod system;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
-use anyhow::{Context, Result, bail};
-use procfs::ProcError;
-use procfs::net::UnixState;
-use procfs::process::{FDTarget, Process};
+use anyhow::{Result, bail};
 
 use crate::process::check_interrupt;
 
@@ -59,10 +61,9 @@ impl Census {
         for directory in &scope.watched {
             census.add_tree(directory, &scope.permanent)?;
         }
-        for cgroup in cgroups(&scope.namespace)? {
-            census.add("cgroup", &cgroup.display().to_string());
+        for (kind, what) in system::others(scope)? {
+            census.add(kind, &what);
         }
-        census.add_daemon(scope)?;
         Ok(census)
     }
 
@@ -136,33 +137,6 @@ impl Census {
         }
         Ok(())
     }
-
-    /// containerd's own descriptors, its network's links, and the sockets listened on there.
-    fn add_daemon(&mut self, scope: &Scope) -> Result<()> {
-        let daemon = process(scope.daemon)?;
-        for fd in daemon.fd()? {
-            let Ok(fd) = fd else { continue };
-            match fd.target {
-                // Its databases and snapshots, opened and read when it pleases: no trace of a container.
-                FDTarget::Path(path) if path.starts_with(&scope.own) => {}
-                FDTarget::Path(path) => self.add("containerd's fd", &path.display().to_string()),
-                FDTarget::Pipe(_) => self.add("containerd's fd", "pipe"),
-                FDTarget::AnonInode(kind) => self.add("containerd's fd", &kind),
-                // Connections come and go with the clients; the listening ones are counted below.
-                _ => {}
-            }
-        }
-        for link in daemon.dev_status()?.into_keys() {
-            self.add("link", &link);
-        }
-        for socket in daemon.unix()? {
-            // The accepted ends have the same path, but are connected.
-            if let (UnixState::UNCONNECTED, Some(path)) = (socket.state, socket.path) {
-                self.add("listener", &path.display().to_string());
-            }
-        }
-        Ok(())
-    }
 }
 
 impl std::fmt::Display for Census {
@@ -188,35 +162,29 @@ impl Member {
     }
 }
 
+/// One process of the system, whoever's.
+struct Process {
+    member: Member,
+    parent: i32,
+    /// Whether environment or command line tell that it is the scope's.
+    marked: bool,
+}
+
 /// The processes that belong to `scope`, this one and its threads left out.
 pub fn processes(scope: &Scope) -> Result<Vec<Member>> {
     let own = i32::try_from(std::process::id())?;
-    let directory = scope.directory.as_os_str();
-    let mut all: BTreeMap<i32, (i32, Process)> = BTreeMap::new();
-    for process in procfs::process::all_processes().context("listing processes")? {
-        // A process that ends while it is looked at is not there.
-        let Ok(process) = process else { continue };
-        let Ok(stat) = process.stat() else { continue };
-        if process.pid != own {
-            all.insert(process.pid, (stat.ppid, process));
+    let mut all: BTreeMap<i32, Process> = BTreeMap::new();
+    for process in system::processes(&scope.directory)? {
+        if process.member.pid != own {
+            all.insert(process.member.pid, process);
         }
     }
-    let mut members: BTreeSet<i32> = BTreeSet::new();
-    for (pid, (_, process)) in &all {
-        let marked = process.environ().is_ok_and(|environment| {
-            environment.get(OsStr::new(MARK)).is_some_and(|value| value == directory)
-        });
-        let named = process
-            .cmdline()
-            .is_ok_and(|words| words.iter().any(|word| contains(word.as_bytes(), directory.as_bytes())));
-        if marked || named {
-            members.insert(*pid);
-        }
-    }
+    let mut members: BTreeSet<i32> =
+        all.iter().filter(|(_, process)| process.marked).map(|(pid, _)| *pid).collect();
     loop {
         let children: Vec<i32> = all
             .iter()
-            .filter(|(pid, (parent, _))| members.contains(parent) && !members.contains(pid))
+            .filter(|(pid, process)| members.contains(&process.parent) && !members.contains(pid))
             .map(|(pid, _)| *pid)
             .collect();
         if children.is_empty() {
@@ -224,64 +192,24 @@ pub fn processes(scope: &Scope) -> Result<Vec<Member>> {
         }
         members.extend(children);
     }
-    let found = members.into_iter().filter_map(|pid| {
-        let (_, process) = &all[&pid];
-        let stat = process.stat().ok()?;
-        // Empty for a zombie, which is what its state tells.
-        let arguments = process.cmdline().ok()?;
-        let description = if arguments.is_empty() {
-            format!("{} (state {})", stat.comm, stat.state)
-        } else {
-            arguments.join(" ")
-        };
-        Some(Member { pid, arguments, description })
-    });
-    Ok(found.collect())
+    Ok(all
+        .into_values()
+        .map(|process| process.member)
+        .filter(|member| members.contains(&member.pid))
+        .collect())
 }
 
 /// The mount points at and below `directory`, in the order in which they were mounted.
 pub fn mounts(directory: &Path) -> Result<Vec<PathBuf>> {
-    let own = Process::myself().context("opening /proc/self")?;
-    let all = own.mountinfo().context("reading /proc/self/mountinfo")?;
-    Ok(all.into_iter().map(|mount| mount.mount_point).filter(|point| point.starts_with(directory)).collect())
-}
-
-/// The cgroups below those named `namespace`, in every hierarchy.
-pub fn cgroups(namespace: &str) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-    // cgroup v1 has a directory for each controller.
-    if let Ok(entries) = fs::read_dir("/sys/fs/cgroup") {
-        roots.extend(entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir()));
-    }
-    let mut queue: Vec<PathBuf> = roots.into_iter().map(|root| root.join(namespace)).collect();
-    while let Some(directory) = queue.pop() {
-        let Ok(entries) = fs::read_dir(&directory) else { continue };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                found.push(entry.path());
-                queue.push(entry.path());
-            }
-        }
-    }
-    Ok(found)
-}
-
-fn process(pid: u32) -> Result<Process> {
-    match Process::new(i32::try_from(pid)?) {
-        Err(ProcError::NotFound(_)) => bail!("containerd (process {pid}) is gone"),
-        other => other.with_context(|| format!("opening process {pid}")),
-    }
+    Ok(system::mounts()?.into_iter().filter(|point| point.starts_with(directory)).collect())
 }
 
 fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(mounts(path)?.iter().any(|point| point == path))
 }
 
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len()).any(|window| window == part)
-}
+#[cfg(target_os = "linux")]
+pub use system::cgroups;
 
 #[cfg(test)]
 mod tests {
