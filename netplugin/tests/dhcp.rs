@@ -185,4 +185,11 @@ fn without_an_answer_nothing_is_left() {
     // In time somebody does.
     site.start_server();
     site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap();
+    // A lease that cannot be given back is told; all else is undone.
+    site.daemons.clear();
+    let error = site.host.call("DEL", "a", "eth0", &ns.path(), &conf).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("dhcp.sock"), "{error}");
+    assert_eq!(site.host.ns.census(), before);
+    assert_eq!(site.host.files(), Vec::<String>::new());
+    assert!(!ns.ip("-br link").contains("eth0"));
 }
