@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use skep_tests::census;
 use skep_tests::process::run;
 use skep_tests::suite::Lease;
 
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::skep("doctor", doctor).on_freebsd(),
     Case::skep("volumes", volumes).on_freebsd(),
     Case::skep("twenty_sandboxes", twenty_sandboxes).on_freebsd(),
+    Case::skep("figures", figures).on_freebsd(),
 ];
 
 /// The doctor finds nothing in the way, and knows which machine it looks at.
@@ -64,6 +66,34 @@ fn twenty_sandboxes(lease: &mut Lease) -> Result<()> {
         for id in &ids {
             subject.remove(id)?;
         }
+    }
+    Ok(())
+}
+
+/// Prints what a sandbox costs: when each phase of its start was over, and the memory of its processes. No figure fails.
+fn figures(lease: &mut Lease) -> Result<()> {
+    const ROUNDS: usize = 3;
+    let subject = lease.subject();
+    for round in 0..ROUNDS {
+        let id = format!("figures-{round}");
+        subject.run(&id).flags(["--null-io"]).sh("while :; do sleep 1; done").detached()?;
+        let path = subject.sandbox(&id)?.join("timings.json");
+        let timings: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        let marks = timings["marks"].as_array().context("timings have marks")?;
+        ensure!(!marks.is_empty(), "{timings:#}");
+        for mark in marks {
+            eprintln!("figure: start {round}: {} at {} us", mark["name"], mark["at_us"]);
+        }
+        for member in census::processes(&lease.containerd.scope())? {
+            let mut ps = Command::new("ps");
+            ps.args(["-o", "rss=", "-p", &member.pid.to_string()]);
+            let kib = run(ps)?.out();
+            eprintln!("figure: resident {round}: {} KiB {}", kib.trim(), member.arguments.join(" "));
+        }
+        let agent =
+            subject.exec(&id, "memory").args(["grep", "-E", "MemTotal|MemFree", "/proc/meminfo"]).output()?;
+        eprintln!("figure: guest {round}: {}", agent.text()?.replace('\n', ", "));
+        subject.remove(&id)?;
     }
     Ok(())
 }

@@ -137,7 +137,14 @@ fn trials(case: &'static Case, suite: &Arc<Suite>) -> Vec<Trial> {
                         eprintln!("{runtime}::{line}::{}, attempt {attempt}: {error:#}", case.name);
                         attempt += 1;
                     }
-                    outcome => return outcome.map_err(|error| format!("{error:#}").into()),
+                    Err(error) => {
+                        // The machine that this runs on may not live to the end, when failures are told.
+                        if cfg!(target_os = "freebsd") {
+                            eprintln!("{error:#}");
+                        }
+                        return Err(format!("{error:#}").into());
+                    }
+                    Ok(()) => return Ok(()),
                 }
             }
         })
