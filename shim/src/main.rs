@@ -11,6 +11,7 @@ mod delete;
 mod events;
 mod info;
 mod input;
+mod lingering;
 mod log;
 mod metrics;
 mod pod;

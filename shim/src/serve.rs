@@ -22,7 +22,7 @@ use crate::{
     cli::Args,
     convert::chain,
     events::Publisher,
-    log,
+    lingering, log,
     pod::Pod,
     service::Service,
     socket,
@@ -72,7 +72,7 @@ async fn serve(pod: Arc<Pod>, listener: UnixListener, path: &std::path::Path) ->
     let finished = Arc::new(Notify::new());
     let service: Arc<dyn Task + Send + Sync> =
         Arc::new(Service::new(Arc::clone(&pod), Arc::clone(&finished)));
-    let listener = Listener::try_from(listener).context("the listening socket")?;
+    let listener = Listener::new(lingering::accept(listener).context("the listening socket")?);
     let streaming = Arc::new(StreamingService::new(Arc::clone(&pod.streams)));
     let mut server = Server::new()
         .add_listener(listener)
