@@ -17,8 +17,15 @@ use crate::{apt, command, workspace};
 /// The target of FreeBSD hosts.
 pub(crate) const TARGET: &str = "x86_64-unknown-freebsd";
 /// The crates that make up a host, and the agent of FreeBSD guests.
-const CRATES: &[&str] =
-    &["skep", "containerd-shim-skep-v2", "skep-containerd-api", "skep-protocol", "skep-cni", "skep-agent"];
+const CRATES: &[&str] = &[
+    "skep",
+    "containerd-shim-skep-v2",
+    "skep-containerd-api",
+    "skep-protocol",
+    "skep-ifnet",
+    "skep-cni",
+    "skep-agent",
+];
 /// The linker, with FreeBSD's libraries in it, and what makes it look like one to cargo: both from `PyPI`.
 const LINKER: &[&str] = &["ziglang==0.17.0", "cargo-zigbuild==0.24.0"];
 /// `debian` leaves rustup out even where it is.

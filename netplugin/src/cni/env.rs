@@ -53,6 +53,8 @@ pub struct Args {
     pub ips: Vec<IpAddr>,
     /// `MAC`: the Ethernet address wanted.
     pub mac: Option<Mac>,
+    /// `SKEP_TAP`: a tap of the runtime's that is to be the sandbox's port (FreeBSD).
+    pub tap: Option<String>,
     /// `K8S_POD_NAMESPACE` and `K8S_POD_NAME`, when both are there.
     pub pod: Option<(String, String)>,
 }
@@ -184,6 +186,10 @@ fn args(text: &str) -> Result<Args, EnvError> {
                 }
             }
             "MAC" => found.mac = Some(value.parse()?),
+            "SKEP_TAP" if cfg!(target_os = "freebsd") => {
+                check_ifname(value).map_err(|why| invalid("CNI_ARGS", pair, why))?;
+                found.tap = Some(value.to_owned());
+            }
             "K8S_POD_NAMESPACE" => namespace = Some(value.to_owned()),
             "K8S_POD_NAME" => pod = Some(value.to_owned()),
             "K8S_POD_INFRA_CONTAINER_ID" | "K8S_POD_UID" => {}

@@ -68,6 +68,18 @@ pub enum DatapathError {
     State(#[from] StateError),
 }
 
+#[cfg(target_os = "freebsd")]
+impl From<skep_ifnet::Error> for DatapathError {
+    fn from(error: skep_ifnet::Error) -> Self {
+        match error {
+            skep_ifnet::Error::Kernel { what, error } => Self::Kernel { what, error },
+            skep_ifnet::Error::Jail { name, why } => Self::Netns { path: name, why },
+            skep_ifnet::Error::Inside(what) => Self::Conflict(what),
+            skep_ifnet::Error::Unsupported { what, why } => Self::Unsupported { what, why },
+        }
+    }
+}
+
 impl DatapathError {
     /// Whether the container is gone.
     pub fn is_netns_gone(&self) -> bool {

@@ -69,6 +69,10 @@ pub struct Attachment {
     pub ports: Vec<PortMapping>,
     /// Limits on what it carries.
     pub bandwidth: Option<Bandwidth>,
+    /// A tap of the runtime's that becomes the host's end, under another name. Known to the ADD it is given to only: when
+    /// that fails, the runtime has it back.
+    #[serde(skip)]
+    pub given: Option<String>,
     /// Whether its addresses are our own allocator's.
     pub own_ipam: bool,
     /// Whether its addresses are asked for by DHCP, on the interface itself.

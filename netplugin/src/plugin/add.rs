@@ -109,6 +109,7 @@ impl<D: Datapath> Plugin<'_, D> {
             group,
             ports: conf.runtime.port_mappings.clone(),
             bandwidth: conf.runtime.bandwidth,
+            given: attach.args.tap.clone(),
             own_ipam: matches!(conf.ipam, IpamConfig::Own(_)),
             dhcp: conf.ipam.asks_on_the_interface(),
             id,

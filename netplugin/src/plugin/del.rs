@@ -62,6 +62,7 @@ fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attac
         group: None,
         ports: Vec::new(),
         bandwidth: None,
+        given: None,
         own_ipam: false,
         dhcp: false,
     }

@@ -1,19 +1,22 @@
 //! One sandbox's interface: an epair(4) whose other end is in the sandbox's vnet jail, or a tap(4) on the host for a VM.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::interface::{Control, find, links, need};
-use super::jail::Jail;
-use super::netgraph::Netgraph;
+use skep_ifnet::sys::interruptible;
+use skep_ifnet::{Control, Error, Jail, Netgraph, find, links, need, route};
+
 use super::pf::ruleset::{GROUP, addresses, check_name};
-use super::{bridge, frames, route};
+use super::{bridge, frames};
 use crate::cni::Route;
 use crate::datapath::DatapathError;
 use crate::network::{Attachment, Kind};
 
+/// How long a tap may be in use that is to be removed.
+const CLOSED: Duration = Duration::from_secs(5);
 /// More than a sandbox has, and few enough for a filter's program.
 const MAX_ADDRESSES: usize = 8;
 
@@ -38,6 +41,15 @@ pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
             why: "FreeBSD's routing tables are not set up".to_owned(),
         });
     }
+    if let Some(tap) = &attachment.given {
+        if attachment.kind != Kind::Tap {
+            return Err(DatapathError::Unsupported {
+                what: format!("SKEP_TAP={tap} in CNI_ARGS"),
+                why: "a tap is for a VM on the host, where CNI_NETNS is 0".to_owned(),
+            });
+        }
+        need(tap)?;
+    }
     if attachment.kind != Kind::Veth {
         return Ok(());
     }
@@ -60,12 +72,17 @@ pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), D
         Kind::Veth => Some(Jail::open(&attachment.netns)?),
         Kind::Tap | Kind::Chained => None,
     };
-    let made = control.create(if jail.is_some() { "epair" } else { "tap" })?;
-    let other = made.strip_suffix('a').map(|stem| format!("{stem}b"));
+    let made = match &attachment.given {
+        Some(tap) => tap.clone(),
+        None => control.create(if jail.is_some() { "epair" } else { "tap" })?,
+    };
+    let other = made.strip_suffix('a').filter(|_| jail.is_some()).map(|stem| format!("{stem}b"));
     // Named first: from then on a DEL finds it.
     if let Err(error) = control.rename(&made, port) {
-        let _ = control.destroy(&made);
-        return Err(error);
+        if attachment.given.is_none() {
+            let _ = control.destroy(&made);
+        }
+        return Err(error.into());
     }
     control.set_mtu(port, attachment.mtu)?;
     control.add_group(port, GROUP)?;
@@ -75,19 +92,19 @@ pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), D
     Netgraph::open()?.filter(port, &program)?;
     // Neither learns nor is asked for what nobody knows: who is behind it is written down.
     control.add_port(&attachment.bridge, port, 0)?;
-    control.add_station(&attachment.bridge, port, attachment.mac)?;
+    control.add_station(&attachment.bridge, port, attachment.mac.0)?;
     bridge::neighbours(attachment, true)?;
     if let (Some(jail), Some(other)) = (jail, other) {
-        control.set_mac(&other, attachment.mac)?;
+        control.set_mac(&other, attachment.mac.0)?;
         control.set_mtu(&other, attachment.mtu)?;
         control.move_into(&other, jail.id)?;
         jail.run(|| configure(attachment, &other))?;
     }
-    control.raise(port)
+    Ok(control.raise(port)?)
 }
 
 /// The jail's side: name, addresses and routes. Runs inside.
-fn configure(attachment: &Attachment, made: &str) -> Result<(), DatapathError> {
+fn configure(attachment: &Attachment, made: &str) -> Result<(), Error> {
     let control = Control::open()?;
     let name = &attachment.ifname;
     control.rename(made, name)?;
@@ -118,10 +135,38 @@ fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
 pub(super) fn detach(control: &Control, attachment: &Attachment) -> Vec<DatapathError> {
     let mut errors = Vec::new();
     if attachment.kind != Kind::Chained {
-        errors.extend(control.destroy(&attachment.host_ifname).err());
+        errors.extend(match &attachment.given {
+            Some(tap) => give_back(control, attachment, tap).err(),
+            None => remove(control, attachment).err(),
+        });
     }
     errors.extend(bridge::neighbours(attachment, false).err());
     errors
+}
+
+/// Gives a tap of the runtime's back, as much of it as was taken.
+fn give_back(control: &Control, attachment: &Attachment, tap: &str) -> Result<(), DatapathError> {
+    let port = &attachment.host_ifname;
+    if find(port)?.is_none() {
+        return Ok(());
+    }
+    control.lower(port)?;
+    control.remove_port(&attachment.bridge, port)?;
+    Netgraph::open()?.unfilter(port)?;
+    Ok(control.rename(port, tap)?)
+}
+
+/// Removes the port. A tap that its VM has open still waits until it is closed, so from then on nothing shall pass.
+fn remove(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
+    let port = &attachment.host_ifname;
+    control.lower(port)?;
+    match interruptible(CLOSED, || control.destroy(port)) {
+        Err(error) if error.errno() == Some(libc::EINTR) => Err(DatapathError::Conflict(format!(
+            "interface {port} is still in use after {} s: end the VM that has it open first",
+            CLOSED.as_secs()
+        ))),
+        result => Ok(result?),
+    }
 }
 
 /// What is in the jail, as it tells it.
@@ -161,7 +206,7 @@ pub(super) fn check(
     let inside: Option<Inside> = Jail::open(&attachment.netns)?.run(|| {
         let link = links()?.into_iter().find(|link| link.name == *name);
         Ok(link.map(|link| Inside {
-            mac: link.mac == Some(mac),
+            mac: link.mac == Some(mac.0),
             up: link.up,
             mtu: link.mtu,
             addresses: link.addresses,

@@ -1,104 +1,19 @@
 //! The bridge of a network, by the driver commands of if_bridge(4).
 
-use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::interface::{Control, Link, find, links, name_of, need};
+use skep_ifnet::sys::{load_module, set_sysctl, sysctl};
+use skep_ifnet::{Control, DISCOVERS, LEARNS, Link, find, links, need, route};
+
 use super::pf::ruleset::{GROUP, Outside, check_name};
-use super::sys::{allow, kernel, load_module, set_sysctl, sysctl};
-use super::{route, vxlan};
+use super::vxlan;
 use crate::datapath::DatapathError;
-use crate::mac::Mac;
 use crate::network::{Attachment, Network};
 
 /// What Ethernet carries where nothing else is known.
 const ETHERNET_MTU: u32 = 1500;
-
-// net/if_bridgevar.h
-const BRDGADD: u64 = 0;
-const BRDGDEL: u64 = 1;
-const BRDGGIFFLGS: u64 = 2;
-const BRDGSIFFLGS: u64 = 3;
-const BRDGSADDR: u64 = 8;
-const IFBAF_STATIC: u8 = 1;
-/// A port whose source addresses are learnt.
-pub(super) const LEARNS: u32 = 0x1;
-/// A port that gets frames whose destination nobody knows.
-pub(super) const DISCOVERS: u32 = 0x2;
-/// A port that gets nothing from others like it.
-pub(super) const PRIVATE: u32 = 0x800;
-
-/// `struct ifbreq`.
-#[repr(C)]
-#[derive(Default)]
-struct Member {
-    name: [u8; 16],
-    flags: u32,
-    rest: [u32; 15],
-}
-
-/// `struct ifbareq`.
-#[repr(C)]
-#[derive(Default)]
-struct Station {
-    name: [u8; 16],
-    expire: u64,
-    flags: u8,
-    mac: [u8; 6],
-    // Aligns the VLAN's number.
-    _pad: u8,
-    vlan: u16,
-}
-
-const _: () = assert!(size_of::<Member>() == 80 && size_of::<Station>() == 40);
-
-impl Control {
-    fn member(&self, bridge: &str, command: u64, port: &str, flags: u32) -> io::Result<u32> {
-        let mut member = Member { name: name_of(port)?, flags, ..Member::default() };
-        self.driver(bridge, command, command == BRDGGIFFLGS, &mut member)?;
-        Ok(member.flags)
-    }
-
-    /// Makes an interface a port of a bridge, with these flags of its own; fine if it is.
-    pub(super) fn add_port(&self, bridge: &str, port: &str, flags: u32) -> Result<(), DatapathError> {
-        allow(self.member(bridge, BRDGADD, port, 0).map(|_| ()), libc::EEXIST)
-            .and_then(|()| self.member(bridge, BRDGSIFFLGS, port, flags).map(|_| ()))
-            .map_err(|error| kernel(format!("make {port} a port of {bridge}"), error))
-    }
-
-    /// Takes a port off a bridge; fine if it is not there.
-    pub(super) fn remove_port(&self, bridge: &str, port: &str) -> Result<(), DatapathError> {
-        let result = self.member(bridge, BRDGDEL, port, 0).map(|_| ());
-        allow(allow(result, libc::ENOENT), libc::ENXIO)
-            .map_err(|error| kernel(format!("take {port} off {bridge}"), error))
-    }
-
-    /// The flags of a port; none if it is no port of this bridge.
-    pub(super) fn port_flags(&self, bridge: &str, port: &str) -> Result<Option<u32>, DatapathError> {
-        match self.member(bridge, BRDGGIFFLGS, port, 0) {
-            Ok(flags) => Ok(Some(flags)),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO)) => Ok(None),
-            Err(error) => Err(kernel(format!("look at port {port} of {bridge}"), error)),
-        }
-    }
-
-    /// Writes down for good behind which port an Ethernet address is.
-    pub(super) fn add_station(&self, bridge: &str, port: &str, mac: Mac) -> Result<(), DatapathError> {
-        let add = || {
-            let mut station = Station {
-                name: name_of(port)?,
-                flags: IFBAF_STATIC,
-                mac: mac.0,
-                vlan: 0,
-                ..Station::default()
-            };
-            self.driver(bridge, BRDGSADDR, false, &mut station)
-        };
-        add().map_err(|error| kernel(format!("write down that {mac} is behind {port}"), error))
-    }
-}
 
 /// See [`crate::datapath::Datapath::prepare`].
 pub(super) fn prepare(network: &mut Network) -> Result<(), DatapathError> {
@@ -199,13 +114,13 @@ pub(super) fn ensure(control: &Control, network: &Network) -> Result<(), Datapat
         }
         let made = control.create("bridge")?;
         let named = control
-            .set_mac(&made, network.mac)
+            .set_mac(&made, network.mac.0)
             .and_then(|()| control.set_mtu(&made, network.mtu))
             .and_then(|()| control.rename(&made, name));
         if let Err(error) = named {
             // Nobody would find it under that name.
             let _ = control.destroy(&made);
-            return Err(error);
+            return Err(error.into());
         }
     }
     control.add_group(name, GROUP)?;
@@ -248,14 +163,14 @@ pub(super) fn outside(bridges: &[String]) -> Result<Vec<Outside>, DatapathError>
 pub(super) fn remove(control: &Control, network: &Network) -> Vec<DatapathError> {
     let mut errors = vxlan::remove(control, network);
     if let Some(nic) = &network.nic {
-        errors.extend(control.remove_port(&network.bridge, nic).err());
+        errors.extend(control.remove_port(&network.bridge, nic).err().map(DatapathError::from));
     }
     if network.owns_bridge {
-        errors.extend(control.destroy(&network.bridge).err());
+        errors.extend(control.destroy(&network.bridge).err().map(DatapathError::from));
         return errors;
     }
     for gateway in &network.gateways {
-        errors.extend(control.delete_address(&network.bridge, gateway.addr()).err());
+        errors.extend(control.delete_address(&network.bridge, gateway.addr()).err().map(DatapathError::from));
     }
     errors
 }
@@ -291,7 +206,7 @@ pub(super) fn neighbours(attachment: &Attachment, add: bool) -> Result<(), Datap
         }
         route::delete_neighbour(bridge.index, ip)?;
         if add {
-            route::add_neighbour(bridge.index, ip, attachment.mac)?;
+            route::add_neighbour(bridge.index, ip, attachment.mac.0)?;
         }
     }
     Ok(())

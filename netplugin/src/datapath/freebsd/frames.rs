@@ -7,15 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::mac::Mac;
 
-/// One instruction: `struct bpf_insn` of net/bpf.h.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Insn {
-    pub(super) code: u16,
-    pub(super) jt: u8,
-    pub(super) jf: u8,
-    pub(super) k: u32,
-}
+pub(super) use skep_ifnet::Insn;
 
 /// What net/bpf.h allows a program to have.
 #[cfg(test)]

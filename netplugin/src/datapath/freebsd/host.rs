@@ -4,17 +4,19 @@ use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::interface::{Control, find};
-use super::jail::{HOST, Jail};
-use super::netgraph::Netgraph;
+use skep_ifnet::sys::load_module;
+use skep_ifnet::{Control, Jail, Netgraph, find};
+
 use super::pf::device::{List, Pf};
 use super::pf::{load, ruleset};
-use super::sys::load_module;
 use super::{attach, bridge, cut, orphans, vxlan};
 use crate::cni::Interface;
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::policy::GroupName;
+
+/// What `CNI_NETNS` names for an interface that shall stay on the host.
+const HOST: &str = "0";
 
 /// This host: the network stack the process runs in, perhaps a vnet jail's.
 #[derive(Debug)]

@@ -16,31 +16,26 @@
 #![cfg_attr(not(target_os = "freebsd"), allow(dead_code, reason = "elsewhere only its tests run"))]
 
 #[cfg(target_os = "freebsd")]
-mod address;
-#[cfg(target_os = "freebsd")]
 mod attach;
 #[cfg(target_os = "freebsd")]
 mod bridge;
 #[cfg(target_os = "freebsd")]
 mod cut;
+mod flood;
 mod frames;
 #[cfg(target_os = "freebsd")]
 mod host;
 #[cfg(target_os = "freebsd")]
-mod interface;
-#[cfg(target_os = "freebsd")]
-mod jail;
-#[cfg(target_os = "freebsd")]
-mod netgraph;
-#[cfg(target_os = "freebsd")]
 mod orphans;
 mod pf;
-#[cfg(target_os = "freebsd")]
-mod route;
-#[cfg(target_os = "freebsd")]
-mod sys;
 #[cfg(target_os = "freebsd")]
 mod vxlan;
 
 #[cfg(target_os = "freebsd")]
 pub use host::{Host, Watch};
+
+/// A failure of the kernel at doing `what`.
+#[cfg(target_os = "freebsd")]
+fn kernel(what: impl Into<String>, error: std::io::Error) -> super::DatapathError {
+    super::DatapathError::Kernel { what: what.into(), error }
+}

@@ -1,6 +1,8 @@
 //! What has our names and is in no record.
 
-use super::interface::{Control, links};
+use skep_ifnet::{Control, links};
+
+use super::flood;
 use super::pf::device::{List, Pf};
 use super::pf::load::pfctl;
 use super::pf::ruleset::{ROOT, net_anchor};
@@ -18,8 +20,12 @@ pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, Da
             let linked = || state.networks.iter().flat_map(|net| &net.links).any(|one| one.name == *name);
             name.strip_prefix("skv").is_some_and(|id| is_id(id) && !sandbox(id))
                 || name.strip_prefix("skx").is_some_and(|id| is_id(id) && !linked())
+                || name.strip_prefix(flood::PREFIX).is_some_and(|id| {
+                    let mut links = state.networks.iter().flat_map(|net| &net.links);
+                    is_id(id) && !links.any(|link| flood::senders(link).any(|(one, _)| one == *name))
+                })
                 || name.strip_prefix("skb-").is_some_and(|network| {
-                    link.mac == Some(Network::derive_mac(network))
+                    link.mac == Some(Network::derive_mac(network).0)
                         && !state.networks.iter().any(|one| one.bridge == *name)
                 })
         })
@@ -53,7 +59,9 @@ pub(super) fn remove(control: &Control, pf: Option<&Pf>, orphans: &[Orphan]) -> 
     let mut errors = Vec::new();
     for orphan in orphans {
         match (orphan, pf) {
-            (Orphan::Interface(name), _) => errors.extend(control.destroy(name).err()),
+            (Orphan::Interface(name), _) => {
+                errors.extend(control.destroy(name).err().map(DatapathError::from));
+            }
             (Orphan::Rules(anchor), Some(pf)) => errors.extend(pf.clear(anchor).err()),
             _ => {}
         }

@@ -1,14 +1,13 @@
-//! The links of a stretched network, by the driver commands of vxlan(4).
-//!
-//! The kernel's link sends what has no known destination to one address. So each link of a plan has one peer: mode `mesh`
-//! fits, mode `flood` with two nodes does too, and with more it is refused.
+//! The links of a stretched network, by the driver commands of vxlan(4). Each has one peer; what more peers take is in
+//! [`super::flood`].
 
 use std::net::IpAddr;
 
-use super::bridge::{DISCOVERS, LEARNS, PRIVATE};
-use super::interface::{Control, find, links};
+use skep_ifnet::sys::{allow, load_module};
+use skep_ifnet::{Control, DISCOVERS, Insn, LEARNS, Netgraph, PRIVATE, find, links};
+
 use super::pf::ruleset::GROUP;
-use super::sys::{allow, kernel, load_module};
+use super::{flood, kernel};
 use crate::datapath::DatapathError;
 use crate::mac::Mac;
 use crate::network::Network;
@@ -65,6 +64,8 @@ const WITH_REMOTE6: u64 = 0x10;
 const WITH_LOCAL_PORT: u64 = 0x20;
 const WITH_REMOTE_PORT: u64 = 0x40;
 const VXLAN_CMD_FTABLE_ENTRY_ADD: u64 = 13;
+/// Ports for links that only send: below those that the kernel gives to others, and known for nothing.
+const SENDERS: std::ops::Range<u16> = 9700..9900;
 
 fn address(ip: IpAddr) -> Address {
     let mut bytes = [0; 28];
@@ -113,15 +114,7 @@ pub(super) fn inner_mtu(vpc: &Vpc) -> Result<u32, DatapathError> {
 pub(super) fn plan(network: &Network) -> Result<Vec<vxlan::Link>, DatapathError> {
     let Some(vpc) = &network.vpc else { return Ok(Vec::new()) };
     let (node, _) = local_node(vpc)?;
-    let links = vpc.plan(&network.name, node)?;
-    if links.iter().any(|link| link.flood_to.len() > 1) {
-        return Err(DatapathError::Unsupported {
-            what: "vxlan.mode `flood` with more than one peer".to_owned(),
-            why: "FreeBSD's vxlan(4) sends unknown and group addresses to one peer; use mode `mesh`"
-                .to_owned(),
-        });
-    }
-    Ok(links)
+    Ok(vpc.plan(&network.name, node)?)
 }
 
 /// Makes the links and their entries as the record says.
@@ -129,7 +122,8 @@ pub(super) fn ensure(control: &Control, network: &Network) -> Result<(), Datapat
     for wanted in &network.links {
         load_module("if_vxlan");
         if find(&wanted.name)?.is_none() {
-            create(control, network, wanted)?;
+            let Some(first) = wanted.flood_to.first() else { continue };
+            create(control, network, wanted, (&wanted.name, *first, wanted.port))?;
         }
         for (mac, peer) in &wanted.stations {
             add_station(control, wanted, *mac, *peer)?;
@@ -138,12 +132,58 @@ pub(super) fn ensure(control: &Control, network: &Network) -> Result<(), Datapat
         control.add_port(&network.bridge, &wanted.name, LEARNS | DISCOVERS | PRIVATE)?;
         control.add_group(&wanted.name, GROUP)?;
         control.raise(&wanted.name)?;
+        for (name, peer) in flood::senders(wanted) {
+            if find(&name)?.is_none() {
+                create_sender(control, network, wanted, &name, peer)?;
+            }
+            control.add_port(&network.bridge, &name, DISCOVERS | PRIVATE)?;
+            control.add_group(&name, GROUP)?;
+        }
     }
     Ok(())
 }
 
-fn create(control: &Control, network: &Network, wanted: &vxlan::Link) -> Result<(), DatapathError> {
-    let Some(peer) = wanted.flood_to.first() else { return Ok(()) };
+/// Makes a link that only sends. What arrives at its port, from whomever, goes nowhere.
+fn create_sender(
+    control: &Control,
+    network: &Network,
+    wanted: &vxlan::Link,
+    name: &str,
+    peer: IpAddr,
+) -> Result<(), DatapathError> {
+    /// BPF's "return 0": the frame is dropped.
+    const NONE: [Insn; 1] = [Insn { code: 0x06, jt: 0, jf: 0, k: 0 }];
+    for port in SENDERS {
+        create(control, network, wanted, (name, peer, port))?;
+        let works = || -> Result<bool, DatapathError> {
+            Netgraph::open()?.filter(name, &NONE)?;
+            control.raise(name)?;
+            Ok(control.is_running(name)?)
+        };
+        match works() {
+            Ok(true) => return Ok(()),
+            // Somebody else has the port, or another link of ours to another peer.
+            Ok(false) => control.destroy(name)?,
+            Err(error) => {
+                let _ = control.destroy(name);
+                return Err(error);
+            }
+        }
+    }
+    Err(DatapathError::Conflict(format!(
+        "no UDP port of {}-{} is free for a VXLAN link to {peer}",
+        SENDERS.start,
+        SENDERS.end - 1
+    )))
+}
+
+/// Makes a link with this name, this peer and this port of ours.
+fn create(
+    control: &Control,
+    network: &Network,
+    wanted: &vxlan::Link,
+    (name, peer, port): (&str, IpAddr, u16),
+) -> Result<(), DatapathError> {
     let (local, remote) = match wanted.local {
         IpAddr::V4(_) => (WITH_LOCAL4, WITH_REMOTE4),
         IpAddr::V6(_) => (WITH_LOCAL6, WITH_REMOTE6),
@@ -152,17 +192,17 @@ fn create(control: &Control, network: &Network, wanted: &vxlan::Link) -> Result<
         with: WITH_VNI | local | remote | WITH_LOCAL_PORT | WITH_REMOTE_PORT,
         vni: wanted.vni,
         local: address(wanted.local),
-        remote: address(*peer),
-        local_port: wanted.port,
+        remote: address(peer),
+        local_port: port,
         remote_port: wanted.port,
         ..Parameters::default()
     };
     let made = control.create_with("vxlan", (&raw mut parameters).cast())?;
-    let named = control.set_mtu(&made, network.mtu).and_then(|()| control.rename(&made, &wanted.name));
+    let named = control.set_mtu(&made, network.mtu).and_then(|()| control.rename(&made, name));
     if named.is_err() {
         let _ = control.destroy(&made);
     }
-    named
+    Ok(named?)
 }
 
 fn add_station(control: &Control, link: &vxlan::Link, mac: Mac, peer: IpAddr) -> Result<(), DatapathError> {
@@ -173,16 +213,28 @@ fn add_station(control: &Control, link: &vxlan::Link, mac: Mac, peer: IpAddr) ->
 
 /// Removes links that an earlier declaration had and this one has not.
 pub(super) fn drop_old(control: &Control, earlier: &Network, network: &Network) -> Result<(), DatapathError> {
-    let kept = |old: &vxlan::Link| {
-        network.links.iter().any(|link| {
-            (&link.name, link.vni, link.port, link.local, &link.flood_to)
-                == (&old.name, old.vni, old.port, old.local, &old.flood_to)
-        })
+    let same = |one: &vxlan::Link, other: &vxlan::Link| {
+        (&one.name, one.vni, one.port, one.local) == (&other.name, other.vni, other.port, other.local)
     };
-    earlier.links.iter().filter(|old| !kept(old)).try_for_each(|old| control.destroy(&old.name))
+    for old in &earlier.links {
+        let new = network.links.iter().find(|new| same(new, old));
+        // Peers that come and go do not disturb the others.
+        if new.is_none_or(|new| new.flood_to.first() != old.flood_to.first()) {
+            control.destroy(&old.name)?;
+        }
+        for sender in flood::senders(old) {
+            if new.is_none_or(|new| !flood::senders(new).any(|one| one == sender)) {
+                control.destroy(&sender.0)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Removes the links. Goes on after an error.
 pub(super) fn remove(control: &Control, network: &Network) -> Vec<DatapathError> {
-    network.links.iter().filter_map(|link| control.destroy(&link.name).err()).collect()
+    let names = network.links.iter().flat_map(|link| {
+        flood::senders(link).map(|(name, _)| name).chain([link.name.clone()]).collect::<Vec<_>>()
+    });
+    names.filter_map(|name| control.destroy(&name).err()).map(DatapathError::from).collect()
 }

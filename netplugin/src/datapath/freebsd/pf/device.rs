@@ -6,10 +6,11 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use skep_ifnet::sys::{allow, io_plain, ioctl, iowr};
 
 use super::ruleset::REFERENCE_LABEL;
 use crate::datapath::DatapathError;
-use crate::datapath::freebsd::sys::{allow, io_plain, ioctl, iowr, kernel};
+use crate::datapath::freebsd::kernel;
 
 /// `MAXPATHLEN` of sys/param.h.
 const PATH: usize = 1024;

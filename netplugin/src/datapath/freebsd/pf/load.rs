@@ -15,7 +15,7 @@ use super::device::{List, Pf};
 use super::ruleset::{self, PEERS, ROOT, ROOT_RULES, Ruleset};
 use super::states::{self, State};
 use crate::datapath::DatapathError;
-use crate::datapath::freebsd::sys::kernel;
+use crate::datapath::freebsd::kernel;
 use crate::network::{HostState, Network};
 
 /// How long pfctl may take; listing hundreds of thousands of states takes it seconds.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::datapath::DatapathError;
+use crate::datapath::freebsd::flood;
 use crate::network::{Attachment, HostState, Network};
 use crate::policy::{GroupName, PortRange, Rule, Service, Transport, always_denied, by_service};
 
@@ -312,6 +313,9 @@ pub(in super::super) fn network(network: &Network, outside: &[Outside]) -> Rules
     }
     for link in &network.links {
         set.line(&format!("pass quick on {} no state", link.name));
+        for (sender, _) in flood::senders(link) {
+            set.line(&format!("pass quick on {sender} no state"));
+        }
     }
     for kind in NEIGHBOURS.iter().chain(&["routersol"]) {
         set.line(&format!("pass in quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));

@@ -6,9 +6,8 @@ use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
 
-use super::sys::{allow, ioctl, iow, iowr, kernel, socket};
-use crate::datapath::DatapathError;
-use crate::mac::Mac;
+use crate::error::Error;
+use crate::sys::{allow, ioctl, iow, iowr, kernel, socket};
 
 /// `struct ifreq` of net/if.h.
 #[repr(C)]
@@ -56,39 +55,45 @@ const _: () =
 
 /// What the kernel tells of an interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Link {
+pub struct Link {
     /// Its name.
-    pub(super) name: String,
+    pub name: String,
     /// Its number.
-    pub(super) index: u16,
+    pub index: u16,
     /// Whether it is up.
-    pub(super) up: bool,
+    pub up: bool,
     /// Its Ethernet address.
-    pub(super) mac: Option<Mac>,
+    pub mac: Option<[u8; 6]>,
     /// Its MTU in bytes.
-    pub(super) mtu: u32,
+    pub mtu: u32,
     /// Packets and bytes received, then sent.
-    pub(super) carried: [u64; 4],
+    pub carried: [u64; 4],
     /// Its addresses.
-    pub(super) addresses: Vec<IpNet>,
+    pub addresses: Vec<IpNet>,
     /// Whether it is the loopback.
-    pub(super) loopback: bool,
+    pub loopback: bool,
 }
 
 /// Asks the kernel about interfaces, and changes them.
 #[derive(Debug)]
-pub(super) struct Control {
-    pub(super) ipv4: OwnedFd,
-    pub(super) ipv6: OwnedFd,
+pub struct Control {
+    pub(crate) ipv4: OwnedFd,
+    pub(crate) ipv6: OwnedFd,
 }
 
-pub(super) fn name_of(name: &str) -> io::Result<[u8; 16]> {
+/// An interface's name as requests carry it.
+pub fn name_of(name: &str) -> io::Result<[u8; 16]> {
     let mut bytes = [0; 16];
     if name.len() > 15 {
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
     bytes[..name.len()].copy_from_slice(name.as_bytes());
     Ok(bytes)
+}
+
+/// An Ethernet address as people write it.
+pub(crate) fn shown(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn words(bytes: &[u8]) -> [u64; 2] {
@@ -103,25 +108,26 @@ fn request(name: &str, value: &[u8]) -> io::Result<IfReq> {
 }
 
 impl Control {
-    pub(super) fn open() -> Result<Self, DatapathError> {
+    /// Opens the sockets that requests go by.
+    pub fn open() -> Result<Self, Error> {
         let open = |domain| socket(domain, libc::SOCK_DGRAM, 0);
         let failed = |error| kernel("open a socket to the interfaces", error);
         Ok(Self { ipv4: open(libc::AF_INET).map_err(failed)?, ipv6: open(libc::AF_INET6).map_err(failed)? })
     }
 
-    fn change(&self, what: &str, code: u64, name: &str, value: &[u8]) -> Result<(), DatapathError> {
+    fn change(&self, what: &str, code: u64, name: &str, value: &[u8]) -> Result<(), Error> {
         request(name, value)
             .and_then(|mut request| ioctl(&self.ipv4, code, &mut request))
             .map_err(|error| kernel(format!("{what} interface {name}"), error))
     }
 
     /// Makes an interface of a kind (`bridge`, `epair`, `tap`); its name.
-    pub(super) fn create(&self, kind: &str) -> Result<String, DatapathError> {
+    pub fn create(&self, kind: &str) -> Result<String, Error> {
         self.create_with(kind, std::ptr::null_mut())
     }
 
     /// Makes an interface with parameters, which the kind's driver reads behind `data`.
-    pub(super) fn create_with(&self, kind: &str, data: *mut libc::c_void) -> Result<String, DatapathError> {
+    pub fn create_with(&self, kind: &str, data: *mut libc::c_void) -> Result<String, Error> {
         let failed = |error| kernel(format!("create a {kind} interface"), error);
         let mut request = request(kind, &(data as usize).to_ne_bytes()).map_err(failed)?;
         ioctl(&self.ipv4, SIOCIFCREATE2, &mut request).map_err(failed)?;
@@ -130,33 +136,37 @@ impl Control {
     }
 
     /// Removes an interface; fine if there is none.
-    pub(super) fn destroy(&self, name: &str) -> Result<(), DatapathError> {
+    pub fn destroy(&self, name: &str) -> Result<(), Error> {
         let result =
             request(name, &[]).and_then(|mut request| ioctl(&self.ipv4, SIOCIFDESTROY, &mut request));
         allow(result, libc::ENXIO).map_err(|error| kernel(format!("remove interface {name}"), error))
     }
 
-    pub(super) fn rename(&self, name: &str, new: &str) -> Result<(), DatapathError> {
+    /// Gives an interface another name.
+    pub fn rename(&self, name: &str, new: &str) -> Result<(), Error> {
         let bytes = name_of(new).map_err(|error| kernel(format!("rename {name} to {new}"), error))?;
         // The new name is where the pointer points to.
         let pointer = (bytes.as_ptr() as usize).to_ne_bytes();
         self.change(&format!("give the name {new} to"), SIOCSIFNAME, name, &pointer)
     }
 
-    pub(super) fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), DatapathError> {
+    /// Sets an interface's MTU, in bytes.
+    pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
         self.change(&format!("set the MTU {mtu} of"), SIOCSIFMTU, name, &mtu.to_ne_bytes())
     }
 
-    pub(super) fn set_mac(&self, name: &str, mac: Mac) -> Result<(), DatapathError> {
+    /// Sets an interface's Ethernet address.
+    pub fn set_mac(&self, name: &str, mac: [u8; 6]) -> Result<(), Error> {
         // struct sockaddr: length of the address, family, address.
         let mut address = [0; 16];
         address[0] = 6;
         address[1] = u8::try_from(libc::AF_LINK).unwrap_or_default();
-        address[2..8].copy_from_slice(&mac.0);
-        self.change(&format!("set the Ethernet address {mac} of"), SIOCSIFLLADDR, name, &address)
+        address[2..8].copy_from_slice(&mac);
+        self.change(&format!("set the Ethernet address {} of", shown(mac)), SIOCSIFLLADDR, name, &address)
     }
 
-    pub(super) fn add_group(&self, name: &str, group: &str) -> Result<(), DatapathError> {
+    /// Puts an interface into a group; fine if it is in it.
+    pub fn add_group(&self, name: &str, group: &str) -> Result<(), Error> {
         let add = || {
             let mut request = IfGroupReq { name: name_of(name)?, len: 0, _pad: 0, group: name_of(group)? };
             allow(ioctl(&self.ipv4, SIOCAIFGROUP, &mut request), libc::EEXIST)
@@ -165,23 +175,43 @@ impl Control {
     }
 
     /// Moves an interface into a jail's network stack.
-    pub(super) fn move_into(&self, name: &str, jail: i32) -> Result<(), DatapathError> {
+    pub fn move_into(&self, name: &str, jail: i32) -> Result<(), Error> {
         self.change(&format!("move into jail {jail}"), SIOCSIFVNET, name, &jail.to_ne_bytes())
     }
 
-    pub(super) fn raise(&self, name: &str) -> Result<(), DatapathError> {
-        let raise = || {
+    /// Brings an interface up.
+    pub fn raise(&self, name: &str) -> Result<(), Error> {
+        self.set_up(name, true).map_err(|error| kernel(format!("raise interface {name}"), error))
+    }
+
+    /// Brings an interface down; fine if there is none.
+    pub fn lower(&self, name: &str) -> Result<(), Error> {
+        allow(self.set_up(name, false), libc::ENXIO)
+            .map_err(|error| kernel(format!("lower interface {name}"), error))
+    }
+
+    /// Whether an interface's driver works: some come up and do not.
+    pub fn is_running(&self, name: &str) -> Result<bool, Error> {
+        // net/if.h
+        const IFF_DRV_RUNNING: u64 = 0x40;
+        let ask = || {
             let mut flags = request(name, &[])?;
             ioctl(&self.ipv4, SIOCGIFFLAGS, &mut flags)?;
-            // ifr_flags and ifr_flagshigh are the first two of the value's 16-bit words; IFF_UP is bit 0.
-            flags.value[0] |= 1;
-            ioctl(&self.ipv4, SIOCSIFFLAGS, &mut flags)
+            Ok(flags.value[0] & IFF_DRV_RUNNING != 0)
         };
-        raise().map_err(|error| kernel(format!("raise interface {name}"), error))
+        ask().map_err(|error| kernel(format!("look at interface {name}"), error))
+    }
+
+    fn set_up(&self, name: &str, up: bool) -> io::Result<()> {
+        let mut flags = request(name, &[])?;
+        ioctl(&self.ipv4, SIOCGIFFLAGS, &mut flags)?;
+        // ifr_flags and ifr_flagshigh are the first two of the value's 16-bit words; IFF_UP is bit 0.
+        flags.value[0] = flags.value[0] & !1 | u64::from(up);
+        ioctl(&self.ipv4, SIOCSIFFLAGS, &mut flags)
     }
 
     /// A command of the interface's driver, with the structure it takes.
-    pub(super) fn driver<T>(&self, name: &str, command: u64, get: bool, data: &mut T) -> io::Result<()> {
+    pub fn driver<T>(&self, name: &str, command: u64, get: bool, data: &mut T) -> io::Result<()> {
         let mut request = IfDrv {
             name: name_of(name)?,
             command,
@@ -194,18 +224,18 @@ impl Control {
 }
 
 /// The interface called `name`.
-pub(super) fn find(name: &str) -> Result<Option<Link>, DatapathError> {
+pub fn find(name: &str) -> Result<Option<Link>, Error> {
     Ok(links()?.into_iter().find(|link| link.name == name))
 }
 
 /// The interface called `name`, which must be there.
-pub(super) fn need(name: &str) -> Result<Link, DatapathError> {
+pub fn need(name: &str) -> Result<Link, Error> {
     find(name)?
         .ok_or_else(|| kernel(format!("look at interface {name}"), io::Error::from_raw_os_error(libc::ENXIO)))
 }
 
 /// Every interface of the network stack the process is in.
-pub(super) fn links() -> Result<Vec<Link>, DatapathError> {
+pub fn links() -> Result<Vec<Link>, Error> {
     let mut list = std::ptr::null_mut();
     // SAFETY: getifaddrs writes one pointer.
     if unsafe { libc::getifaddrs(&raw mut list) } < 0 {
@@ -258,7 +288,7 @@ unsafe fn read_entry(link: &mut Link, entry: &libc::ifaddrs) {
                 for (to, from) in mac.iter_mut().zip(bytes) {
                     *to = from.to_ne_bytes()[0];
                 }
-                link.mac = Some(Mac(mac));
+                link.mac = Some(mac);
             }
             if let Some(data) = data {
                 link.mtu = data.ifi_mtu;

@@ -10,20 +10,18 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::sys::kernel;
-use crate::datapath::DatapathError;
+use crate::error::Error;
+use crate::sys::{allow, kernel};
 
 /// How long work inside a jail may take: a few system calls.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What `CNI_NETNS` names for an interface that shall stay on the host.
-pub(super) const HOST: &str = "0";
-
 /// A jail with a network stack of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Jail {
+pub struct Jail {
     name: String,
-    pub(super) id: i32,
+    /// Its number.
+    pub id: i32,
 }
 
 /// A failure inside, on its way out.
@@ -35,9 +33,9 @@ struct Failure {
 
 impl Jail {
     /// Finds a jail by its name or number.
-    pub(super) fn open(name: &str) -> Result<Self, DatapathError> {
-        let wrong = |why: &str| DatapathError::Netns { path: name.to_owned(), why: why.to_owned() };
-        if name.is_empty() || name == HOST {
+    pub fn open(name: &str) -> Result<Self, Error> {
+        let wrong = |why: &str| Error::Jail { name: name.to_owned(), why: why.to_owned() };
+        if name.is_empty() || name == "0" {
             return Err(wrong("is no jail"));
         }
         // jail(2): `vnet` is 1 (new) where the jail has a stack of its own. A number is a jail's name too.
@@ -72,12 +70,49 @@ impl Jail {
         Ok(Self { name: name.to_owned(), id })
     }
 
+    /// Makes a jail that has nothing but a network stack of its own, and stays until it is removed.
+    pub fn create(name: &str) -> Result<Self, Error> {
+        let failed = |error| kernel(format!("make jail {name}"), error);
+        let text = CString::new(name).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut vnet = libc::JAIL_SYS_NEW;
+        let part =
+            |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let mut parts = [
+            part(b"name\0"),
+            part(text.as_bytes_with_nul()),
+            part(b"path\0"),
+            part(b"/\0"),
+            part(b"vnet\0"),
+            libc::iovec { iov_base: (&raw mut vnet).cast(), iov_len: size_of::<i32>() },
+            part(b"persist\0"),
+            nothing,
+        ];
+        // SAFETY: every part points to memory that lives until the call returns and is as long as told; a setting
+        // without a value has none.
+        let id = unsafe { libc::jail_set(parts.as_mut_ptr(), 8, libc::JAIL_CREATE) };
+        if id < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(Self { name: name.to_owned(), id }) }
+    }
+
+    /// Removes it, with what runs inside.
+    pub fn remove(&self) -> Result<(), Error> {
+        // SAFETY: no pointers.
+        let result =
+            if unsafe { libc::jail_remove(self.id) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+        allow(result, libc::EINVAL).map_err(|error| kernel(format!("remove jail {}", self.name), error))
+    }
+
+    /// Its name, as it was opened by.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `work` inside, in a process of its own: a jail is entered for good. It has only the thread that forks, so
     /// `work` must not wait for others.
-    pub(super) fn run<T: Serialize + DeserializeOwned>(
+    pub fn run<T: Serialize + DeserializeOwned>(
         &self,
-        work: impl FnOnce() -> Result<T, DatapathError>,
-    ) -> Result<T, DatapathError> {
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let failed = |error: io::Error| kernel(format!("work inside jail {}", self.name), error);
         let (reader, writer) = io::pipe().map_err(failed)?;
         // SAFETY: the child allocates, which FreeBSD's allocator allows after fork(2) in a threaded process, makes
@@ -94,7 +129,7 @@ impl Jail {
                     work()
                 };
                 let result = result.map_err(|error| match error {
-                    DatapathError::Kernel { what, error } => Failure { what, errno: error.raw_os_error() },
+                    Error::Kernel { what, error } => Failure { what, errno: error.raw_os_error() },
                     other => Failure { what: other.to_string(), errno: None },
                 });
                 let told = serde_json::to_vec(&result).is_ok_and(|text| (&writer).write_all(&text).is_ok());
@@ -115,7 +150,7 @@ impl Jail {
                     .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
                 result.map_err(|Failure { what, errno }| match errno {
                     Some(errno) => kernel(what, io::Error::from_raw_os_error(errno)),
-                    None => DatapathError::Conflict(what),
+                    None => Error::Inside(what),
                 })
             }
         }

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
-use crate::datapath::DatapathError;
+use crate::error::Error;
 
 // sys/ioccom.h: direction in the top bits, then length, group and number.
 const IN: u64 = 0x8000_0000;
@@ -16,22 +16,22 @@ const fn request(direction: u64, group: u8, number: u8, len: usize) -> u64 {
 }
 
 /// `_IOW`
-pub(super) const fn iow<T>(group: u8, number: u8) -> u64 {
+pub const fn iow<T>(group: u8, number: u8) -> u64 {
     request(IN, group, number, size_of::<T>())
 }
 
 /// `_IOWR`
-pub(super) const fn iowr<T>(group: u8, number: u8) -> u64 {
+pub const fn iowr<T>(group: u8, number: u8) -> u64 {
     request(IN | OUT, group, number, size_of::<T>())
 }
 
 /// `_IO`
-pub(super) const fn io_plain(group: u8, number: u8) -> u64 {
+pub const fn io_plain(group: u8, number: u8) -> u64 {
     request(VOID, group, number, 0)
 }
 
 /// Calls ioctl(2) with the structure that `request` was made for.
-pub(super) fn ioctl<T>(file: &impl AsRawFd, request: u64, argument: &mut T) -> io::Result<()> {
+pub fn ioctl<T>(file: &impl AsRawFd, request: u64, argument: &mut T) -> io::Result<()> {
     let len = (request >> 16) & 0x1fff;
     if request & (IN | OUT) != 0 && len != size_of::<T>() as u64 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
@@ -43,7 +43,7 @@ pub(super) fn ioctl<T>(file: &impl AsRawFd, request: u64, argument: &mut T) -> i
 }
 
 /// A socket that is closed on exec.
-pub(super) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
     if fd < 0 {
@@ -54,12 +54,12 @@ pub(super) fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedF
 }
 
 /// A failure of the kernel at doing `what`.
-pub(super) fn kernel(what: impl Into<String>, error: io::Error) -> DatapathError {
-    DatapathError::Kernel { what: what.into(), error }
+pub fn kernel(what: impl Into<String>, error: io::Error) -> Error {
+    Error::Kernel { what: what.into(), error }
 }
 
 /// Fine, if it failed for this reason.
-pub(super) fn allow(result: io::Result<()>, errno: i32) -> io::Result<()> {
+pub fn allow(result: io::Result<()>, errno: i32) -> io::Result<()> {
     match result {
         Err(error) if error.raw_os_error() == Some(errno) => Ok(()),
         result => result,
@@ -71,7 +71,7 @@ fn text(name: &str) -> io::Result<CString> {
 }
 
 /// The value of an integer setting.
-pub(super) fn sysctl(name: &str) -> io::Result<i32> {
+pub fn sysctl(name: &str) -> io::Result<i32> {
     let name = text(name)?;
     let (mut value, mut len) = (0_i32, size_of::<i32>());
     // SAFETY: name is a C string; value has room for `len` bytes and nothing is written.
@@ -82,7 +82,7 @@ pub(super) fn sysctl(name: &str) -> io::Result<i32> {
 }
 
 /// Makes sure that an integer setting has a value.
-pub(super) fn set_sysctl(setting: &str, value: i32) -> Result<(), DatapathError> {
+pub fn set_sysctl(setting: &str, value: i32) -> Result<(), Error> {
     let failed = |error| kernel(format!("set {setting} to {value}"), error);
     if sysctl(setting).map_err(failed)? == value {
         return Ok(());
@@ -101,9 +101,28 @@ pub(super) fn set_sysctl(setting: &str, value: i32) -> Result<(), DatapathError>
     if result < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
 }
 
+/// Runs `work` and interrupts a system call in it that takes longer than `limit`; such a call fails with `EINTR`. The
+/// process must have no other use for SIGALRM, and no other thread.
+pub fn interruptible<T>(limit: std::time::Duration, work: impl FnOnce() -> T) -> T {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let seconds = u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1);
+    // SAFETY: a sigaction is plain data, for which all zeroes is a value; the handler does nothing. Without SA_RESTART
+    // calls end.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut());
+        libc::alarm(seconds);
+    }
+    let result = work();
+    // SAFETY: no pointers.
+    unsafe { libc::alarm(0) };
+    result
+}
+
 /// Loads a kernel module unless it is there. Whether that helped, the first use of it tells: in a jail nothing can be
 /// loaded, and what is compiled in need not be.
-pub(super) fn load_module(name: &str) {
+pub fn load_module(name: &str) {
     unsafe extern "C" {
         // kldload(2), of sys/linker.h
         fn kldload(file: *const libc::c_char) -> libc::c_int;

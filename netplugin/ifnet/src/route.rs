@@ -6,9 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use rustix::io::write;
 
-use super::sys::{allow, kernel, socket};
-use crate::datapath::DatapathError;
-use crate::mac::Mac;
+use crate::error::Error;
+use crate::interface::shown;
+use crate::sys::{allow, kernel, socket};
+pub use crate::table::Entry;
+use crate::table::parse;
 
 // net/route.h
 const RTM_VERSION: u8 = 5;
@@ -59,10 +61,10 @@ fn ip(ip: IpAddr) -> Vec<u8> {
 }
 
 /// `struct sockaddr_dl` of net/if_dl.h, with an Ethernet address or without.
-fn link(index: u16, mac: Option<Mac>) -> Vec<u8> {
+fn link(index: u16, mac: Option<[u8; 6]>) -> Vec<u8> {
     let [low, high] = index.to_ne_bytes();
     let mut address = vec![54, 18, low, high, 6, 0, if mac.is_some() { 6 } else { 0 }, 0];
-    address.extend(mac.map(|mac| mac.0).into_iter().flatten());
+    address.extend(mac.into_iter().flatten());
     address.resize(54, 0);
     address
 }
@@ -99,7 +101,7 @@ fn send(kind: u8, flags: i32, present: i32, expire: bool, addresses: &[Vec<u8>])
 }
 
 /// Adds a route by a gateway, or on the link.
-pub(super) fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), DatapathError> {
+pub fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
     let mut flags = RTF_UP | RTF_STATIC;
     let by = match gateway {
         Some(gateway) => {
@@ -121,16 +123,43 @@ pub(super) fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(),
 }
 
 /// Writes down for good which Ethernet address a neighbour has.
-pub(super) fn add_neighbour(index: u16, address: IpAddr, mac: Mac) -> Result<(), DatapathError> {
+pub fn add_neighbour(index: u16, address: IpAddr, mac: [u8; 6]) -> Result<(), Error> {
     let flags = RTF_HOST | RTF_STATIC | RTF_LLDATA;
     send(RTM_ADD, flags, RTA_DST | RTA_GATEWAY, true, &[ip(address), link(index, Some(mac))])
-        .map_err(|error| kernel(format!("write down that {address} is at {mac}"), error))
+        .map_err(|error| kernel(format!("write down that {address} is at {}", shown(mac)), error))
 }
 
 /// Forgets a neighbour; fine if it is not known.
-pub(super) fn delete_neighbour(index: u16, address: IpAddr) -> Result<(), DatapathError> {
+pub fn delete_neighbour(index: u16, address: IpAddr) -> Result<(), Error> {
     let result =
         send(RTM_DELETE, RTF_LLDATA, RTA_DST | RTA_GATEWAY, false, &[ip(address), link(index, None)]);
     let result = allow(allow(result, libc::ESRCH), libc::ENOENT);
     allow(result, libc::EADDRNOTAVAIL).map_err(|error| kernel(format!("forget neighbour {address}"), error))
+}
+
+/// The routes that somebody made, of the network stack the process is in.
+pub fn list() -> Result<Vec<Entry>, Error> {
+    // net/route.h: NET_RT_DUMP
+    const DUMP: libc::c_int = 1;
+    /// How often the table may grow while it is read.
+    const TRIES: usize = 8;
+    let mib = [libc::CTL_NET, libc::PF_ROUTE, 0, 0, DUMP, 0];
+    let ask = |buffer: *mut libc::c_void, length: &mut usize| {
+        // SAFETY: mib has six elements; the kernel writes at most `length` bytes behind `buffer`.
+        let result = unsafe { libc::sysctl(mib.as_ptr(), 6, buffer, length, std::ptr::null(), 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    let failed = |error| kernel("list routes", error);
+    for _ in 0..TRIES {
+        let mut length = 0;
+        ask(std::ptr::null_mut(), &mut length).map_err(failed)?;
+        let mut bytes = vec![0_u8; length + length / 8 + 4096];
+        length = bytes.len();
+        match ask(bytes.as_mut_ptr().cast(), &mut length) {
+            Ok(()) => return Ok(parse(&bytes[..length])),
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(io::ErrorKind::Interrupted.into()))
 }

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::interface::{Control, name_of};
-use super::sys::{allow, ioctl, iow, iowr, kernel};
-use crate::datapath::DatapathError;
+use crate::error::Error;
+use crate::interface::{Control, name_of};
+use crate::sys::{allow, ioctl, iow, iowr, kernel};
 
 /// `struct sockaddr_in` of netinet/in.h.
 #[repr(C)]
@@ -120,7 +120,7 @@ fn ip6(ip: Ipv6Addr) -> Ip6 {
 
 impl Control {
     /// Gives an interface an address.
-    pub(super) fn add_address(&self, name: &str, net: IpNet) -> Result<(), DatapathError> {
+    pub fn add_address(&self, name: &str, net: IpNet) -> Result<(), Error> {
         let add = || -> io::Result<()> {
             match net {
                 IpNet::V4(net) => {
@@ -152,7 +152,7 @@ impl Control {
     }
 
     /// Takes an address away; fine if it is not there.
-    pub(super) fn delete_address(&self, name: &str, ip: IpAddr) -> Result<(), DatapathError> {
+    pub fn delete_address(&self, name: &str, ip: IpAddr) -> Result<(), Error> {
         let remove = || -> io::Result<()> {
             match ip {
                 IpAddr::V4(ip) => {
@@ -170,7 +170,7 @@ impl Control {
     }
 
     /// IPv6 with a link-local address and without others' advice, or no IPv6.
-    pub(super) fn set_ipv6(&self, name: &str, enabled: bool) -> Result<(), DatapathError> {
+    pub fn set_ipv6(&self, name: &str, enabled: bool) -> Result<(), Error> {
         let set = || {
             let mut request = Neighbours { name: name_of(name)?, ..Neighbours::default() };
             ioctl(&self.ipv6, SIOCGIFINFO_IN6, &mut request)?;

@@ -6,14 +6,15 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use super::frames::Insn;
-use super::sys::{kernel, socket};
-use crate::datapath::DatapathError;
+use crate::Insn;
+use crate::error::Error;
+use crate::sys::{allow, kernel, socket};
 
 // netgraph/ng_message.h, netgraph/ng_socket.h
 const NG_CONTROL: i32 = 2;
 const NG_VERSION: u8 = 8;
 const NGM_GENERIC_COOKIE: u32 = 1_137_070_366;
+const NGM_SHUTDOWN: u32 = 1;
 const NGM_MKPEER: u32 = 2;
 const NGM_CONNECT: u32 = 3;
 const NAME: usize = 32;
@@ -24,12 +25,20 @@ const NGM_BPF_COOKIE: u32 = 944_100_792;
 const NGM_BPF_SET_PROGRAM: u32 = 1;
 const NGM_BPF_GET_STATS: u32 = 3;
 
+/// What an instruction returns that lets a whole frame through.
+const WHOLE: u32 = u32::MAX;
+
+// netgraph/ng_ether.h
+const NGM_ETHER_COOKIE: u32 = 917_786_906;
+const NGM_ETHER_SET_PROMISC: u32 = 6;
+const NGM_ETHER_SET_AUTOSRC: u32 = 8;
+
 /// How long an answer may take, in seconds.
 const PATIENCE: i64 = 5;
 
 /// Speaks to nodes.
 #[derive(Debug)]
-pub(super) struct Netgraph {
+pub struct Netgraph {
     socket: OwnedFd,
 }
 
@@ -46,13 +55,13 @@ fn node(interface: &str) -> String {
 }
 
 impl Netgraph {
-    pub(super) fn open() -> Result<Self, DatapathError> {
-        let socket = socket(libc::AF_NETGRAPH, libc::SOCK_DGRAM, NG_CONTROL).map_err(|error| {
-            DatapathError::Unsupported {
+    /// Opens a socket to the nodes of the network stack the process is in.
+    pub fn open() -> Result<Self, Error> {
+        let socket =
+            socket(libc::AF_NETGRAPH, libc::SOCK_DGRAM, NG_CONTROL).map_err(|error| Error::Unsupported {
                 what: "filtering a sandbox's frames".to_owned(),
                 why: format!("no netgraph (kldload ng_socket ng_ether ng_bpf): {error}"),
-            }
-        })?;
+            })?;
         let limit = libc::timeval { tv_sec: PATIENCE, tv_usec: 0 };
         // SAFETY: the option takes a timeval, which lives until the call returns.
         let result = unsafe {
@@ -99,18 +108,53 @@ impl Netgraph {
     }
 
     /// Puts a filter between an interface and its bridge.
-    pub(super) fn filter(&self, interface: &str, program: &[Insn]) -> Result<(), DatapathError> {
+    pub fn filter(&self, interface: &str, program: &[Insn]) -> Result<(), Error> {
         let device = format!("{}:", node(interface));
         let failed = |error| kernel(format!("filter what {interface} receives"), error);
         let peer = [field("bpf", NAME), field("lower", NAME), field("lower", NAME)].concat();
         self.send(&device, NGM_GENERIC_COOKIE, NGM_MKPEER, &peer).map_err(failed)?;
         let filter = format!("{device}lower");
         self.load(&filter, "lower", "upper", program).map_err(failed)?;
-        let all = [Insn { code: 0x06, jt: 0, jf: 0, k: super::frames::WHOLE }];
+        let all = [Insn { code: 0x06, jt: 0, jf: 0, k: WHOLE }];
         let connect = [field(&filter, PATH), field("upper", NAME), field("upper", NAME)].concat();
         self.send(&device, NGM_GENERIC_COOKIE, NGM_CONNECT, &connect).map_err(failed)?;
         self.load(&filter, "lower", "upper", program).map_err(failed)?;
         self.load(&filter, "upper", "lower", &all).map_err(failed)
+    }
+
+    /// Joins two Ethernet interfaces: what one receives the other sends, and the other way round. The network stack
+    /// hears of neither, until one of them is removed.
+    pub fn join(&self, one: &str, other: &str) -> Result<(), Error> {
+        let failed = |error| kernel(format!("join interfaces {one} and {other}"), error);
+        for interface in [one, other] {
+            // Frames keep the address they come with; all are wanted.
+            let device = format!("{}:", node(interface));
+            for (command, value) in [(NGM_ETHER_SET_AUTOSRC, 0_u32), (NGM_ETHER_SET_PROMISC, 1)] {
+                self.send(&device, NGM_ETHER_COOKIE, command, &value.to_ne_bytes()).map_err(failed)?;
+            }
+        }
+        let peer = format!("{}:", node(other));
+        let connect = [field(&peer, PATH), field("lower", NAME), field("lower", NAME)].concat();
+        self.send(&format!("{}:", node(one)), NGM_GENERIC_COOKIE, NGM_CONNECT, &connect).map_err(failed)
+    }
+
+    /// Lets an interface be what it was before [`Netgraph::join`], when the other one is gone.
+    pub fn part(&self, interface: &str) -> Result<(), Error> {
+        let device = format!("{}:", node(interface));
+        for (command, value) in [(NGM_ETHER_SET_AUTOSRC, 1_u32), (NGM_ETHER_SET_PROMISC, 0)] {
+            let sent = self.send(&device, NGM_ETHER_COOKIE, command, &value.to_ne_bytes());
+            allow(sent, libc::ENOENT)
+                .map_err(|error| kernel(format!("give interface {interface} back"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the filter of [`Netgraph::filter`] away; fine if there is none.
+    pub fn unfilter(&self, interface: &str) -> Result<(), Error> {
+        let path = format!("{}:lower", node(interface));
+        let sent = self.send(&path, NGM_GENERIC_COOKIE, NGM_SHUTDOWN, &[]);
+        allow(sent, libc::ENOENT)
+            .map_err(|error| kernel(format!("take the filter of {interface} away"), error))
     }
 
     fn load(&self, filter: &str, hook: &str, matching: &str, program: &[Insn]) -> io::Result<()> {
@@ -126,7 +170,7 @@ impl Netgraph {
     }
 
     /// How many frames an interface's filter refused; none if it has no filter.
-    pub(super) fn refused(&self, interface: &str) -> Result<Option<u64>, DatapathError> {
+    pub fn refused(&self, interface: &str) -> Result<Option<u64>, Error> {
         let failed = |error| kernel(format!("ask the filter of {interface} what it counted"), error);
         let path = format!("{}:lower", node(interface));
         match self.send(&path, NGM_BPF_COOKIE, NGM_BPF_GET_STATS, &field("lower", NAME)) {
