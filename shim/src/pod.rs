@@ -15,7 +15,7 @@ use skep::{
         stdio::{StdioRequest, Streams},
     },
     guest::GuestOs,
-    network::NetworkRequest,
+    network::{NetworkError, NetworkRequest, cni},
     sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
     share::{Rootfs, RootfsMount},
 };
@@ -233,7 +233,7 @@ impl Pod {
             os,
             freebsd: freebsd.as_ref(),
         };
-        let spec = rewrite(spec, &context, &probe_host).map_err(skep::container::ContainerError::from)?;
+        let mut spec = rewrite(spec, &context, &probe_host).map_err(skep::container::ContainerError::from)?;
         for note in &spec.notes {
             tracing::info!(container = request.id, "{note}");
         }
@@ -256,14 +256,25 @@ impl Pod {
             }
             Arc::clone(sandbox)
         } else {
+            let given = spec.network.clone();
+            let network = if os == GuestOs::FreeBsd {
+                // It has loopback only.
+                given
+            } else {
+                cni::choose(&self.config, given, &annotations, &self.namespace, &self.group)
+                    .map_err(|error| sandbox_failure(&NetworkError::from(error).into()))?
+            };
             let sandbox = tokio::select! {
-                booted = self.boot(os, spec.hostname.clone(), spec.network.clone(), options) => booted?,
+                booted = self.boot(os, spec.hostname.clone(), network, options) => booted?,
                 // Dropping the boot undoes it.
                 Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
             };
             slot.insert(sandbox).clone()
         };
         drop(slot);
+        if let Some(file) = sandbox.resolver() {
+            spec.provide_resolver(&file, &context).map_err(skep::container::ContainerError::from)?;
+        }
         // Noted before anything is hooked: whoever cleans up after a kill of this process owes them as well.
         if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.has_poststop()) {
             bundle.write_poststop(hooks).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;

@@ -30,6 +30,8 @@ pub struct Config {
     pub log: Log,
     /// What a sandbox gets that does not choose, and the most it may choose.
     pub sandbox: Sandbox,
+    /// Networks of sandboxes that come without one.
+    pub network: Network,
     /// What VMs boot.
     pub guest: Guest,
     /// How long things may take.
@@ -134,6 +136,54 @@ impl Default for Sandbox {
     }
 }
 
+/// `[network]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Whether CNI plugins are called where nobody made a network.
+    pub cni: CniMode,
+    /// Directories of network configurations.
+    pub conf_dirs: Vec<PathBuf>,
+    /// Directories of plugins.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Networks of a pod that does not choose; empty: the one of the first file.
+    pub networks: Vec<String>,
+}
+
+/// Whether CNI plugins are called where nobody made a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CniMode {
+    /// Never.
+    Off,
+    /// Where there is a configuration.
+    Auto,
+    /// Always; that there is no configuration is an error.
+    Required,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        let paths = |paths: &[&str]| paths.iter().map(PathBuf::from).collect();
+        if cfg!(target_os = "freebsd") {
+            Self {
+                // Nobody else calls them there.
+                cni: CniMode::Auto,
+                conf_dirs: paths(&["/usr/local/etc/cni/net.d", "/etc/cni/net.d"]),
+                bin_dirs: paths(&["/usr/local/libexec/cni", "/opt/cni/bin"]),
+                networks: Vec::new(),
+            }
+        } else {
+            Self {
+                cni: CniMode::Off,
+                conf_dirs: paths(&["/etc/cni/net.d"]),
+                bin_dirs: paths(&["/opt/cni/bin", "/usr/lib/cni"]),
+                networks: Vec::new(),
+            }
+        }
+    }
+}
+
 /// `[guest]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -174,11 +224,19 @@ pub struct Timeouts {
     pub call_s: Seconds,
     /// From asking the guest to power off until it is killed.
     pub stop_s: Seconds,
+    /// One call of a CNI plugin.
+    pub cni_s: Seconds,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { boot_s: Seconds::new(60), call_s: Seconds::new(30), stop_s: Seconds::new(5) }
+        Self {
+            boot_s: Seconds::new(60),
+            call_s: Seconds::new(30),
+            stop_s: Seconds::new(5),
+            // Those that ask others for an address wait for an answer.
+            cni_s: Seconds::new(90),
+        }
     }
 }
 

@@ -48,7 +48,8 @@ pub struct PodOptions {
 pub enum AnnotationError {
     /// No such annotation.
     #[error(
-        "annotation {key}: unknown; known are org.skep.interfaces, org.skep.memory-mib, org.skep.os, org.skep.rootfs, org.skep.vcpus"
+        "annotation {key}: unknown; known are org.skep.interfaces, org.skep.ips, org.skep.mac, org.skep.memory-mib, \
+         org.skep.networks, org.skep.os, org.skep.ports, org.skep.rootfs, org.skep.vcpus"
     )]
     Unknown {
         /// Its full name.
@@ -128,6 +129,8 @@ impl PodOptions {
                     let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
                     options.rootfs = RootfsMode::deserialize(word).map_err(|e| wrong(key, value, &e))?;
                 }
+                // Read where networks are chosen.
+                "networks" | "ports" | "ips" | "mac" => {}
                 _ => return Err(AnnotationError::Unknown { key: key.clone() }),
             }
         }

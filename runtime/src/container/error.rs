@@ -143,11 +143,10 @@ impl ContainerError {
 pub fn of_network(error: &NetworkError) -> ErrorKind {
     match error {
         NetworkError::Namespace { .. } => ErrorKind::InvalidArgument,
+        NetworkError::Cni(error) if error.is_callers() => ErrorKind::InvalidArgument,
         NetworkError::Room { .. } | NetworkError::InUse { .. } => ErrorKind::FailedPrecondition,
-        NetworkError::Kind { .. } | NetworkError::OfAnother(_) | NetworkError::Unsupported(_) => {
-            ErrorKind::Unimplemented
-        }
-        NetworkError::System { .. } | NetworkError::Journal(_) => ErrorKind::Unknown,
+        NetworkError::Kind { .. } | NetworkError::OfAnother(_) => ErrorKind::Unimplemented,
+        NetworkError::Cni(_) | NetworkError::System { .. } | NetworkError::Journal(_) => ErrorKind::Unknown,
     }
 }
 

@@ -5,34 +5,19 @@
 //! host, and in the sandbox's network namespace. `startContainer` hooks run in the guest, in the container's root.
 
 use std::{
-    io,
-    os::{fd::OwnedFd, unix::process::CommandExt as _},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
 use oci_spec::runtime::{ContainerState, Hook, Hooks, State};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::unix::pipe,
-};
 
-use crate::{
-    journal::{EntryId, Journal, JournalError},
-    os::{ProcessError, ProcessIdentity, Signal},
-};
+use crate::journal::{Journal, Program, ProgramError, after};
 
 /// How long a hook may take that has no timeout of its own.
 const LIMIT: Duration = Duration::from_secs(300);
-/// How long what a hook said last may take to be read.
-const LAST_WORDS: Duration = Duration::from_millis(100);
-/// How long a killed one may take to go.
-const KILL: Duration = Duration::from_secs(2);
-/// Bytes of what a hook says on standard error that go into a message.
-const SAID: usize = 2048;
-
 /// A hook did not do its part.
 #[derive(Debug, thiserror::Error)]
 #[error("hook {kind}[{number}] {}: {reason}", path.display())]
@@ -50,15 +35,9 @@ pub struct HookError {
 /// What went wrong with a hook.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
-    /// It could not be started, or not be spoken with.
-    #[error("{0}")]
-    System(#[from] io::Error),
-    /// It could not be recorded or started.
+    /// It could not be run to its end.
     #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// It could not be watched.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
+    Program(#[from] ProgramError),
     /// It failed.
     #[error("{status}{}", after(.said))]
     Failed {
@@ -67,18 +46,6 @@ pub enum Reason {
         /// What it said.
         said: String,
     },
-    /// It took too long.
-    #[error("killed after {} s{}", limit.as_secs(), after(.said))]
-    Timeout {
-        /// How long it was given.
-        limit: Duration,
-        /// What it said.
-        said: String,
-    },
-}
-
-fn after(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(": {said}") }
 }
 
 /// A container's hooks on the host, and what they are told of it. Can be stored, so that whoever comes after a kill of
@@ -179,11 +146,22 @@ impl HostHooks {
         let mut state = self.state.clone();
         state.set_status(status).set_pid(pid.map(u32::cast_signed));
         let fail = |reason| HookError { kind, number, path: hook.path().clone(), reason };
-        let json = serde_json::to_vec(&state).map_err(|error| fail(Reason::System(error.into())))?;
+        let json =
+            serde_json::to_vec(&state).map_err(|error| fail(ProgramError::System(error.into()).into()))?;
         let mut command = command(hook);
         command.current_dir(self.state.bundle());
         tracing::debug!(hook = %hook.path().display(), kind, number, "running");
-        perform(command, hook, json, journal).await.map_err(fail)
+        let limit = hook
+            .timeout()
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .filter(|seconds| *seconds > 0)
+            .map_or(LIMIT, Duration::from_secs);
+        let program = Program { role: "hook", command, input: json, output: None, limit };
+        let ended = program.run(journal).await.map_err(|error| fail(error.into()))?;
+        if ended.status.success() {
+            return Ok(());
+        }
+        Err(fail(Reason::Failed { status: ended.status, said: ended.said }))
     }
 }
 
@@ -195,107 +173,7 @@ fn command(hook: &Hook) -> Command {
     if let Some(env) = hook.env() {
         command.env_clear().envs(env.iter().filter_map(|variable| variable.split_once('=')));
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
-}
-
-/// Kills a hook that nobody waits for any more, and lets nobody else find its record or its zombie.
-struct Running<'a> {
-    child: Child,
-    process: ProcessIdentity,
-    record: Option<(&'a Journal, EntryId)>,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.process.kill_and_wait(KILL) {
-            tracing::warn!(%error, "a hook");
-            return;
-        }
-        // Reaps it: it has ended.
-        let _ = self.child.wait();
-        if let Some((journal, entry)) = self.record
-            && let Err(error) = journal.strike(entry)
-        {
-            tracing::warn!(%error, "a hook stays in the journal");
-        }
-    }
-}
-
-async fn perform(
-    mut command: Command,
-    hook: &Hook,
-    state: Vec<u8>,
-    journal: Option<&Journal>,
-) -> Result<(), Reason> {
-    let (child, process, record) = if let Some(journal) = journal {
-        let (child, process, entry) = journal.spawn("hook", command, &[])?;
-        (child, process, Some((journal, entry)))
-    } else {
-        let child = command.spawn()?;
-        let process =
-            ProcessIdentity::of(child.id())?.unwrap_or(ProcessIdentity { pid: child.id(), start: 0 });
-        (child, process, None)
-    };
-    let mut running = Running { child, process, record };
-    let limit = hook
-        .timeout()
-        .and_then(|seconds| u64::try_from(seconds).ok())
-        .filter(|seconds| *seconds > 0)
-        .map_or(LIMIT, Duration::from_secs);
-    let mut text = Vec::new();
-    let ended = {
-        let stdin = running.child.stdin.take().map(OwnedFd::from);
-        let stderr = running.child.stderr.take().map(OwnedFd::from);
-        let mut talk = std::pin::pin!(async { tokio::join!(tell(stdin, &state), listen(stderr, &mut text)) });
-        let exit = async {
-            match process.watch()? {
-                Some(watch) => watch.exited().await,
-                None => Ok(()),
-            }
-        };
-        let mut exit = std::pin::pin!(tokio::time::timeout(limit, exit));
-        let (ended, quiet) = tokio::select! {
-            ended = &mut exit => (ended, false),
-            // Both may end long before the hook does.
-            _ = &mut talk => (exit.await, true),
-        };
-        if !quiet {
-            // What it said last; a process that it left behind may hold the pipe open for ever.
-            let _ = tokio::time::timeout(LAST_WORDS, talk).await;
-        }
-        ended
-    };
-    let said = String::from_utf8_lossy(&text).trim().chars().take(SAID).collect();
-    match ended {
-        Err(_) => {
-            process.signal(Signal::KILL)?;
-            Err(Reason::Timeout { limit, said })
-        }
-        Ok(exited) => {
-            exited?;
-            let status = running.child.wait()?;
-            if status.success() { Ok(()) } else { Err(Reason::Failed { status, said }) }
-        }
-    }
-}
-
-/// Hands over the state. A hook need not read it.
-async fn tell(stdin: Option<OwnedFd>, state: &[u8]) {
-    let Some(Ok(mut stdin)) = stdin.map(pipe::Sender::from_owned_fd) else { return };
-    let _ = stdin.write_all(state).await;
-}
-
-/// Reads all, so that the hook never waits for it, and keeps the end.
-async fn listen(stderr: Option<OwnedFd>, text: &mut Vec<u8>) {
-    let Some(Ok(mut stderr)) = stderr.map(pipe::Receiver::from_owned_fd) else { return };
-    let mut buffer = [0; 1024];
-    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        text.extend_from_slice(&buffer[..count]);
-        if text.len() > SAID {
-            text.drain(..text.len() - SAID);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::os::ProcessIdentity;
 
@@ -41,6 +42,25 @@ pub enum Entry {
         /// Its name there.
         interface: String,
     },
+    /// A tap of the sandbox's VM (FreeBSD); undone by removing it, after the VM, which has it open.
+    Tap {
+        /// Its name.
+        name: String,
+        /// The one it was made under, from which it is renamed at once.
+        first: String,
+        /// The vnet jail it was moved to.
+        jail: Option<String>,
+    },
+    /// A jail that is nothing but a network stack (FreeBSD); undone by removing it.
+    Jail {
+        /// Its name.
+        name: String,
+    },
+    /// An interface that CNI plugins were asked to make; undone by asking them to remove it.
+    Cni {
+        /// What they are told.
+        attachment: Box<CniAttachment>,
+    },
     /// A directory outside of the sandbox's own, that is removed with all that is in it but never across a mount.
     Directory {
         /// Which.
@@ -53,12 +73,43 @@ pub enum Entry {
     },
 }
 
+/// An interface that CNI plugins make, with all that they have to be told to remove it. The terms are those of the CNI
+/// specification.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CniAttachment {
+    /// The network configuration list, as it was at ADD.
+    pub list: Value,
+    /// `CNI_CONTAINERID`
+    pub container_id: String,
+    /// `CNI_NETNS`
+    pub netns: String,
+    /// `CNI_IFNAME`
+    pub ifname: String,
+    /// `CNI_ARGS`
+    pub args: String,
+    /// What plugins get as `runtimeConfig` if they have the capability.
+    pub capabilities: Map<String, Value>,
+    /// `CNI_PATH`
+    pub path: Vec<PathBuf>,
+    /// How long a plugin may take, in seconds.
+    pub limit_s: u64,
+    /// What ADD answered, once it has.
+    pub result: Option<Value>,
+}
+
 impl Entry {
     /// Whether it is still there after a power cut, so that its record must be, too.
     pub(super) fn outlives_the_kernel(&self) -> bool {
         match self {
-            Self::Process { .. } | Self::Vm { .. } | Self::Mount { .. } | Self::Redirect { .. } => false,
-            Self::Directory { .. } | Self::File { .. } => true,
+            Self::Process { .. }
+            | Self::Vm { .. }
+            | Self::Mount { .. }
+            | Self::Redirect { .. }
+            | Self::Tap { .. }
+            | Self::Jail { .. } => false,
+            // Plugins write down who has which address.
+            Self::Cni { .. } | Self::Directory { .. } | Self::File { .. } => true,
         }
     }
 }
@@ -71,6 +122,12 @@ impl fmt::Display for Entry {
             Self::Mount { target } => write!(f, "mount on {}", target.display()),
             Self::Redirect { netns, interface } => {
                 write!(f, "interface {interface} of the network namespace {}", netns.display())
+            }
+            Self::Tap { name, .. } => write!(f, "tap {name}"),
+            Self::Jail { name } => write!(f, "jail {name}"),
+            Self::Cni { attachment } => {
+                let network = attachment.list.get("name").and_then(Value::as_str).unwrap_or("?");
+                write!(f, "interface {} on the CNI network {network}", attachment.ifname)
             }
             Self::Directory { path } => write!(f, "directory {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),

@@ -12,9 +12,12 @@
 
 mod entry;
 mod file;
+mod program;
 mod replay;
 mod spawn;
 
-pub use entry::{Entry, EntryId, LOGGER};
+pub use entry::{CniAttachment, Entry, EntryId, LOGGER};
 pub(crate) use file::lock;
 pub use file::{Journal, JournalError};
+pub use program::ProgramError;
+pub(crate) use program::{Program, after};

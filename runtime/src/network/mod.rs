@@ -7,28 +7,35 @@
 //! addresses, routes and static neighbours. Whoever made the interface sees no difference to a process in the
 //! namespace.
 //!
+//! On FreeBSD a vnet jail that the caller names is what a namespace is on Linux, and netgraph(4) moves the frames.
+//!
+//! Where nobody makes a network, and configuration or annotations say so, CNI plugins are called ([`cni`]), while the VM
+//! boots. On Linux they find a namespace; on FreeBSD Skep's own takes a tap of the VM, others find a jail.
+//!
 //! The VM has its network devices from its start, since not every VMM can add one later: as many as the namespace has
 //! interfaces by then, or as configuration and annotations say. What is not needed the agent takes away.
 //!
 //! What to take is decided in `plan`, which is pure.
 
+mod attachments;
+pub mod cni;
+#[cfg(target_os = "freebsd")]
+mod freebsd;
 #[cfg(target_os = "linux")]
 mod linux;
-#[cfg(not(target_os = "linux"))]
-mod none;
-#[cfg(target_os = "linux")]
 mod plan;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(target_os = "freebsd")]
+use freebsd as system;
 #[cfg(target_os = "linux")]
 use linux as system;
-#[cfg(not(target_os = "linux"))]
-use none as system;
 
+use cni::CniRequest;
 pub use system::Network;
-pub(crate) use system::release;
+pub(crate) use system::{release, remove_jail, remove_tap};
 
 /// Where a sandbox's network is to come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,8 +43,12 @@ pub enum NetworkRequest {
     /// From nowhere yet: the sandbox gets a place where others may put interfaces.
     #[default]
     Own,
-    /// From the network namespace at this path.
+    /// There shall be none.
+    Nothing,
+    /// From the network namespace at this path (Linux), or the vnet jail of this name (FreeBSD).
     Join(PathBuf),
+    /// From CNI plugins.
+    Cni(Box<CniRequest>),
 }
 
 /// A network cannot be had.
@@ -94,13 +105,12 @@ pub enum NetworkError {
     /// Its record.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
-    /// Not on this system.
-    #[error("joining the network namespace {} is not supported on this system", .0.display())]
-    Unsupported(PathBuf),
+    /// CNI plugins.
+    #[error(transparent)]
+    Cni(#[from] cni::CniError),
 }
 
 impl NetworkError {
-    #[cfg(target_os = "linux")]
     fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::System { action, source }

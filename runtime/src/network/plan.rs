@@ -5,8 +5,8 @@ use skep_protocol::api;
 use super::NetworkError;
 use crate::hypervisor::{MacAddress, Nic};
 
-/// How the taps in a sandbox's namespace begin.
-pub(super) const TAP: &str = "skep";
+/// How taps begin.
+const TAP: &str = if cfg!(target_os = "freebsd") { "skt" } else { "skep" };
 
 /// An interface that was found in a network namespace.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,7 @@ pub(super) struct Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Device {
     number: usize,
+    hash: u32,
     mac: MacAddress,
 }
 
@@ -39,15 +40,26 @@ impl Device {
         let [a, b, c, d] = hash.to_be_bytes();
         let device = |number: usize| Self {
             number,
+            hash,
             // Locally administered.
             mac: MacAddress([2, a, b, c, d, u8::try_from(number).unwrap_or(u8::MAX)]),
         };
         (0..count).map(device).collect()
     }
 
-    /// The tap that is its other end, in the sandbox's namespace.
+    /// The tap that is its other end: in the sandbox's namespace, or where there are none, with a name that no other
+    /// sandbox's has.
     pub(super) fn tap(self) -> String {
-        format!("{TAP}{}", self.number)
+        if cfg!(target_os = "freebsd") {
+            format!("{TAP}{:08x}n{}", self.hash, self.number)
+        } else {
+            format!("{TAP}{}", self.number)
+        }
+    }
+
+    /// By which the guest knows it.
+    pub(super) fn mac(self) -> MacAddress {
+        self.mac
     }
 
     /// As the VMM takes it.
@@ -58,7 +70,10 @@ impl Device {
 
 /// Whether it is a tap of some VM.
 pub(super) fn is_tap(found: &Found) -> bool {
-    found.interface.name.strip_prefix(TAP).is_some_and(|number| number.parse::<usize>().is_ok())
+    found.interface.name.strip_prefix(TAP).is_some_and(|rest| {
+        let number = if cfg!(target_os = "freebsd") { rest.get(9..) } else { Some(rest) };
+        number.is_some_and(|number| number.parse::<usize>().is_ok())
+    })
 }
 
 /// Whether a sandbox takes it over. The loopback interface is not moved, and a kernel makes tunnels in each new
@@ -109,7 +124,7 @@ mod tests {
             found("lo", true, 2),
             found("gretap0", false, 0),
             found("eth0", true, 2),
-            found("skep0", true, 0),
+            found(&Device::of("x", 1)[0].tap(), true, 0),
             found("skepnet", true, 0),
             found("later", false, 1),
         ];
@@ -135,7 +150,8 @@ mod tests {
         assert_eq!(devices[0].mac.0[0], 2);
         let plan = assign(vec![found("b", true, 0), found("a", true, 0)], &devices).unwrap();
         assert_eq!(plan[0].0.interface.device, devices[0].mac.0);
-        assert_eq!(plan[1].1.tap(), "skep1");
+        assert_eq!(plan[1].1.tap(), devices[1].tap());
+        assert!(is_tap(&found(&devices[1].tap(), true, 0)));
         let many = ["a", "b", "c"].map(|name| found(name, true, 0)).to_vec();
         let error = assign(many, &devices).unwrap_err().to_string();
         assert!(

@@ -10,7 +10,7 @@ use super::isolate::isolate;
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
 use super::{
-    ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings, cmdline,
+    RESOLVER, ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings, cmdline,
 };
 use crate::config::{Channel, Config};
 use crate::guest::{Guest, GuestOs};
@@ -79,18 +79,33 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         isolate(&journal, dir.share())?;
         timings.mark("directory");
         let mut spec = spec(config, &request, &guest, &dir)?;
-        let network = Network::open(&request.network, request.options.interfaces.get(), &spec.name)?;
+        let room = request.options.interfaces.get();
+        let network = Network::open(&request.network, room, &spec.name, dir.path(), &journal)?;
         spec.nics = network.nics();
         let (netns, taps) = (network.namespace(), network.taps()?);
         let place = Place { dir: dir.path().to_owned(), netns, taps, journal: Arc::clone(&journal) };
-        let vm = driver.boot(spec, place).await?;
-        timings.mark("vmm-started");
-        let session = connect(config, &vm).await?;
-        timings.mark("agent-answered");
-        match introduce(config, &request, &session, &timings).await {
-            Ok(()) => Ok((vm, session, network)),
-            Err(e) => Err(reason_of(e, &vm).await),
+        let boot = async {
+            let vm = driver.boot(spec, place).await?;
+            timings.mark("vmm-started");
+            let session = connect(config, &vm).await?;
+            timings.mark("agent-answered");
+            match introduce(config, &request, &session, &timings).await {
+                Ok(()) => Ok((vm, session)),
+                Err(e) => Err(reason_of(e, &vm).await),
+            }
+        };
+        // The network is made while the VM boots. Whichever fails first ends the other.
+        let connect = async {
+            if network.connect(&journal).await? {
+                timings.mark("network");
+            }
+            Ok(())
+        };
+        let ((vm, session), ()) = tokio::try_join!(boot, connect)?;
+        if let Some(text) = network.resolver() {
+            record::write_text(&dir.file(RESOLVER), &text)?;
         }
+        Ok((vm, session, network))
     }
     .await;
     match made {

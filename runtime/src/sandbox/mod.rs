@@ -5,7 +5,7 @@
 //! kill -9.
 //!
 //! In the sandbox's directory, mode 0700: `sandbox.json` (what it is), `journal` (what it holds), `share/` (what the
-//! guest sees), `agent.sock`, `qmp.sock`, `console.log` and `vmm.log` (bounded), `timings.json`.
+//! guest sees), `resolv.conf` (what CNI plugins say of names), `netns` (the namespace they were told), `agent.sock`, `qmp.sock`, `console.log` and `vmm.log` (bounded), `timings.json`.
 
 mod cmdline;
 mod create;
@@ -45,6 +45,9 @@ pub const SHARE_TAG: &str = "skep";
 pub const ROOT_TAG: &str = "guest";
 /// Where the agent mounts the share directory.
 pub const SHARE_MOUNT_POINT: &str = "/run/skep/share";
+
+/// What its containers get as /etc/resolv.conf, in its directory.
+const RESOLVER: &str = "resolv.conf";
 
 /// What sandbox is wanted.
 #[derive(Debug, Clone)]
@@ -214,6 +217,11 @@ impl Sandbox {
     /// Its network.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// The file that containers without a resolv.conf(5) of their caller's get, if the network says anything about names.
+    pub fn resolver(&self) -> Option<std::path::PathBuf> {
+        self.network.resolver().map(|_| self.dir.file(RESOLVER))
     }
 
     /// Takes over the interfaces in its network namespace, unless the guest knows its network already; the answer is

@@ -90,6 +90,15 @@ pub(super) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), RecordEr
     write().map_err(|source| RecordError::System { action: "write", path: path.to_owned(), source })
 }
 
+/// Writes a file that is none of state, for others to read.
+pub(super) fn write_text(path: &Path, text: &str) -> Result<(), RecordError> {
+    std::fs::write(path, text).map_err(|source| RecordError::System {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Reads a state file that has a `version`. Nothing if there is none.
 pub(super) fn read<T: DeserializeOwned>(path: &Path, version: u32) -> Result<Option<T>, RecordError> {
     #[derive(Deserialize)]

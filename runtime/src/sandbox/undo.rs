@@ -84,10 +84,16 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
         Entry::Process { role, .. } if role == LOGGER => 2,
         Entry::Process { .. } => 0,
         Entry::Vm { .. } => 1,
-        Entry::Mount { .. } | Entry::Redirect { .. } | Entry::Directory { .. } | Entry::File { .. } => 3,
+        Entry::Mount { .. }
+        | Entry::Redirect { .. }
+        | Entry::Tap { .. }
+        | Entry::Jail { .. }
+        | Entry::Cni { .. }
+        | Entry::Directory { .. }
+        | Entry::File { .. } => 3,
     });
     for (id, entry) in entries {
-        match undo(&entry) {
+        match undo(&entry, journal) {
             Ok(()) => {
                 if let Err(e) = journal.strike(id) {
                     errors.push(e.into());
@@ -106,7 +112,7 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
 }
 
 /// Undoes one entry. That it does not exist is success: it may not have been acquired.
-fn undo(entry: &Entry) -> Result<(), UndoError> {
+fn undo(entry: &Entry, journal: &Journal) -> Result<(), UndoError> {
     tracing::debug!("undoing {entry}");
     match entry {
         Entry::Process { role, process } if role == LOGGER && process.wait(LAST_LINES)? => Ok(()),
@@ -115,6 +121,11 @@ fn undo(entry: &Entry) -> Result<(), UndoError> {
         Entry::Mount { target } => Ok(unmount(target)?),
         Entry::Redirect { netns, interface } => {
             Ok(crate::network::release(&crate::network::Taken { netns, interface })?)
+        }
+        Entry::Tap { name, first, jail } => Ok(crate::network::remove_tap(name, first, jail.as_deref())?),
+        Entry::Jail { name } => Ok(crate::network::remove_jail(name)?),
+        Entry::Cni { attachment } => {
+            Ok(crate::network::cni::undo(attachment, journal).map_err(crate::network::NetworkError::from)?)
         }
         Entry::Directory { path } => Ok(remove_tree(path)?),
         Entry::File { path } => match std::fs::remove_file(path) {

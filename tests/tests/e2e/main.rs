@@ -6,6 +6,7 @@
 mod bad_input;
 mod basics;
 mod calls;
+mod cni;
 mod confinement;
 mod doctor;
 mod failures;
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
         calls::CASES,
         resources::CASES,
         network::CASES,
+        cni::CASES,
         nerdctl::CASES,
         failures::CASES,
         bad_input::CASES,

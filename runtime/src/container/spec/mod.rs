@@ -19,6 +19,11 @@ use crate::{guest::GuestOs, network::NetworkRequest};
 pub use freebsd::{Allow, Device, FreeBsd, Jail, Sharing, guest_os};
 pub use mounts::{Probe, SourceKind, Volume};
 
+/// The jail that a container is to be in, of ocijail and podman: its network is that jail's.
+const PARENT_JAIL: &str = "org.freebsd.parentJail";
+/// Where programs look for resolvers.
+const RESOLVER: &str = "/etc/resolv.conf";
+
 /// Why a specification can't be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SpecError {
@@ -97,6 +102,19 @@ impl GuestSpec {
         }
         serde_json::to_vec(&Whole { spec: &self.spec, freebsd: self.freebsd.as_ref() })
     }
+
+    /// Gives the container `file` of the host as its resolv.conf(5), unless its specification has one.
+    pub fn provide_resolver(&mut self, file: &Path, context: &Context<'_>) -> Result<(), SpecError> {
+        let mut mounts = self.spec.mounts().clone().unwrap_or_default();
+        if mounts.iter().any(|mount| mount.destination() == Path::new(RESOLVER)) {
+            return Ok(());
+        }
+        let (mount, volume) = mounts::file(file, RESOLVER, self.volumes.len(), context)?;
+        mounts.push(mount);
+        self.spec.set_mounts(Some(mounts));
+        self.volumes.push(volume);
+        Ok(())
+    }
 }
 
 /// Rewrites `spec` for the guest.
@@ -113,10 +131,18 @@ pub fn rewrite(mut spec: Spec, context: &Context<'_>, probe: &Probe<'_>) -> Resu
             return Err(SpecError::unsupported(field, format!("the guest is {}", context.os)));
         }
     }
-    let network = match context.os {
+    let mut network = match context.os {
         GuestOs::Linux => rewrite_linux(&mut spec, context, &mut notes)?,
         GuestOs::FreeBsd => jail::rewrite(&mut spec, context, &mut notes)?,
     };
+    if let (true, GuestOs::Linux, NetworkRequest::Own, Some(jail)) = (
+        cfg!(target_os = "freebsd"),
+        context.os,
+        &network,
+        spec.annotations().as_ref().and_then(|all| all.get(PARENT_JAIL)).filter(|name| !name.is_empty()),
+    ) {
+        network = NetworkRequest::Join(jail.into());
+    }
     let process = spec.process().clone().ok_or_else(|| SpecError::invalid("process", "missing"))?;
     spec.set_process(Some(rewrite_process(process, context.os, &mut notes)?));
 

@@ -213,6 +213,28 @@ pub(super) fn volume(
     })
 }
 
+/// A file of the host at `destination` in the container.
+pub(super) fn file(
+    source: &Path,
+    destination: &str,
+    number: usize,
+    context: &Context<'_>,
+) -> Result<(Mount, Volume), SpecError> {
+    let name = format!("mounts/{number}");
+    let at = format!("{}/{name}", context.guest_dir);
+    let mount =
+        made("bind", &at, Path::new(destination), &["rbind", "rprivate", "nosuid", "nodev", "noexec"])?;
+    let volume = Volume {
+        source: source.to_owned(),
+        directory: false,
+        readonly: false,
+        recursive: false,
+        follows_host: false,
+        name,
+    };
+    Ok((mount, volume))
+}
+
 /// Options for the guest's own bind mount. The host's file systems arrive there as one tree, so recursion and
 /// propagation were settled on the host.
 fn guest_bind_options(mount: &Mount) -> Vec<String> {

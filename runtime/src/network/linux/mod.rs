@@ -4,13 +4,14 @@ mod inventory;
 mod redirect;
 mod tap;
 
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use skep_netlink::{Netns, NetnsError, Route};
 use skep_protocol::api;
 
+use super::attachments::Attachments;
 use super::plan::{Device, assign, choose, is_tap};
 use super::{NetworkError, NetworkRequest, Taken};
 use crate::hypervisor::Nic;
@@ -31,6 +32,8 @@ pub struct Network {
     /// Whether it goes with the sandbox.
     own: bool,
     devices: Vec<Device>,
+    /// What CNI plugins make in it.
+    cni: Attachments,
     state: Mutex<State>,
 }
 
@@ -45,10 +48,26 @@ enum State {
 }
 
 impl Network {
-    /// Finds or makes the namespace; `name` is the VM's, `room` the number of its devices where nothing is there yet.
-    pub fn open(request: &NetworkRequest, room: usize, name: &str) -> Result<Self, NetworkError> {
+    /// Finds or makes the namespace; `name` is the VM's, `room` the number of its devices where nothing is there yet,
+    /// `dir` the sandbox's directory.
+    pub fn open(
+        request: &NetworkRequest,
+        room: usize,
+        name: &str,
+        dir: &Path,
+        journal: &Journal,
+    ) -> Result<Self, NetworkError> {
+        let mut cni = Attachments::default();
         let (netns, own, count) = match request {
             NetworkRequest::Own => (Netns::create()?, true, room),
+            NetworkRequest::Nothing => (Netns::create()?, true, 0),
+            NetworkRequest::Cni(request) => {
+                let netns = Netns::create()?;
+                // Plugins are told a path, and may remember it.
+                let path = bind(&netns, dir.join("netns"), journal)?.display().to_string();
+                cni = Attachments::new(request.attachments(|_| (path.clone(), Vec::new())));
+                (netns, true, request.count())
+            }
             NetworkRequest::Join(path) => {
                 let netns = Netns::open(path)?;
                 let found = netns.run(|| inventory::look(&mut route()?))?;
@@ -66,6 +85,7 @@ impl Network {
             descriptor: Arc::new(descriptor),
             own,
             devices: Device::of(name, count),
+            cni,
             state: Mutex::new(State::Open),
         })
     }
@@ -86,6 +106,16 @@ impl Network {
             };
             self.devices.iter().enumerate().map(open).collect()
         })
+    }
+
+    /// Lets CNI plugins make what they shall; whether there was anything.
+    pub async fn connect(&self, journal: &Journal) -> Result<bool, NetworkError> {
+        self.cni.add(journal).await
+    }
+
+    /// resolv.conf(5) for the sandbox's containers, if CNI plugins said anything about names.
+    pub fn resolver(&self) -> Option<String> {
+        self.cni.resolver()
     }
 
     /// Where the VMM is to live.
@@ -143,6 +173,31 @@ impl Network {
     pub fn settled(&self) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
     }
+}
+
+/// Gives a namespace a path.
+fn bind(netns: &Netns, path: PathBuf, journal: &Journal) -> Result<PathBuf, NetworkError> {
+    let failed =
+        |error| NetworkError::system(format!("mount the network namespace on {}", path.display()))(error);
+    std::fs::File::create(&path).map_err(failed)?;
+    journal.record(Entry::Mount { target: path.clone() })?;
+    let source = format!("/proc/self/fd/{}", netns.as_fd().as_raw_fd());
+    rustix::mount::mount_bind(source, &path).map_err(|error| failed(error.into()))?;
+    Ok(path)
+}
+
+/// There are no taps that outlive their descriptors.
+#[expect(clippy::unnecessary_wraps, reason = "as on FreeBSD")]
+pub(crate) fn remove_tap(name: &str, _: &str, _: Option<&str>) -> Result<(), NetworkError> {
+    tracing::debug!(name, "not of this system");
+    Ok(())
+}
+
+/// There are no jails.
+#[expect(clippy::unnecessary_wraps, reason = "as on FreeBSD")]
+pub(crate) fn remove_jail(name: &str) -> Result<(), NetworkError> {
+    tracing::debug!(name, "not of this system");
+    Ok(())
 }
 
 fn route() -> Result<Route, NetworkError> {

@@ -1,0 +1,215 @@
+//! Taking over what is in a vnet jail, and taps on the host for plugins that put them on a bridge.
+
+mod inventory;
+mod tap;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use skep_ifnet::sys::load_module;
+use skep_ifnet::{Control, Error, Jail, Netgraph};
+use skep_protocol::api;
+
+use super::attachments::Attachments;
+use super::cni::CniRequest;
+use super::plan::{Device, assign, choose, is_tap};
+use super::{NetworkError, NetworkRequest, Taken};
+use crate::hypervisor::Nic;
+use crate::journal::{Entry, Journal};
+
+pub(crate) use tap::remove as remove_tap;
+
+/// The plugin that takes a tap of ours.
+const OWN_PLUGIN: &str = "skep-cni";
+/// What `CNI_NETNS` is for an interface that stays on the host.
+const HOST: &str = "0";
+/// The key of `CNI_ARGS` by which it is told which.
+const TAP_ARGUMENT: &str = "SKEP_TAP";
+
+impl From<Error> for NetworkError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Kernel { what, error } => Self::System { action: what, source: error },
+            Error::Jail { name, why } => Self::Namespace { path: name.into(), reason: why },
+            Error::Inside(what) | Error::Unsupported { what, .. } => {
+                Self::System { action: what, source: std::io::ErrorKind::Unsupported.into() }
+            }
+        }
+    }
+}
+
+/// The VM's devices, whose taps are on the host or in a vnet jail.
+#[derive(Debug)]
+pub struct Network {
+    /// The jail whose interfaces are taken over; none: plugins say what the taps are.
+    jail: Option<String>,
+    devices: Vec<Device>,
+    /// What CNI plugins make.
+    cni: Attachments,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// Nobody has looked yet what there is.
+    Open,
+    /// The interfaces are taken over, and the guest has to be told.
+    Taken(api::Network),
+    /// The guest knows.
+    Settled,
+}
+
+impl Network {
+    /// Finds or makes what the devices are to be joined to, and makes their taps; `name` is the VM's, `room` the number
+    /// of its devices where nothing is in the jail yet.
+    pub fn open(
+        request: &NetworkRequest,
+        room: usize,
+        name: &str,
+        _: &Path,
+        journal: &Journal,
+    ) -> Result<Self, NetworkError> {
+        let (jail, devices) = match request {
+            NetworkRequest::Own | NetworkRequest::Nothing => (None, Vec::new()),
+            NetworkRequest::Join(path) => {
+                let jail = Jail::open(&path.to_string_lossy())?;
+                let found = inventory::look(&jail)?;
+                if found.iter().any(is_tap) {
+                    return Err(NetworkError::OfAnother(path.clone()));
+                }
+                let found = choose(found)?.len();
+                let count = if found == 0 { room } else { found };
+                (Some(jail.name().to_owned()), Device::of(name, count))
+            }
+            NetworkRequest::Cni(request) if takes_taps(request) => (None, Device::of(name, request.count())),
+            NetworkRequest::Cni(request) => {
+                journal.record(Entry::Jail { name: name.to_owned() })?;
+                Jail::create(name)?;
+                (Some(name.to_owned()), Device::of(name, request.count()))
+            }
+        };
+        for device in &devices {
+            tap::make(&device.tap(), jail.as_deref(), journal)?;
+        }
+        let cni = match request {
+            NetworkRequest::Cni(request) => Attachments::new(request.attachments(|number| {
+                if let Some(jail) = &jail {
+                    return (jail.clone(), Vec::new());
+                }
+                let tap = devices.get(number).map(|device| format!("{TAP_ARGUMENT}={}", device.tap()));
+                (HOST.to_owned(), tap.into_iter().collect())
+            })),
+            _ => Attachments::default(),
+        };
+        Ok(Self { jail, devices, cni, state: Mutex::new(State::Open) })
+    }
+
+    /// The VM's devices.
+    pub fn nics(&self) -> Vec<Nic> {
+        self.devices.iter().map(|device| device.nic()).collect()
+    }
+
+    /// None: bhyve takes names.
+    pub fn taps(&self) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
+        Ok(Vec::new())
+    }
+
+    /// None: bhyve lives on the host.
+    pub fn namespace(&self) -> Option<Arc<OwnedFd>> {
+        None
+    }
+
+    /// Lets CNI plugins make what they shall; whether there was anything.
+    pub async fn connect(&self, journal: &Journal) -> Result<bool, NetworkError> {
+        self.cni.add(journal).await
+    }
+
+    /// resolv.conf(5) for the sandbox's containers, if CNI plugins said anything about names.
+    pub fn resolver(&self) -> Option<String> {
+        self.cni.resolver()
+    }
+
+    /// Whether `path` is the sandbox's jail.
+    pub fn is(&self, path: &Path) -> bool {
+        let Some(name) = &self.jail else { return false };
+        match (Jail::open(name), Jail::open(&path.to_string_lossy())) {
+            (Ok(ours), Ok(other)) => ours.id == other.id,
+            _ => false,
+        }
+    }
+
+    /// Takes over what there is and says what the guest has to be told, until [`Network::settled`]. What comes later
+    /// is not looked at. Blocks for some system calls.
+    pub fn take(&self, journal: &Journal) -> Result<Option<api::Network>, NetworkError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Settled => return Ok(None),
+            State::Taken(network) => return Ok(Some(network.clone())),
+            State::Open => {}
+        }
+        let mut network = api::Network::new();
+        network.interfaces = match &self.jail {
+            Some(jail) => self.take_inside(&Jail::open(jail)?, journal)?,
+            None => self.cni.interfaces(&self.devices),
+        };
+        *state = State::Taken(network.clone());
+        Ok(Some(network))
+    }
+
+    fn take_inside(&self, jail: &Jail, journal: &Journal) -> Result<Vec<api::Interface>, NetworkError> {
+        for module in ["ng_socket", "ng_ether"] {
+            load_module(module);
+        }
+        let found = choose(inventory::look(jail)?)?;
+        let mut interfaces = Vec::new();
+        for (found, device) in assign(found, &self.devices)? {
+            let (interface, tap) = (&found.interface.name, device.tap());
+            journal.record(Entry::Redirect { netns: jail.name().into(), interface: interface.clone() })?;
+            let up = found.up;
+            jail.run(|| {
+                let control = Control::open()?;
+                control.set_mtu(&tap, found.interface.mtu)?;
+                control.raise(&tap)?;
+                if !up {
+                    control.raise(interface)?;
+                }
+                Netgraph::open()?.join(interface, &tap)
+            })
+            .map_err(|error| match error.errno() {
+                Some(libc::EEXIST) => NetworkError::InUse { name: interface.clone() },
+                _ => error.into(),
+            })?;
+            tracing::debug!(interface, tap, "taken over");
+            interfaces.push(found.interface);
+        }
+        Ok(interfaces)
+    }
+
+    /// The guest knows its network.
+    pub fn settled(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
+    }
+}
+
+/// Whether every interface is made by a plugin that takes a tap of ours.
+fn takes_taps(request: &CniRequest) -> bool {
+    request.makers().all(|plugin| plugin == OWN_PLUGIN)
+}
+
+/// Gives an interface back to its jail. That there is none any more is no error. The tap is gone later: with it goes
+/// what joined them.
+pub(crate) fn release(taken: &Taken<'_>) -> Result<(), NetworkError> {
+    let name = taken.netns.to_string_lossy();
+    let Ok(jail) = Jail::open(&name) else { return Ok(()) };
+    let interface = taken.interface.to_owned();
+    Ok(jail.run(|| Netgraph::open()?.part(&interface))?)
+}
+
+/// Removes a jail of ours; fine if it is gone.
+pub(crate) fn remove_jail(name: &str) -> Result<(), NetworkError> {
+    match Jail::open(name) {
+        Ok(jail) => Ok(jail.remove()?),
+        Err(_) => Ok(()),
+    }
+}
