@@ -434,12 +434,18 @@ fn a_network_is_stretched_to_its_peers_and_to_nobody_else() {
             "vxlan": {"vni": 100, "mode": mode, "nodes": nodes}}),
         )
     };
-    let refused = host.call("ADD", "x", &Jail::new().name, &conf("flood")).unwrap_err();
-    assert!(refused["msg"].as_str().unwrap().contains("use mode `mesh`"), "{refused}");
-    let conf = conf("mesh");
-    let a = host.add("a", &conf);
+    // In mode `mesh` the pair of nodes 1 and 2 has the first identifier, 1 and 3 the second; `flood` has one.
+    for (mode, second) in [("mesh", 101), ("flood", 100)] {
+        stretched(&host, &peer, &conf(mode), second);
+    }
+    sh("route -q delete 198.51.100.0/24 || true");
+}
+
+/// Packets on a network of three nodes, of which one is here; the pair with the third has the identifier `second`.
+fn stretched(host: &Host<'_>, peer: &Jail, conf: &Value, second: u32) {
+    let a = host.add("a", conf);
     assert_eq!(a.result["interfaces"][2]["mtu"], 1450);
-    host.check(&a, &conf).unwrap_or_else(|error| panic!("{error}"));
+    host.check(&a, conf).unwrap_or_else(|error| panic!("{error}"));
     let (mac, far) = (a.mac(), [2, 7, 7, 7, 7, 7]);
     let hears = |source: &str, vni: u32| {
         std::thread::scope(|scope| {
@@ -459,9 +465,8 @@ fn a_network_is_stretched_to_its_peers_and_to_nobody_else() {
             waiting.join().unwrap()
         })
     };
-    // The pair of nodes 1 and 2 has the first identifier, 1 and 3 the second.
     assert!(hears("192.0.2.2", 100), "from a peer");
-    assert!(hears("198.51.100.3", 101), "from another peer");
+    assert!(hears("198.51.100.3", second), "from another peer");
     assert!(!hears("198.51.100.9", 100), "from somebody who is none");
     // What the sandbox asks all goes to each peer once; what a peer asks all goes to no other.
     let counted = |at: &str, vni: u32, act: &dyn Fn()| {
@@ -488,8 +493,8 @@ fn a_network_is_stretched_to_its_peers_and_to_nobody_else() {
     };
     assert!(counted("192.0.2.2", 100, &ask_all), "an ARP question, to one peer");
     a.jail.sh("arp -d 10.5.0.99 >/dev/null 2>&1 || true");
-    assert!(counted("198.51.100.3", 101, &ask_all), "and to the other");
-    let loops = counted("198.51.100.3", 101, &|| {
+    assert!(counted("198.51.100.3", second, &ask_all), "and to the other");
+    let loops = counted("198.51.100.3", second, &|| {
         peer.ask(|| {
             let socket = std::net::UdpSocket::bind("192.0.2.2:4001").unwrap();
             let frame = arp_answer(far, far, "10.5.0.77", [0xff; 6], "10.5.0.88");
@@ -497,7 +502,6 @@ fn a_network_is_stretched_to_its_peers_and_to_nobody_else() {
         });
     });
     assert!(!loops, "what came by one link leaves by no other");
-    host.del(&a, &conf);
+    host.del(&a, conf);
     assert!(!sh("ifconfig -l").contains("sk"));
-    sh("route -q delete 198.51.100.0/24 || true");
 }

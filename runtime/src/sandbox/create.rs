@@ -10,7 +10,8 @@ use super::isolate::isolate;
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
 use super::{
-    RESOLVER, ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings, cmdline,
+    RESOLVER, ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings,
+    cmdline,
 };
 use crate::config::{Channel, Config};
 use crate::guest::{Guest, GuestOs};
