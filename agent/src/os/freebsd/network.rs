@@ -24,9 +24,8 @@ pub(crate) fn settle(network: &Network) -> Result<(), Refusal> {
         .collect::<Result<Vec<_>, Refusal>>()?;
     for link in found.iter().filter(|link| link.mac.is_some()) {
         if !wanted.iter().any(|(_, _, used)| used.name == link.name) {
-            detach(&link.name).map_err(|e| {
-                Refusal::internal(format!("network: cannot take {} away: {e}", link.name))
-            })?;
+            detach(&link.name)
+                .map_err(|e| Refusal::internal(format!("network: cannot take {} away: {e}", link.name)))?;
         }
     }
     let control = Control::open().map_err(|e| Refusal::internal(e.to_string()))?;
@@ -127,7 +126,9 @@ fn ip_of(bytes: &[u8]) -> Result<IpAddr, String> {
 fn net(bytes: &[u8], prefix: u32) -> Result<IpNet, String> {
     let ip = ip_of(bytes)?;
     let length = u8::try_from(prefix).ok();
-    length.and_then(|length| IpNet::new(ip, length).ok()).ok_or_else(|| format!("{ip}/{prefix}: no such prefix"))
+    length
+        .and_then(|length| IpNet::new(ip, length).ok())
+        .ok_or_else(|| format!("{ip}/{prefix}: no such prefix"))
 }
 
 fn net_of(address: &InterfaceAddress) -> Result<IpNet, String> {
