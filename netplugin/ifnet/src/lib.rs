@@ -33,6 +33,7 @@ pub mod route;
 pub mod sys;
 // Reading it needs no kernel.
 #[cfg(any(target_os = "freebsd", test))]
+#[cfg_attr(not(target_os = "freebsd"), allow(unreachable_pub, reason = "only its tests are built here"))]
 mod table;
 
 pub use insn::Insn;
