@@ -27,9 +27,14 @@ pub(super) enum Command {
         /// A subnet of the sandboxes' addresses (again for another family). Each node gives out a part of its own.
         #[arg(long = "subnet", value_name = "CIDR", required = true)]
         subnets: Vec<IpNet>,
-        /// A host, as NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]: an address, IPv4 or IPv6 or one of each, and where sync
-        /// finds it if not by root@ADDRESS.
-        #[arg(long = "node", value_name = "NODE", required = true)]
+        // Not doc comments: rustdoc would take the brackets for links.
+        #[arg(
+            long = "node",
+            value_name = "NODE",
+            required = true,
+            help = "A host, as NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]: an address, IPv4 or IPv6 or one of each, and \
+                    where sync finds it if not by root@ADDRESS"
+        )]
         nodes: Vec<NewNode>,
         /// How the hosts are joined.
         #[arg(long, default_value = "flood")]
@@ -115,8 +120,7 @@ pub(super) enum NodeCommand {
     Add {
         /// The network.
         network: String,
-        /// NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]
-        #[arg(required = true, value_name = "NODE")]
+        #[arg(required = true, value_name = "NODE", help = "NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]")]
         nodes: Vec<NewNode>,
     },
     /// Remove hosts. The others' sandboxes notice nothing. Then: skep net sync, and skep net delete on the removed ones.

@@ -1,8 +1,9 @@
 //! `skep net`: a network declared once for several hosts, and brought to each of them.
 //!
 //! A [`Declaration`] is one file, the same on every node. From it follows what a node needs: its links (by
-//! [`crate::vxlan`]), addresses of its own that no other node gives out ([`Declaration::range`]), and the CNI
-//! configuration that runtimes read ([`conflist`]). [`Directory`] keeps the files, [`sync`] carries them by ssh.
+//! [`crate::vxlan`]), addresses of its own that no other node gives out ([`Declaration::ranges`]), and the CNI
+//! configuration that runtimes read ([`conflist()`]). [`Directory`] keeps the
+//! files, [`mod@sync`] carries them by ssh.
 
 mod conflist;
 mod declaration;
