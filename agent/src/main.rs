@@ -13,6 +13,7 @@ mod container;
 mod error;
 mod fatal;
 mod fdio;
+mod forward;
 mod helper;
 mod log;
 mod os;

@@ -8,13 +8,14 @@ use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Network};
 
 use crate::clock;
 use crate::error::{Code, Refusal};
-use crate::os::{machine, network, share};
+use crate::os::{machine, network, settings, share};
 
 /// Least entropy that makes a difference.
 const ENTROPY_MIN: usize = 32;
 /// What a kernel takes in one call.
 pub(crate) const ENTROPY_MAX: usize = 512;
 const SHARES_MAX: usize = 64;
+const SYSCTLS_MAX: usize = 256;
 
 /// The sandbox that this guest is, once it is one.
 #[derive(Debug)]
@@ -61,6 +62,12 @@ impl Sandbox {
         if !request.hostname.is_empty() {
             nix::unistd::sethostname(&request.hostname)
                 .map_err(|e| Refusal::invalid(format!("hostname {:?}: {e}", request.hostname)))?;
+        }
+        if request.shm_bytes != 0 {
+            settings::size_shm(request.shm_bytes)?;
+        }
+        for (name, value) in &request.sysctls {
+            settings::set_parameter(name, value)?;
         }
         for wanted in &request.shares {
             share::attach(wanted)?;
@@ -112,6 +119,9 @@ fn check(request: &CreateSandboxRequest) -> Result<(), Refusal> {
     check_clock(request.realtime_ns)?;
     if request.shares.len() > SHARES_MAX {
         return Err(Refusal::invalid(format!("shares: {}, more than {SHARES_MAX}", request.shares.len())));
+    }
+    if request.sysctls.len() > SYSCTLS_MAX {
+        return Err(Refusal::invalid(format!("sysctls: {}, more than {SYSCTLS_MAX}", request.sysctls.len())));
     }
     for (index, share) in request.shares.iter().enumerate() {
         let plain = Path::new(&share.mount_point)

@@ -62,8 +62,8 @@ async fn serve(options: Options, started_ns: i64) -> Result<Infallible, ServeErr
     });
     let stdio = StdioRegistry::new();
     let host = serve_host(options.channel, stdio.clone(), |ready_ns| {
-        let containers = Containers::new(reaper, stdio);
-        Arc::new(Service::new(Sandbox::new(started_ns, ready_ns), containers))
+        let containers = Containers::new(reaper, stdio.clone());
+        Arc::new(Service::new(Sandbox::new(started_ns, ready_ns), containers, stdio))
     });
     tokio::select! {
         served = host => served,

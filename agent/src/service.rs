@@ -3,31 +3,33 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use skep_protocol::StdioRegistry;
 use skep_protocol::api::{
     Agent, ContainerRequest, ContainerStatsResponse, CreateContainerRequest, CreateContainerResponse,
-    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecProcessRequest, ListProcessesResponse,
-    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SetClockResponse, SignalProcessRequest,
-    StartProcessRequest, StartProcessResponse, TtrpcContext, UpdateContainerRequest, WaitOomRequest,
-    WaitOomResponse, WaitProcessResponse,
+    CreateSandboxRequest, CreateSandboxResponse, Empty, ExecProcessRequest, ForwardPortRequest,
+    ListProcessesResponse, ProcessRequest, ResizeTerminalRequest, SetClockRequest, SetClockResponse,
+    SignalProcessRequest, StartProcessRequest, StartProcessResponse, TtrpcContext, UpdateContainerRequest,
+    WaitOomRequest, WaitOomResponse, WaitProcessResponse,
 };
 
 use crate::container::Containers;
 use crate::error::Refusal;
-use crate::os::machine;
+use crate::os::{machine, settings};
 use crate::reaper::Exit;
 use crate::sandbox::{self, Sandbox};
-use crate::{clock, power};
+use crate::{clock, forward, power};
 
 /// The agent's side of the protocol.
 #[derive(Debug)]
 pub(crate) struct Service {
     sandbox: Sandbox,
     containers: Arc<Containers>,
+    stdio: StdioRegistry,
 }
 
 impl Service {
-    pub(crate) fn new(sandbox: Sandbox, containers: Containers) -> Self {
-        Self { sandbox, containers: Arc::new(containers) }
+    pub(crate) fn new(sandbox: Sandbox, containers: Containers, stdio: StdioRegistry) -> Self {
+        Self { sandbox, containers: Arc::new(containers), stdio }
     }
 
     /// Runs a call in a task of its own: a call's future is dropped when its session ends, and what changes the
@@ -59,6 +61,9 @@ impl Agent for Service {
         request: CreateContainerRequest,
     ) -> ttrpc::Result<CreateContainerResponse> {
         self.sandbox.check_created()?;
+        if request.shm_bytes != 0 {
+            settings::grow_shm(request.shm_bytes)?;
+        }
         let pid = self.whole(async move |containers| containers.create(request).await).await?;
         Ok(CreateContainerResponse { pid: pid.cast_unsigned(), ..Default::default() })
     }
@@ -162,6 +167,12 @@ impl Agent for Service {
         let container = self.containers.get(&request.container_id)?;
         let oom_kills = container.wait_oom(request.seen).await?;
         Ok(WaitOomResponse { oom_kills, ..Default::default() })
+    }
+
+    async fn forward_port(&self, _: &TtrpcContext, request: ForwardPortRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.check_created()?;
+        forward::connect(&self.stdio, &request).await?;
+        Ok(Empty::new())
     }
 
     async fn set_clock(&self, _: &TtrpcContext, request: SetClockRequest) -> ttrpc::Result<SetClockResponse> {

@@ -29,6 +29,7 @@ async fn main() -> anyhow::Result<()> {
             hostname: Some("skep".into()),
             options: PodOptions::defaults(&config),
             network: skep::network::NetworkRequest::Own,
+            settings: skep::sandbox::GuestSettings::default(),
         };
         let sandbox = Sandbox::create(&config, request).await?;
         let phases: Vec<String> = sandbox

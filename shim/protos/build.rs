@@ -4,16 +4,20 @@ use std::{env, fs, io, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: [&str; 13] = [
+const INPUTS: [&str; 17] = [
     "bootstrap",
     "details",
     "envelope",
     "events",
     "introspection",
+    "metric",
     "metrics",
     "mount",
+    "platform",
+    "pod",
     "process",
     "runtimeoptions",
+    "sandbox",
     "streaming",
     "task",
     "topics",

@@ -64,6 +64,8 @@ pub(crate) enum BundleError {
 }
 
 const STATE_VERSION: u32 = 1;
+/// Where containerd keeps the bundles of its Sandbox API.
+const SANDBOX_PLUGIN: &str = "io.containerd.sandbox.controller.v1.shim";
 /// The file of the hooks that follow a container's end.
 const POSTSTOP: &str = "poststop.json";
 
@@ -127,6 +129,21 @@ impl Bundle {
         }
         let Sections { freebsd } = self.read_json("config.json", SPEC_LIMIT)?;
         Ok(freebsd)
+    }
+
+    /// Whether it is one of a sandbox of containerd's Sandbox API, from version 2.0 on, and not of a container: the
+    /// directory is `<state>/io.containerd.sandbox.controller.v1.shim/<namespace>/<id>`.
+    pub(crate) fn is_of_sandbox(&self) -> bool {
+        let plugin = self.dir.parent().and_then(Path::parent).and_then(Path::file_name);
+        plugin.is_some_and(|name| name == SANDBOX_PLUGIN)
+    }
+
+    /// The specification, where a bundle may have none: a sandbox's does if its client gives it one.
+    pub(crate) fn spec_if_any(&self) -> Result<Option<oci_spec::runtime::Spec>, BundleError> {
+        match self.spec() {
+            Err(BundleError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// The name of the sandbox that a container belongs to: `id` if it is alone, or if it is the pod's first.
@@ -257,6 +274,15 @@ mod tests {
             fs::write(bundle.path("config.json"), text).unwrap();
             assert_eq!(bundle.group("c1").unwrap(), group, "{annotations}");
         }
+    }
+
+    #[test]
+    fn bundles_of_sandboxes_are_known_by_their_place() {
+        let of = |path: &str| Bundle::new(path.into()).is_of_sandbox();
+        assert!(of("/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/abc"));
+        assert!(!of("/run/containerd/io.containerd.sandbox.controller.v1.local/k8s.io/abc"));
+        assert!(!of("/run/containerd/io.containerd.runtime.v2.task/k8s.io/abc"));
+        assert!(!of("/"));
     }
 
     #[test]

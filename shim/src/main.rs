@@ -15,6 +15,7 @@ mod lingering;
 mod log;
 mod metrics;
 mod pod;
+mod sandbox;
 mod serve;
 mod service;
 mod socket;

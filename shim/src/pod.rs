@@ -1,5 +1,7 @@
 //! What one shim looks after: a sandbox and the tasks in it.
 
+mod managed;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -16,7 +18,7 @@ use skep::{
     },
     guest::GuestOs,
     network::{NetworkError, NetworkRequest, cni},
-    sandbox::{Entry, Sandbox, SandboxError, SandboxRequest},
+    sandbox::{Entry, GuestSettings, Sandbox, SandboxError, SandboxRequest},
     share::{Rootfs, RootfsMount},
 };
 use skep_containerd_api::{
@@ -29,6 +31,7 @@ use crate::{
     bundle::Bundle,
     convert::{Failure, optional_timestamp},
     events::Publisher,
+    sandbox::Managed,
     task::{Task, lock},
 };
 
@@ -60,6 +63,8 @@ pub(crate) struct Pod {
     pub(crate) streams: Arc<Streams>,
     /// Locked while the sandbox is made or destroyed.
     sandbox: tokio::sync::Mutex<Option<Arc<Sandbox>>>,
+    /// If containerd makes and ends the sandbox by its Sandbox API, and not by tasks.
+    managed: Mutex<Option<Arc<Managed>>>,
     tasks: Mutex<HashMap<String, Slot>>,
 }
 
@@ -95,6 +100,7 @@ impl Pod {
             publisher,
             streams: Arc::default(),
             sandbox: tokio::sync::Mutex::new(None),
+            managed: Mutex::default(),
             tasks: Mutex::default(),
         }
     }
@@ -117,9 +123,9 @@ impl Pod {
         containers.chain(sandbox.map(Sandbox::vmm_pid)).collect()
     }
 
-    /// Whether there is no task, not even one being created.
-    pub(crate) fn is_empty(&self) -> bool {
-        lock(&self.tasks).is_empty()
+    /// Whether there is no task, not even one being created, and no sandbox that stays without.
+    pub(crate) fn is_done(&self) -> bool {
+        lock(&self.tasks).is_empty() && lock(&self.managed).is_none()
     }
 
     /// Creates a task, with the sandbox if it is the first.
@@ -217,12 +223,18 @@ impl Pod {
         let freebsd = bundle.freebsd().map_err(|error| invalid(&error))?;
         let os = options.os.unwrap_or_else(|| guest_os(&spec, freebsd.as_ref()));
         let rootfs = rootfs(request, bundle.dir(), &spec);
+        let shm_bytes = shared_memory(&spec, &annotations)?;
         let hooks = spec
             .hooks()
             .as_ref()
             .and_then(|hooks| HostHooks::new(hooks, &request.id, bundle.dir().to_owned(), &spec));
 
         let mut slot = self.sandbox.lock().await;
+        let managed = lock(&self.managed).clone();
+        if let Some(managed) = &managed {
+            managed.furnish(&mut spec, slot.as_deref())?;
+        }
+        let settings = GuestSettings { shm_bytes, sysctls: pod_sysctls(&spec, &annotations) };
         let guest_dir = guest_dir(&request.id);
         let sandbox_pids = self.pids(slot.as_deref());
         let context = Context {
@@ -265,7 +277,7 @@ impl Pod {
                     .map_err(|error| sandbox_failure(&NetworkError::from(error).into()))?
             };
             let sandbox = tokio::select! {
-                booted = self.boot(os, spec.hostname.clone(), network, options) => booted?,
+                booted = self.boot(os, spec.hostname.clone(), network, options, settings) => booted?,
                 // Dropping the boot undoes it.
                 Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
             };
@@ -297,6 +309,7 @@ impl Pod {
             namespace: self.namespace.clone(),
             streams: Arc::clone(&self.streams),
             hooks,
+            shm_bytes,
             call_limit,
         };
         let container = Container::create(guest, request).await;
@@ -312,6 +325,7 @@ impl Pod {
         hostname: Option<String>,
         network: NetworkRequest,
         options: PodOptions,
+        settings: GuestSettings,
     ) -> Result<Arc<Sandbox>, Failure> {
         // Under runc a container without a name of its own has the host's; a guest is not the host.
         let hostname = hostname.unwrap_or_else(|| self.group.chars().take(MAX_HOSTNAME).collect());
@@ -322,6 +336,7 @@ impl Pod {
             hostname: Some(hostname),
             options,
             network,
+            settings,
         };
         let sandbox =
             Sandbox::create(&self.config, request).await.map_err(|error| sandbox_failure(&error))?;
@@ -347,8 +362,10 @@ impl Pod {
             // Held until the sandbox is gone, so that a creation that comes meanwhile makes a new one.
             let mut slot = self.sandbox.lock().await;
             let held = init.hold().await;
-            let last = lock(&self.tasks).len() == 1;
-            task.container.delete(last).await?;
+            // A sandbox of the Sandbox API stays, unless it was stopped before.
+            let stays = lock(&self.managed).is_some();
+            let last = !stays && lock(&self.tasks).len() == 1;
+            task.container.delete(last || slot.is_none()).await?;
             drop(held);
             if last {
                 destroy(&mut slot).await;
@@ -387,7 +404,7 @@ impl Pod {
 
     async fn end_if_empty(&self) {
         let mut slot = self.sandbox.lock().await;
-        if self.is_empty() {
+        if self.is_done() {
             destroy(&mut slot).await;
         }
     }
@@ -406,6 +423,36 @@ async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
 async fn finish_hooks(container: &Container, bundle: &Path) {
     Bundle::new(bundle.to_owned()).remove_poststop();
     container.poststop().await;
+}
+
+/// How large the /dev/shm of a container's pod has to be: what an annotation says, or what the caller made on this host
+/// for all of the pod.
+fn shared_memory(
+    spec: &oci_spec::runtime::Spec,
+    annotations: &HashMap<String, String>,
+) -> Result<Option<u64>, Failure> {
+    let asked = PodOptions::shm_bytes(annotations)
+        .map_err(|error| Failure::new(ErrorKind::InvalidArgument, &error))?;
+    let made = || {
+        let mounts = spec.mounts().iter().flatten();
+        let shared = mounts.filter(|mount| mount.destination() == Path::new("/dev/shm"));
+        let source =
+            shared.filter_map(|mount| mount.source().as_deref()).find(|source| source.is_absolute())?;
+        // Of a directory on a disk the size says nothing.
+        skep::os::memory_filesystem_bytes(source)
+    };
+    Ok(asked.or_else(made))
+}
+
+/// Kernel parameters of the pod, which its own container brings; other containers bring their own to the guest.
+fn pod_sysctls(
+    spec: &oci_spec::runtime::Spec,
+    annotations: &HashMap<String, String>,
+) -> HashMap<String, String> {
+    if annotations.get(CONTAINER_TYPE).is_none_or(|kind| kind != "sandbox") {
+        return HashMap::new();
+    }
+    spec.linux().as_ref().and_then(|linux| linux.sysctl().clone()).unwrap_or_default()
 }
 
 fn given_up_failure() -> Failure {

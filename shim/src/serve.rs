@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use skep::config::LogLevel;
-use skep_containerd_api::{Task, create_streaming, task_services};
+use skep_containerd_api::{Task, create_sandbox, create_streaming, task_services};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
@@ -24,6 +24,7 @@ use crate::{
     events::Publisher,
     lingering, log,
     pod::Pod,
+    sandbox::SandboxService,
     service::Service,
     socket,
     start::{bundle, load_config},
@@ -72,11 +73,13 @@ async fn serve(pod: Arc<Pod>, listener: UnixListener, path: &std::path::Path) ->
     let finished = Arc::new(Notify::new());
     let service: Arc<dyn Task + Send + Sync> =
         Arc::new(Service::new(Arc::clone(&pod), Arc::clone(&finished)));
+    let sandbox = Arc::new(SandboxService::new(Arc::clone(&pod), Arc::clone(&finished)));
     let listener = Listener::new(lingering::accept(listener).context("the listening socket")?);
     let streaming = Arc::new(StreamingService::new(Arc::clone(&pod.streams)));
     let mut server = Server::new()
         .add_listener(listener)
         .register_service(task_services(&service))
+        .register_service(create_sandbox(sandbox))
         .register_service(create_streaming(streaming));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

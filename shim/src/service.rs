@@ -176,7 +176,7 @@ fn details(exec_id: String) -> Option<Any> {
 
 /// Does the work in a task of its own: ttrpc drops a handler when its client leaves, and a creation must not stop
 /// half done because containerd is restarted.
-async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {
@@ -343,7 +343,7 @@ impl TaskApi for Service {
 
     async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
         // It comes after the deletion of every task of a pod, not only the last.
-        if self.pod.is_empty() {
+        if self.pod.is_done() {
             self.finished.notify_one();
         }
         Ok(Empty::new())

@@ -66,7 +66,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let address = socket::address(&path);
     bundle.write_address(&address)?;
     let mut stdout = std::io::stdout();
-    write!(stdout, "{address}").and_then(|()| stdout.flush()).context("standard output")
+    write!(stdout, "{}", answer(&address, bundle.is_of_sandbox()))
+        .and_then(|()| stdout.flush())
+        .context("standard output")
+}
+
+/// What containerd is told. A plain address means task API v2, which every version takes. From the shim of a sandbox of
+/// its Sandbox API containerd has to hear of v3: else it would start one more shim for each container of the sandbox
+/// whose specification does not name it.
+fn answer(address: &str, of_sandbox: bool) -> String {
+    if !of_sandbox {
+        return address.to_owned();
+    }
+    serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
 }
 
 /// Starts the shim with the listening socket as its standard input.

@@ -178,6 +178,8 @@ calls! {
     container_stats = "ContainerStats": ContainerRequest => ContainerStatsResponse;
     /// Changes the container's limits.
     update_container = "UpdateContainer": UpdateContainerRequest => Empty;
+    /// Connects a stream to a TCP port of the guest's loopback.
+    forward_port = "ForwardPort": ForwardPortRequest => Empty;
     /// Steps the guest's clock.
     set_clock = "SetClock": SetClockRequest => SetClockResponse;
     /// Kills what still runs and powers the guest off; the answer may be lost with the guest.

@@ -31,4 +31,4 @@ pub use stdio::StdioStream;
 pub use ttrpc::Code;
 
 /// Version of the calls and streams; both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

@@ -7,6 +7,8 @@ mod freebsd;
 mod linux;
 
 #[cfg(target_os = "freebsd")]
-pub(crate) use freebsd::{children, console, descriptors, machine, mounts, network, port, share, vsock};
+pub(crate) use freebsd::{
+    children, console, descriptors, machine, mounts, network, port, settings, share, vsock,
+};
 #[cfg(target_os = "linux")]
-pub(crate) use linux::{children, console, descriptors, machine, network, port, share, vsock};
+pub(crate) use linux::{children, console, descriptors, machine, network, port, settings, share, vsock};

@@ -16,6 +16,11 @@ use super::{Config, Interfaces, Memory, RootfsMode, Vcpus};
 /// Every annotation that is Skep's begins with this.
 const PREFIX: &str = "org.skep.";
 
+/// `org.skep.shm-mib`.
+const SHM: &str = "shm-mib";
+/// Most of it: far beyond any VM's memory, which is what bounds it.
+const MOST_SHM_MIB: u64 = 1 << 30;
+
 /// The networks of a nerdctl container: a JSON list of names, each of which becomes an interface.
 const NERDCTL_NETWORKS: &str = "nerdctl/networks";
 /// One that is none.
@@ -49,7 +54,7 @@ pub enum AnnotationError {
     /// No such annotation.
     #[error(
         "annotation {key}: unknown; known are org.skep.interfaces, org.skep.ips, org.skep.mac, org.skep.memory-mib, \
-         org.skep.networks, org.skep.os, org.skep.ports, org.skep.rootfs, org.skep.vcpus"
+         org.skep.networks, org.skep.os, org.skep.ports, org.skep.rootfs, org.skep.shm-mib, org.skep.vcpus"
     )]
     Unknown {
         /// Its full name.
@@ -120,6 +125,7 @@ impl PodOptions {
                     options.memory = number(key, value)?;
                     limit(key, &options.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
                 }
+                SHM => drop(shm(key, value)?),
                 "interfaces" => options.interfaces = number(key, value)?,
                 "os" => {
                     let word: StrDeserializer<'_, ValueError> = value.as_str().into_deserializer();
@@ -135,6 +141,13 @@ impl PodOptions {
             }
         }
         Ok(options)
+    }
+
+    /// Size of the /dev/shm that the containers of a pod share, bytes, if an annotation says it: it is no property of the
+    /// VM's.
+    pub fn shm_bytes(annotations: &HashMap<String, String>) -> Result<Option<u64>, AnnotationError> {
+        let key = format!("{PREFIX}{SHM}");
+        annotations.get(&key).map(|value| shm(&key, value)).transpose()
     }
 
     fn size_by_kubernetes(
@@ -163,6 +176,14 @@ impl PodOptions {
             limit(CRI_MEMORY, &self.memory, &config.sandbox.max_memory_mib, "sandbox.max_memory_mib")?;
         }
         Ok(())
+    }
+}
+
+fn shm(key: &str, value: &str) -> Result<u64, AnnotationError> {
+    match value.parse::<u64>() {
+        Ok(mib) if (1..=MOST_SHM_MIB).contains(&mib) => Ok(mib << 20),
+        Ok(_) => Err(wrong(key, value, &format!("not 1 to {MOST_SHM_MIB}"))),
+        Err(error) => Err(wrong(key, value, &error)),
     }
 }
 
@@ -227,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn shared_memory_is_counted_in_mib() {
+        let of = |value: &str| {
+            PodOptions::shm_bytes(&HashMap::from([("org.skep.shm-mib".to_owned(), value.to_owned())]))
+        };
+        assert_eq!(of("128").unwrap(), Some(128 << 20));
+        assert_eq!(PodOptions::shm_bytes(&HashMap::new()).unwrap(), None);
+        assert!(of("1G").unwrap_err().to_string().contains("`1G`"));
+        read(&[("org.skep.shm-mib", "128")]).unwrap();
+    }
+
+    #[test]
     fn there_is_a_device_for_each_network_of_nerdctl() {
         let count = |pairs: &[(&str, &str)]| read(pairs).unwrap().interfaces.get();
         assert_eq!(count(&[]), 1);
@@ -264,6 +296,7 @@ mod tests {
         assert!(text(&[("org.skep.vcpus", "-1")]).contains("`-1`"));
         assert!(text(&[("org.skep.memory-mib", "1024")]).contains("sandbox.max_memory_mib"));
         assert!(text(&[("org.skep.memory-mib", "0")]).contains("64 to"));
+        assert!(text(&[("org.skep.shm-mib", "0")]).contains("org.skep.shm-mib: `0`"));
         assert!(text(&[("org.skep.rootfs", "block")]).contains("`9p`"));
         assert!(text(&[("org.skep.os", "plan9")]).contains("`freebsd`"));
         // The prefix alone is not a way around.

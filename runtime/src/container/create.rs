@@ -39,6 +39,8 @@ pub struct CreateRequest {
     pub streams: Arc<Streams>,
     /// Hooks that run on the host.
     pub hooks: Option<HostHooks>,
+    /// What the /dev/shm that it shares with its pod has to hold at least, bytes.
+    pub shm_bytes: Option<u64>,
     /// Longest wait for an answer of the agent.
     pub call_limit: Duration,
 }
@@ -61,6 +63,7 @@ impl Container {
             namespace,
             streams,
             hooks,
+            shm_bytes,
             call_limit,
         } = request;
         let json = spec.to_json().map_err(|error| ContainerError::Internal {
@@ -104,6 +107,7 @@ impl Container {
                 }
                 .into(),
                 stdio: Some(tokens).into(),
+                shm_bytes: shm_bytes.unwrap_or_default(),
                 ..api::CreateContainerRequest::default()
             };
             if let Err(error) =

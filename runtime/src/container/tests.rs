@@ -269,6 +269,7 @@ impl Bench {
             namespace: "test".into(),
             streams: Arc::default(),
             hooks: None,
+            shm_bytes: None,
             call_limit: LIMIT,
         };
         Container::create(Arc::<FakeGuest>::clone(&self.guest), request).await

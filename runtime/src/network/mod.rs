@@ -34,6 +34,8 @@ use freebsd as system;
 use linux as system;
 
 use cni::CniRequest;
+/// A sandbox's network as its guest is told of it.
+pub use skep_protocol::api::Network as GuestNetwork;
 pub use system::Network;
 pub(crate) use system::{release, remove_jail, remove_tap};
 
@@ -115,6 +117,16 @@ impl NetworkError {
         let action = action.into();
         move |source| Self::System { action, source }
     }
+}
+
+/// Where connections to the loopback addresses of a sandbox's network namespace arrive.
+#[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "made where there are network namespaces"))]
+pub(crate) struct Loopback {
+    /// One for IPv4, one for IPv6 where there is that. A socket they accept has the port that was dialled as its own.
+    pub(crate) listeners: Vec<std::net::TcpListener>,
+    /// What brings the connections to them, while it lives.
+    pub(crate) steering: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// An interface of a network namespace that was taken over, for the journal.

@@ -115,6 +115,12 @@ pub(super) fn signal(_exit_fd: &OwnedFd, pid: u32, signal: Signal) -> io::Result
     }
 }
 
+pub(super) fn processor_us(pid: u32) -> io::Result<u64> {
+    let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
+    let info = kinfo(pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    Ok(info.ki_runtime)
+}
+
 pub(super) fn resident_bytes(pid: u32) -> io::Result<u64> {
     let pid = i32::try_from(pid).map_err(|_| io::Error::from(io::ErrorKind::NotFound))?;
     let info = kinfo(pid)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -185,6 +191,11 @@ pub(super) fn unmount_once(target: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Nobody makes one for a pod's /dev/shm here.
+pub(super) fn memory_filesystem_bytes(_: &Path) -> Option<u64> {
+    None
 }
 
 pub(super) fn mount_points() -> io::Result<Vec<PathBuf>> {

@@ -68,6 +68,20 @@ pub(super) fn signal(exit_fd: &OwnedFd, _pid: u32, signal: Signal) -> io::Result
     }
 }
 
+pub(super) fn processor_us(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    let ticks = parse_processor_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(ticks.saturating_mul(1_000_000) / rustix::param::clock_ticks_per_second().max(1))
+}
+
+/// `utime` and `stime`, fields 14 and 15 of `/proc/<pid>/stat`. The name in field 2 may hold anything.
+fn parse_processor_ticks(stat: &[u8]) -> Option<u64> {
+    let end = stat.iter().rposition(|&b| b == b')')?;
+    let mut fields = std::str::from_utf8(&stat[end + 1..]).ok()?.split_ascii_whitespace().skip(11);
+    let mut field = || fields.next()?.parse::<u64>().ok();
+    Some(field()?.saturating_add(field()?))
+}
+
 pub(super) fn resident_bytes(pid: u32) -> io::Result<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm"))?;
     let pages: Option<u64> = statm.split(' ').nth(1).and_then(|f| f.parse().ok());
@@ -279,6 +293,12 @@ pub(super) fn unmount_once(target: &Path) -> io::Result<bool> {
     }
 }
 
+pub(super) fn memory_filesystem_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statfs(path).ok()?;
+    let block = u64::try_from(stat.f_bsize).ok()?;
+    (i128::from(stat.f_type) == i128::from(libc::TMPFS_MAGIC)).then(|| stat.f_blocks.saturating_mul(block))
+}
+
 pub(super) fn mount_points() -> io::Result<Vec<PathBuf>> {
     // A thread can be in another mount namespace than its process.
     Ok(parse_mountinfo(&std::fs::read("/proc/thread-self/mountinfo")?))
@@ -335,6 +355,14 @@ mod tests {
         }
         assert_eq!(parse_start_time(b""), None);
         assert_eq!(parse_start_time(b"7 (x) S 1 2"), None);
+    }
+
+    #[test]
+    fn processor_time_is_user_and_system() {
+        let stat = b"7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 250 17 9 9 20 0 1 0 5 0 0";
+        assert_eq!(parse_processor_ticks(stat), Some(267));
+        assert_eq!(parse_processor_ticks(b"7 (a) S 1"), None);
+        processor_us(std::process::id()).unwrap();
     }
 
     #[test]

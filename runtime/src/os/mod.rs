@@ -19,8 +19,10 @@ use linux as system;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 pub(crate) use mount::tests::in_private_namespace;
-pub use mount::{MountError, MountRequest, mount, mounts_below, unmount};
-pub use process::{ExitWatch, ProcessError, ProcessIdentity, Signal, own_start_time, resident_bytes};
+pub use mount::{MountError, MountRequest, memory_filesystem_bytes, mount, mounts_below, unmount};
+pub use process::{
+    ExitWatch, ProcessError, ProcessIdentity, Signal, own_start_time, processor_us, resident_bytes,
+};
 pub use tree::{TreeError, remove_tree};
 
 /// Makes `command` run in a network namespace. Only on Linux there are any; elsewhere it will not start.

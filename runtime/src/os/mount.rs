@@ -74,6 +74,11 @@ pub fn unmount(target: &Path) -> Result<(), MountError> {
     Err(error(io::Error::other(format!("still mounted after {MOST_LAYERS} times"))))
 }
 
+/// Size in bytes of the file system in memory (tmpfs) that `path` is on; nothing if it is on another one.
+pub fn memory_filesystem_bytes(path: &Path) -> Option<u64> {
+    system::memory_filesystem_bytes(path)
+}
+
 /// Where something is mounted at or below `dir`, the deepest first.
 pub fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, MountError> {
     // The kernel lists real paths.

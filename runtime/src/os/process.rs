@@ -150,6 +150,15 @@ pub fn own_start_time() -> io::Result<u64> {
     system::own_start_time()
 }
 
+/// Processor time that a process has used, of all its threads, in microseconds.
+pub fn processor_us(pid: u32) -> Result<u64, ProcessError> {
+    system::processor_us(pid).map_err(|source| ProcessError::System {
+        action: "read the processor time of",
+        pid,
+        source,
+    })
+}
+
 /// Resident memory of a process in bytes.
 pub fn resident_bytes(pid: u32) -> Result<u64, ProcessError> {
     system::resident_bytes(pid).map_err(|source| ProcessError::System {

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use skep_protocol::{Endpoint, PROTOCOL_VERSION, Session, api};
 
 use super::dir::{SandboxDir, Sandboxes};
+use super::forward::Forwarder;
 use super::isolate::isolate;
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
@@ -112,6 +113,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
     match made {
         Ok((vm, session, network)) => {
             rollback.made = None;
+            let forwarder = Forwarder::start(&network, &session);
             let sandbox = Sandbox {
                 id: request.id,
                 os: request.os,
@@ -124,6 +126,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
                 timings,
                 stop_limit: config.timeouts.stop_s.duration(),
                 state: Mutex::new(State::Ready),
+                forwarder,
                 destroying: tokio::sync::Mutex::new(()),
             };
             if let Err(e) = sandbox.save_timings() {
@@ -247,6 +250,8 @@ async fn introduce(
         realtime_ns: i64::try_from(since_epoch().as_nanos()).unwrap_or(i64::MAX),
         entropy,
         shares: vec![share],
+        shm_bytes: request.settings.shm_bytes.unwrap_or_default(),
+        sysctls: request.settings.sysctls.clone(),
         ..api::CreateSandboxRequest::default()
     };
     let agent = session.agent().with_timeout(config.timeouts.call_s.duration());
@@ -290,6 +295,7 @@ mod tests {
             hostname: None,
             options: PodOptions::defaults(&Config::default()),
             network: crate::network::NetworkRequest::Own,
+            settings: crate::sandbox::GuestSettings::default(),
         }
     }
 

@@ -10,6 +10,7 @@
 mod cmdline;
 mod create;
 mod dir;
+mod forward;
 mod isolate;
 mod pause;
 mod record;
@@ -18,6 +19,7 @@ mod sweep;
 mod timings;
 mod undo;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -64,6 +66,17 @@ pub struct SandboxRequest {
     pub options: PodOptions,
     /// Where its network comes from.
     pub network: NetworkRequest,
+    /// What its kernel is told.
+    pub settings: GuestSettings,
+}
+
+/// What a sandbox's kernel is told before anything runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GuestSettings {
+    /// Size of the /dev/shm that containers of a pod share, bytes; half of the guest's memory if none.
+    pub shm_bytes: Option<u64>,
+    /// Parameters by their names in the notation of sysctl(8).
+    pub sysctls: HashMap<String, String>,
 }
 
 /// A sandbox cannot be made.
@@ -158,6 +171,8 @@ pub struct Sandbox {
     timings: Timings,
     stop_limit: Duration,
     state: Mutex<State>,
+    /// Carries connections to the pod's loopback into the guest.
+    forwarder: Option<forward::Forwarder>,
     /// Held by whoever destroys it.
     destroying: tokio::sync::Mutex<()>,
 }
@@ -304,6 +319,9 @@ impl Sandbox {
     }
 
     async fn kill(&self) {
+        if let Some(forwarder) = &self.forwarder {
+            forwarder.stop();
+        }
         self.session.close().await;
         if let Err(e) = self.vm.kill().await {
             tracing::warn!(sandbox = self.id, "{e}");

@@ -1,4 +1,4 @@
-//! Bindings of the containerd services that a shim serves (task, streaming) and calls (events), and of the messages that
+//! Bindings of the containerd services that a shim serves (task, sandbox, streaming) and calls (events), and of the messages that
 //! pass between containerd and a shim when it starts.
 //!
 //! Generated at build time from `proto/`, asynchronous half only: ttrpc's synchronous server does not compile for
@@ -37,14 +37,24 @@ generated! {
     events_ttrpc,
     /// What a shim says of itself (`-info`).
     introspection,
+    /// What a sandbox uses, with time and name.
+    metric,
     /// What a task uses.
     metrics,
     /// A mount as containerd describes it.
     mount,
+    /// A system and its processor.
+    platform,
+    /// A pod as Kubernetes' Container Runtime Interface describes it.
+    pod,
     /// Processes of a task and their states.
     process,
     /// Options of a runtime from containerd's configuration.
     runtimeoptions,
+    /// Messages of the sandbox service.
+    sandbox,
+    /// Server and client of the sandbox service.
+    sandbox_ttrpc,
     /// Messages of the service that clients connect to for standard streams.
     streaming,
     /// Server of the streaming service.
@@ -59,6 +69,7 @@ generated! {
     transfer,
 }
 
+pub use sandbox_ttrpc::{Sandbox, create_sandbox};
 pub use streaming_ttrpc::{Streaming, create_streaming};
 pub use task_ttrpc::{Task, TaskClient};
 
@@ -106,6 +117,7 @@ mod tests {
         assert_eq!(topics::TaskExit::descriptor().full_name(), "containerd.events.TaskExit");
         assert_eq!(metrics::Metrics::descriptor().full_name(), "io.containerd.cgroups.v2.Metrics");
         assert_eq!(introspection::RuntimeInfo::descriptor().full_name(), "containerd.types.RuntimeInfo");
+        assert_eq!(pod::PodSandboxConfig::descriptor().full_name(), "runtime.v1.PodSandboxConfig");
         assert_eq!(runtimeoptions::Options::descriptor().full_name(), "runtimeoptions.v1.Options");
         assert_eq!(
             bootstrap::BootstrapParams::descriptor().full_name(),

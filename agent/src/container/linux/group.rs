@@ -52,10 +52,10 @@ pub(crate) fn kill(group: &Path) -> Result<(), GroupError> {
     }
 }
 
-/// The first process has ended, and with it, in a PID namespace of its own, every other one.
-#[allow(clippy::unnecessary_wraps, reason = "as on FreeBSD, where it takes more")]
-pub(crate) fn init_ended(_: &Path) -> Result<(), GroupError> {
-    Ok(())
+/// The first process has ended, and every other one ends with it: in a PID namespace of its own by itself, in the pod's
+/// because nobody would hear of them any more, and they would keep the container's output open.
+pub(crate) fn init_ended(group: &Path) -> Result<(), GroupError> {
+    kill(group)
 }
 
 /// The processes of the group and of those that the container made below it.

@@ -7,5 +7,6 @@ pub(crate) mod machine;
 pub(crate) mod mounts;
 pub(crate) mod network;
 pub(crate) mod port;
+pub(crate) mod settings;
 pub(crate) mod share;
 pub(crate) mod vsock;

@@ -6,5 +6,6 @@ pub(crate) mod descriptors;
 pub(crate) mod machine;
 pub(crate) mod network;
 pub(crate) mod port;
+pub(crate) mod settings;
 pub(crate) mod share;
 pub(crate) mod vsock;

@@ -8,6 +8,9 @@ use super::SpecError;
 /// null, zero, full, random, urandom, tty, console, ptmx.
 const GUEST_DEVICES: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
 
+/// `linux.rootfsPropagation`, of the OCI runtime specification.
+const PROPAGATIONS: [&str; 4] = ["shared", "slave", "private", "unbindable"];
+
 /// Rewrites what limits the container and gives it devices.
 pub(super) fn rewrite(linux: &mut Linux, id: &str, notes: &mut Vec<String>) -> Result<(), SpecError> {
     for (present, field, reason) in [
@@ -38,6 +41,11 @@ pub(super) fn rewrite(linux: &mut Linux, id: &str, notes: &mut Vec<String>) -> R
     linux.set_devices(Some(rewrite_devices(devices, everything, notes)?));
     if let Some(resources) = linux.resources_mut() {
         rewrite_resources(resources, notes)?;
+    }
+    // runc takes mount(8)'s recursive names, the guest's runtime those of the OCI specification, and means the same.
+    let plain = linux.rootfs_propagation().as_deref().and_then(|name| name.strip_prefix('r'));
+    if let Some(plain) = plain.filter(|name| PROPAGATIONS.contains(name)).map(str::to_owned) {
+        linux.set_rootfs_propagation(Some(plain));
     }
     // The host's cgroup tree does not exist in the guest; pods and slices are told apart by their VMs.
     linux.set_cgroups_path(Some(format!("/skep/{id}").into()));

@@ -290,6 +290,19 @@ fn freebsd_mounts_become_the_linux_set() {
     assert!(after.volumes[0].readonly);
 }
 
+/// As containerd's CRI plugin sends it with a volume that follows the host.
+#[test]
+fn recursive_propagation_of_the_root_has_the_specifications_name() {
+    for (given, wanted) in
+        [("rslave", "slave"), ("rshared", "shared"), ("private", "private"), ("rude", "rude")]
+    {
+        let mut spec = linux();
+        spec["linux"]["rootfsPropagation"] = json!(given);
+        let spec = run(spec).unwrap().spec;
+        assert_eq!(spec.linux().as_ref().unwrap().rootfs_propagation().as_deref(), Some(wanted));
+    }
+}
+
 #[test]
 fn devices() {
     let mut spec = linux();

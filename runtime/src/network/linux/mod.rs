@@ -2,6 +2,7 @@
 
 mod inventory;
 mod redirect;
+mod steer;
 mod tap;
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -13,7 +14,7 @@ use skep_protocol::api;
 
 use super::attachments::Attachments;
 use super::plan::{Device, assign, choose, is_tap};
-use super::{NetworkError, NetworkRequest, Taken};
+use super::{Loopback, NetworkError, NetworkRequest, Taken};
 use crate::hypervisor::Nic;
 use crate::journal::{Entry, Journal};
 
@@ -167,6 +168,20 @@ impl Network {
             interfaces.push(found.interface);
         }
         Ok(interfaces)
+    }
+
+    /// Where connections to the namespace's loopback arrive; none for a namespace of the sandbox's own, which nobody
+    /// enters to dial.
+    pub(crate) fn loopback(&self) -> Result<Option<Loopback>, NetworkError> {
+        if self.own {
+            return Ok(None);
+        }
+        let (netns, descriptor) = (&self.netns, &self.descriptor);
+        let listeners =
+            netns.run(|| steer::listen().map_err(NetworkError::system("listen for forwarded ports")))?;
+        let steering = steer::Steering::to(&listeners, descriptor.as_fd())
+            .map_err(NetworkError::system("bring connections to the pod's loopback here (BPF_SK_LOOKUP)"))?;
+        Ok(Some(Loopback { listeners, steering: Box::new(steering) }))
     }
 
     /// The guest knows its network.
