@@ -245,7 +245,8 @@ pub const BUSYBOX_VARIABLE: &str = "SKEP_BUSYBOX";
 /// The extension of the file beside busybox that has what `busybox --list` says, for hosts that can't run it.
 pub const APPLETS: &str = "applets";
 
-pub(crate) fn installed_busybox() -> Result<PathBuf> {
+/// The static busybox that images are made of: the one that [`BUSYBOX_VARIABLE`] names, else this machine's.
+pub fn installed_busybox() -> Result<PathBuf> {
     const PLACES: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
     if let Some(path) = std::env::var_os(BUSYBOX_VARIABLE).filter(|path| !path.is_empty()) {
         return Ok(path.into());

@@ -44,6 +44,15 @@ pub struct Containerd {
 impl Containerd {
     /// Starts `installation` in a new directory, with `programs` (where the shim is) in its search path.
     pub fn start(installation: &Installation, programs: Option<&Path>) -> Result<Self> {
+        Self::start_with(installation, programs, |_| Ok(WITHOUT_CRI.to_owned()))
+    }
+
+    /// The same with this part of its configuration in the notation of version 2, for which it is told its directory.
+    pub fn start_with(
+        installation: &Installation,
+        programs: Option<&Path>,
+        configure: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         ensure!(
             nix::unistd::geteuid().is_root(),
             "the end-to-end tests start a containerd: run them as root"
@@ -56,7 +65,8 @@ impl Containerd {
             fs::create_dir(path.join(name))
                 .with_context(|| format!("creating {name} in {}", path.display()))?;
         }
-        fs::write(path.join("config.toml"), config(path)).context("writing containerd's configuration")?;
+        let text = config(path, &configure(path)?);
+        fs::write(path.join("config.toml"), text).context("writing containerd's configuration")?;
         let namespace =
             path.file_name().context("a temporary directory has a name")?.to_string_lossy().into_owned();
         let inherited = std::env::var_os("PATH").unwrap_or_default();
@@ -122,8 +132,17 @@ impl Containerd {
 
     /// `ctr` of the same version, with address and namespace set, and then `arguments`.
     pub fn ctr_command<S: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
+        self.ctr_command_in(&self.namespace, arguments)
+    }
+
+    /// The same in another namespace.
+    pub fn ctr_command_in<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        namespace: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
         let mut command = Command::new(self.installation.bin.join("ctr"));
-        command.arg("--address").arg(self.directory().join("c.sock")).args(["--namespace", &self.namespace]);
+        command.arg("--address").arg(self.directory().join("c.sock")).args(["--namespace", namespace]);
         command.args(arguments).env("TMPDIR", self.directory().join("tmp"));
         command
     }
@@ -231,14 +250,18 @@ fn spawn(installation: &Installation, directory: &Path, search_path: &OsString) 
     command.spawn().with_context(|| format!("starting {}", command.get_program().to_string_lossy()))
 }
 
-fn config(directory: &Path) -> String {
+/// Without the plugins of Kubernetes' Container Runtime Interface, which the configuration's other parts follow.
+const WITHOUT_CRI: &str = "disabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+    \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\"]\n";
+
+/// Begins with keys that belong to no table; `part` may do so as well.
+fn config(directory: &Path, part: &str) -> String {
     let path = |name: &str| directory.join(name).display().to_string();
     format!(
         "version = 2\n\
          root = {:?}\n\
          state = {:?}\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
-         \"io.containerd.cri.v1.runtime\"]\n\
+         {part}\
          [grpc]\n\
          address = {:?}\n\
          [ttrpc]\n\

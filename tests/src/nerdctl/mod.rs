@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::ctr::Subject;
 use crate::process::{Input, Output, Running, run};
 
-pub use build::{Tools, fetch, require};
+pub use build::{Tools, fetch, fetch_cni, require};
 
 /// How long nerdctl may take for one thing.
 const LIMIT: Duration = Duration::from_secs(120);

@@ -8,6 +8,7 @@ mod basics;
 mod calls;
 mod cni;
 mod confinement;
+mod cri;
 mod doctor;
 mod failures;
 #[cfg(target_os = "freebsd")]
@@ -113,6 +114,7 @@ fn main() -> ExitCode {
         network::CASES,
         cni::CASES,
         nerdctl::CASES,
+        cri::CASES,
         failures::CASES,
         bad_input::CASES,
         doctor::CASES,
