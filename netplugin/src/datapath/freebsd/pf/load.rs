@@ -146,7 +146,7 @@ pub(in super::super) fn enabled() -> Result<bool, DatapathError> {
 /// Makes sure that our rules are asked: the packet filter is on, and its main ruleset refers to our anchor. Rules of the
 /// administrator's stay as they are. True if something was missing.
 pub(in super::super) fn ensure_root(pf: &Pf) -> Result<bool, DatapathError> {
-    let missing = missing(pf)?;
+    let mut missing = missing(pf)?;
     let on = enabled()?;
     if missing.is_empty() && on {
         return Ok(false);
@@ -161,6 +161,14 @@ pub(in super::super) fn ensure_root(pf: &Pf) -> Result<bool, DatapathError> {
                     .to_owned(),
             ));
         }
+    }
+    if !on {
+        // Nobody's rules are there. Until some ruleset was loaded once, though it be empty, a filter that was turned on
+        // does not translate addresses by anchors that are put into the main ruleset one by one.
+        let _lock = lock()?;
+        pfctl(&["-q", "-f", "-"], "")?;
+        // References of ours that were left are gone with it.
+        missing = List::ALL.to_vec();
     }
     if !missing.is_empty() {
         load_text(ROOT, ROOT_RULES)?;
