@@ -268,14 +268,9 @@ impl Pod {
             }
             Arc::clone(sandbox)
         } else {
-            let given = spec.network.clone();
-            let network = if os == GuestOs::FreeBsd {
-                // It has loopback only.
-                given
-            } else {
-                cni::choose(&self.config, given, &annotations, &self.namespace, &self.group)
-                    .map_err(|error| sandbox_failure(&NetworkError::from(error).into()))?
-            };
+            let network =
+                cni::choose(&self.config, spec.network.clone(), &annotations, &self.namespace, &self.group)
+                    .map_err(|error| sandbox_failure(&NetworkError::from(error).into()))?;
             let sandbox = tokio::select! {
                 booted = self.boot(os, spec.hostname.clone(), network, options, settings) => booted?,
                 // Dropping the boot undoes it.
