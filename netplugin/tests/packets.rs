@@ -450,6 +450,7 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
     host.ns.wire("nic0", &outside, "far0");
     outside.ip("addr add 203.0.113.1/24 dev far0");
     outside.serve_tcp("0.0.0.0:80");
+    host.ns.settle_link("nic0");
     let before = host.ns.census();
     let mut conf = host.conf(
         "public",

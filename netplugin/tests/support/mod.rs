@@ -133,6 +133,24 @@ impl Ns {
         self.run(|| std::fs::write(format!("/proc/sys/net/{path}"), value).unwrap());
     }
 
+    /// Waits until a link is up and its own IPv6 address in use: the kernel gets round to both after it was told to.
+    pub fn settle_link(&self, name: &str) {
+        let settled = || {
+            self.ip(&format!("-br link show {name}")).contains(" UP ")
+                && self
+                    .ip("-6 route show table local")
+                    .lines()
+                    .any(|route| route.starts_with("local fe80:") && route.contains(&format!(" dev {name} ")))
+        };
+        for _ in 0..500 {
+            if settled() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("{name} never came up");
+    }
+
     /// A wire to another namespace, both ends up.
     pub fn wire(&self, name: &str, other: &Self, other_name: &str) {
         self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
