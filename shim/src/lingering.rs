@@ -2,7 +2,8 @@
 //!
 //! ttrpc drops what it has received and not handed over yet when a connection ends, and closes it without reading on
 //! when an answer can't be sent. A client that sends a process's last input and leaves would lose it. So the end of a
-//! connection is held back for a while, and what cannot be sent any more waits instead of failing.
+//! connection is held back for a while, and what cannot be sent any more waits instead of failing. Who wants to know
+//! whether clients have left asks [`Clients`], which hears of it at once.
 
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
@@ -13,25 +14,62 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 /// How long an end is held back: what was received is with its process by then, unless that does not read.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Connections of `listener`, each lingering.
-pub(crate) fn accept(listener: StdListener) -> io::Result<impl Stream<Item = io::Result<Lingering>> + Send> {
+/// Connections of `listener`, each lingering, and how many of them have a client.
+pub(crate) fn accept(
+    listener: StdListener,
+) -> io::Result<(impl Stream<Item = io::Result<Lingering>> + Send, Clients)> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    Ok(futures::stream::unfold(listener, async |listener| {
-        let accepted = listener.accept().await.map(|(socket, _)| Lingering::new(socket));
-        Some((accepted, listener))
-    }))
+    let count = watch::Sender::new(0);
+    let clients = Clients(count.subscribe());
+    let connections = futures::stream::unfold((listener, count), async |(listener, count)| {
+        let accepted = listener.accept().await.map(|(socket, _)| Lingering::new(socket, Present::new(&count)));
+        Some((accepted, (listener, count)))
+    });
+    Ok((connections, clients))
+}
+
+/// The clients that have not hung up.
+#[derive(Debug)]
+pub(crate) struct Clients(watch::Receiver<usize>);
+
+impl Clients {
+    /// Waits until there are none, or nobody accepts any more.
+    pub(crate) async fn gone(mut self) {
+        // An error says that there is nobody left who counts.
+        let _ = self.0.wait_for(|count| *count == 0).await;
+    }
+}
+
+/// A client among those that are counted.
+#[derive(Debug)]
+struct Present(watch::Sender<usize>);
+
+impl Present {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// A connection whose end is held back.
 #[derive(Debug)]
 pub(crate) struct Lingering {
     socket: UnixStream,
+    /// Until the client has hung up.
+    client: Option<Present>,
     /// Nothing can be sent any more.
     deaf: bool,
     /// Nothing will come any more; told when this is over.
@@ -39,8 +77,8 @@ pub(crate) struct Lingering {
 }
 
 impl Lingering {
-    fn new(socket: UnixStream) -> Self {
-        Self { socket, deaf: false, end: None }
+    fn new(socket: UnixStream, client: Present) -> Self {
+        Self { socket, client: Some(client), deaf: false, end: None }
     }
 }
 
@@ -57,6 +95,7 @@ impl AsyncRead for Lingering {
                 Ok(()) => None,
                 Err(error) => Some(error),
             };
+            self.client = None;
             self.end = Some((Box::pin(tokio::time::sleep(LINGER)), error));
         }
         let Some((sleep, error)) = &mut self.end else { return Poll::Pending };
@@ -114,5 +153,34 @@ impl AsyncWrite for Lingering {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    /// A client that hung up is gone for whoever waits for that, while its connection still lingers.
+    #[tokio::test]
+    async fn clients_are_gone_when_they_hang_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (connections, clients) = accept(StdListener::bind(&path).unwrap()).unwrap();
+        let mut connections = std::pin::pin!(connections);
+        let client = UnixStream::connect(&path).await.unwrap();
+        let mut connection = connections.next().await.unwrap().unwrap();
+        let reader = tokio::spawn(async move { connection.read_u8().await });
+
+        let gone = tokio::spawn(clients.gone());
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!gone.is_finished(), "gone with a client there");
+        drop(client);
+        tokio::time::timeout(LINGER / 2, gone).await.expect("gone when it hung up").unwrap();
+        assert!(!reader.is_finished(), "the end is heard without lingering");
     }
 }

@@ -33,6 +33,8 @@ use crate::{
 
 /// How long containerd may take to accept the last events; it gives the whole of a shutdown 3 s.
 const FLUSH: Duration = Duration::from_millis(1500);
+/// How long containerd is given to hang up once it has its answer.
+const HANG_UP: Duration = Duration::from_millis(500);
 /// How long answers that are under way may take.
 const CLOSE: Duration = Duration::from_secs(1);
 
@@ -74,10 +76,10 @@ async fn serve(pod: Arc<Pod>, listener: UnixListener, path: &std::path::Path) ->
     let service: Arc<dyn Task + Send + Sync> =
         Arc::new(Service::new(Arc::clone(&pod), Arc::clone(&finished)));
     let sandbox = Arc::new(SandboxService::new(Arc::clone(&pod), Arc::clone(&finished)));
-    let listener = Listener::new(lingering::accept(listener).context("the listening socket")?);
+    let (connections, clients) = lingering::accept(listener).context("the listening socket")?;
     let streaming = Arc::new(StreamingService::new(Arc::clone(&pod.streams)));
     let mut server = Server::new()
-        .add_listener(listener)
+        .add_listener(Listener::new(connections))
         .register_service(task_services(&service))
         .register_service(create_sandbox(sandbox))
         .register_service(create_streaming(streaming));
@@ -85,17 +87,22 @@ async fn serve(pod: Arc<Pod>, listener: UnixListener, path: &std::path::Path) ->
     let mut interrupt = signal(SignalKind::interrupt())?;
     server.start().await?;
     tracing::debug!(version = skep::VERSION, "serving");
-    tokio::select! {
-        () = finished.notified() => {}
-        _ = terminate.recv() => tracing::info!("asked to end by SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("asked to end by SIGINT"),
-    }
+    let asked = tokio::select! {
+        () = finished.notified() => true,
+        _ = terminate.recv() => { tracing::info!("asked to end by SIGTERM"); false }
+        _ = interrupt.recv() => { tracing::info!("asked to end by SIGINT"); false }
+    };
     // First, so that no new container is sent to a shim that ends.
     if let Err(error) = socket::remove(path) {
         tracing::warn!(%error, "the socket stays");
     }
     pod.end().await;
     pod.publisher.flush(FLUSH).await;
+    // An answer and the end of its connection that arrive together are a "ttrpc: closed" to containerd's client, which
+    // takes either; after ShutdownSandbox that is an error.
+    if asked && tokio::time::timeout(HANG_UP, clients.gone()).await.is_err() {
+        tracing::debug!("containerd has not hung up");
+    }
     if tokio::time::timeout(CLOSE, server.shutdown()).await.is_err() {
         tracing::debug!("requests were still open");
     }

@@ -21,7 +21,7 @@ impl Bench {
         let streams = Arc::<Streams>::default();
         let service: Arc<dyn Streaming + Send + Sync> = Arc::new(StreamingService::new(Arc::clone(&streams)));
         let mut server = Server::new()
-            .add_listener(Listener::new(crate::lingering::accept(listener).unwrap()))
+            .add_listener(Listener::new(crate::lingering::accept(listener).unwrap().0))
             .register_service(create_streaming(service));
         server.start().await.unwrap();
         Self { dir, streams, server }
