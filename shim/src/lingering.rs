@@ -29,7 +29,8 @@ pub(crate) fn accept(
     let count = watch::Sender::new(0);
     let clients = Clients(count.subscribe());
     let connections = futures::stream::unfold((listener, count), async |(listener, count)| {
-        let accepted = listener.accept().await.map(|(socket, _)| Lingering::new(socket, Present::new(&count)));
+        let accepted =
+            listener.accept().await.map(|(socket, _)| Lingering::new(socket, Present::new(&count)));
         Some((accepted, (listener, count)))
     });
     Ok((connections, clients))
