@@ -12,7 +12,7 @@ use std::{
 use skep::{
     config::{Config, PodOptions},
     container::{
-        Container, CreateRequest, ErrorKind, Exit, Guest, HostHooks, guest_dir, of_network,
+        Container, CreateRequest, ErrorKind, Exit, Guest, HostHooks, Size, guest_dir, of_network,
         spec::{Context, guest_os, probe_host, rewrite},
         stdio::{StdioRequest, Streams},
     },
@@ -252,6 +252,8 @@ impl Pod {
         let sandbox = if let Some(sandbox) = &*slot {
             if sandbox.os() != os {
                 return Err(Failure::unimplemented(&format!(
+        let size = slot.as_ref().map_or_else(|| Size::from(&options), |sandbox| sandbox.size());
+        spec.check_size(size)?;
                     "container {} is for {os}, its sandbox runs {}: a pod has one kernel",
                     request.id,
                     sandbox.os()

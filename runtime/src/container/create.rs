@@ -8,10 +8,10 @@ use std::{
 use skep_protocol::api;
 
 use super::{
-    Container, ContainerError, Guest, GuestSpec, HostHooks, Process,
+    Container, ContainerError, Guest, GuestSpec, HostHooks, Process, Size,
     guest::explain,
     instance::watch,
-    stand_in,
+    resources, stand_in,
     stdio::{Place, Stdio, StdioRequest, Streams},
 };
 use crate::{
@@ -48,6 +48,17 @@ pub struct CreateRequest {
 /// The container's directory as the guest sees it, for [`super::spec::Context`].
 pub fn guest_dir(id: &str) -> String {
     format!("{SHARE_MOUNT_POINT}/{}", directory_name(id))
+}
+
+impl GuestSpec {
+    /// Refuses what a VM of that size does not have and its kernel would not take. Limits beyond it are none.
+    pub fn check_size(&self, size: Size) -> Result<(), ContainerError> {
+        let linux = self.spec.linux().as_ref();
+        match linux.and_then(|linux| linux.resources().as_ref()) {
+            Some(resources) => resources::check_sets("config.json: linux.resources", resources, size),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Container {

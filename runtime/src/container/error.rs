@@ -1,5 +1,7 @@
 //! What can go wrong with a container, and of which kind it is.
 
+use std::borrow::Cow;
+
 use skep_protocol::{CallError, Code};
 
 use super::{spec::SpecError, stdio::StdioError};
@@ -65,7 +67,7 @@ pub enum ContainerError {
     #[error("{what}: {reason}")]
     Invalid {
         /// Which.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// What is wrong with it.
         reason: String,
     },

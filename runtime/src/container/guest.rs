@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use skep_protocol::{CallError, Code, Session, api};
 
 use super::ContainerError;
-use crate::{guest::GuestOs, journal::Journal, network::NetworkError, sandbox::Sandbox};
+use crate::{config::PodOptions, guest::GuestOs, journal::Journal, network::NetworkError, sandbox::Sandbox};
 
 /// How long to wait for news of the VM's end after the agent became unreachable.
 const NEWS: Duration = Duration::from_secs(2);
@@ -18,6 +18,12 @@ pub struct Size {
     pub vcpus: u32,
     /// Memory in bytes.
     pub memory: u64,
+}
+
+impl From<&PodOptions> for Size {
+    fn from(options: &PodOptions) -> Self {
+        Self { vcpus: options.vcpus.get(), memory: options.memory.bytes() }
+    }
 }
 
 /// What a container needs of its sandbox.
@@ -92,8 +98,7 @@ impl Guest for Sandbox {
     }
 
     fn size(&self) -> Size {
-        let options = self.options();
-        Size { vcpus: options.vcpus.get(), memory: options.memory.bytes() }
+        self.options().into()
     }
 
     fn mark(&self, phase: &str) {

@@ -166,7 +166,7 @@ impl Container {
             }
             if execs.len() >= MAX_EXECS {
                 return Err(ContainerError::Invalid {
-                    what: "exec",
+                    what: "exec".into(),
                     reason: format!("container {} has {MAX_EXECS} processes already", self.id),
                 });
             }

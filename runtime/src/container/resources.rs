@@ -1,4 +1,6 @@
-//! Changing a container's limits: what fits its VM.
+//! A container's limits and their changes: what fits its VM.
+
+use std::borrow::Cow;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
@@ -32,6 +34,7 @@ pub(super) fn check(
     if let Some(memory) = resources.memory() {
         check_memory(memory, size)?;
     }
+    check_sets("resources", &resources, size)?;
     for name in resources.unified().iter().flat_map(|unified| unified.keys()) {
         if name.contains('/') || !name.contains('.') || name.starts_with('.') {
             return Err(invalid("resources.unified", format!("{name:?} is no file of a cgroup")));
@@ -64,17 +67,32 @@ fn check_cpu(cpu: &LinuxCpu, size: Size) -> Result<(), ContainerError> {
             return Err(invalid("resources.cpu.quota", reason));
         }
     }
-    if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
-        check_list("resources.cpu.cpus", cpus, size.vcpus, "virtual CPUs")?;
-    }
-    if let Some(mems) = cpu.mems().as_ref().filter(|mems| !mems.is_empty()) {
-        check_list("resources.cpu.mems", mems, 1, "memory nodes")?;
+    Ok(())
+}
+
+/// Memory nodes of a VM.
+const NODES: u32 = 1;
+
+/// Refuses processors and memory nodes that the VM does not have: its kernel's word for them is ERANGE. `field` is what
+/// the resources are called.
+pub(super) fn check_sets(field: &str, resources: &LinuxResources, size: Size) -> Result<(), ContainerError> {
+    let cpu = resources.cpu().as_ref();
+    let unified = |name| resources.unified().as_ref().and_then(|unified| unified.get(name));
+    for (name, list, count, what) in [
+        ("cpu.cpus", cpu.and_then(|cpu| cpu.cpus().as_ref()), size.vcpus, "virtual CPUs"),
+        ("cpu.mems", cpu.and_then(|cpu| cpu.mems().as_ref()), NODES, "memory nodes"),
+        ("unified.cpuset.cpus", unified("cpuset.cpus"), size.vcpus, "virtual CPUs"),
+        ("unified.cpuset.mems", unified("cpuset.mems"), NODES, "memory nodes"),
+    ] {
+        if let Some(list) = list.filter(|list| !list.trim().is_empty()) {
+            check_list(format!("{field}.{name}"), list, count, what)?;
+        }
     }
     Ok(())
 }
 
 /// A list such as `0-1,3` of what is numbered from 0.
-fn check_list(field: &'static str, list: &str, count: u32, what: &str) -> Result<(), ContainerError> {
+fn check_list(field: String, list: &str, count: u32, what: &str) -> Result<(), ContainerError> {
     for range in list.split(',') {
         let (begin, end) = range.split_once('-').unwrap_or((range, range));
         let number = |text: &str| text.trim().parse::<u32>().ok();
@@ -125,8 +143,8 @@ fn rewrite_memory_swap(resources: &LinuxResources) -> Result<(), ContainerError>
     }
 }
 
-fn invalid(what: &'static str, reason: String) -> ContainerError {
-    ContainerError::Invalid { what, reason }
+fn invalid(what: impl Into<Cow<'static, str>>, reason: String) -> ContainerError {
+    ContainerError::Invalid { what: what.into(), reason }
 }
 
 #[cfg(test)]
@@ -174,6 +192,8 @@ mod tests {
             (r#"{"cpu":{"quota":50000,"period":10000}}"#, ["50000 us in 10000 us", "2 virtual CPUs"]),
             (r#"{"cpu":{"cpus":"0,2"}}"#, ["names 2", "has 2 virtual CPUs"]),
             (r#"{"cpu":{"mems":"0-1"}}"#, ["names 1", "has 1 memory nodes"]),
+            (r#"{"unified":{"cpuset.cpus":"5"}}"#, ["names 5", "has 2 virtual CPUs"]),
+            (r#"{"unified":{"cpuset.mems":"1"}}"#, ["names 1", "has 1 memory nodes"]),
         ] {
             let error = check_json(json).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");

@@ -30,7 +30,7 @@ const UNKNOWN: [u32; 4] = [7, 29, 32, 33];
 pub(super) fn for_linux(number: u32) -> Result<u32, ContainerError> {
     let signal = if cfg!(target_os = "freebsd") { from_freebsd(number) } else { Some(number) };
     signal.filter(|signal| *signal <= MOST).ok_or_else(|| ContainerError::Invalid {
-        what: "signal",
+        what: "signal".into(),
         reason: if cfg!(target_os = "freebsd") {
             format!("{number}, as FreeBSD counts, is no signal that Linux has")
         } else {
