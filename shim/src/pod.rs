@@ -358,6 +358,8 @@ impl Pod {
         {
             // Held until the sandbox is gone, so that a creation that comes meanwhile makes a new one.
             let mut slot = self.sandbox.lock().await;
+        // Outside of the lock: a guest that never ends its output keeps nobody else waiting.
+        task.container.drain().await;
             let held = init.hold().await;
             // A sandbox of the Sandbox API stays, unless it was stopped before.
             let stays = lock(&self.managed).is_some();

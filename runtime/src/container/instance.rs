@@ -19,12 +19,14 @@ use super::{
     guest::explain,
     resources, signal,
     spec::rewrite_process,
-    stdio::{Place, Stdio, StdioRequest, Streams},
+    stdio::{Patience, Place, Stdio, StdioRequest, Streams},
 };
 use crate::{share::Share, stand_in::StandIn};
 
-/// How long output may take to reach its reader after a process has ended and is deleted.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How output may take to reach its reader after a process has ended and is deleted. containerd's CRI plugin gives a
+/// deletion 10 s, and a process can have left behind what a pipe and a stream's window hold.
+const DRAIN: Patience =
+    Patience { idle: Duration::from_secs(2), most: Duration::from_secs(6), bytes: 2 << 20 };
 /// How long a process may take to end after it was killed for its container's deletion.
 const KILL: Duration = Duration::from_secs(5);
 /// Most processes that may be added to one container at a time.
@@ -378,10 +380,8 @@ impl Container {
             ProcessState::Created if !last => self.kill_created().await,
             ProcessState::Created | ProcessState::Stopped => {}
         }
-        let execs: Vec<_> = self.lock_execs().drain().map(|(_, process)| process).collect();
-        for process in execs.iter().chain([&self.init]) {
-            process.finish_output(DRAIN).await;
-        }
+        self.finish_output().await;
+        self.lock_execs().clear();
         if let Some(stand_in) = &self.stand_in {
             // Before its files are unmounted, which it has mounted as well.
             stand_in.end().await;
@@ -404,6 +404,23 @@ impl Container {
         if let Some(hooks) = &self.hooks {
             hooks.poststart(self.pid(), self.guest.journal()).await;
         }
+    }
+
+    /// Lets the output of a container that has ended arrive, as its deletion does: for who deletes several, since a guest
+    /// may never end any.
+    pub async fn drain(&self) {
+        if self.init.state() == ProcessState::Stopped {
+            self.finish_output().await;
+        }
+    }
+
+    /// Of all processes at once: each may take its time.
+    async fn finish_output(&self) {
+        let mut all = tokio::task::JoinSet::new();
+        for process in self.execs().into_iter().chain([Arc::clone(&self.init)]) {
+            all.spawn(async move { process.finish_output(DRAIN).await });
+        }
+        all.join_all().await;
     }
 
     /// Runs the hooks that follow its end: to be called when it, or the sandbox with it, is deleted.

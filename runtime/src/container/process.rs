@@ -5,13 +5,13 @@ use std::{
         PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use skep_protocol::api;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
-use super::stdio::{Pumps, StdioRequest};
+use super::stdio::{Patience, Pumps, StdioRequest};
 
 /// Status of a process that was killed because its VM ended: as if by SIGKILL.
 pub const KILLED: u32 = 128 + 9;
@@ -184,11 +184,15 @@ impl Process {
         }
     }
 
-    /// Lets output arrive, at most for `limit`, and ends the streams.
-    pub(super) async fn finish_output(&self, limit: Duration) {
+    /// Lets output arrive, with so much patience, and ends the streams.
+    pub(super) async fn finish_output(&self, patience: Patience) {
         let Some(pumps) = self.pumps.write().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        if !pumps.drained(limit).await {
-            tracing::warn!(process = self.name(), ?limit, "nobody read all output in time, the rest is lost");
+        if !pumps.drained(patience).await {
+            tracing::warn!(
+                process = self.name(),
+                ?patience,
+                "output did not end or was not read in time, the rest is lost"
+            );
         }
         pumps.finish().await;
     }

@@ -76,6 +76,17 @@ impl Agent for FakeAgent {
     async fn exec_process(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> ttrpc::Result<Empty> {
         self.check("exec")?;
         self.add(&request.container_id, &request.exec_id);
+        if request.stdio.stdout != 0 {
+            // Never ended: every second one goes on, every other one is silent.
+            let mut stdout = self.stdio.claim(request.stdio.stdout, LIMIT).await.unwrap();
+            let silent = self.exits.lock().unwrap().len().is_multiple_of(2);
+            tokio::spawn(async move {
+                while !silent && stdout.write_all(&[0; 1000]).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                std::future::pending::<()>().await;
+            });
+        }
         Ok(Empty::new())
     }
 

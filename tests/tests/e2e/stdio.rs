@@ -17,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("logger_missing", logger_missing),
     Case::skep("logger_never_ready", logger_never_ready),
     Case::skep("logger_ends_early", logger_ends_early),
+    Case::both("endless_output", endless_output),
 ];
 
 /// Writes what it gets to `out` and `err`, and at the end `end`, in a directory of its own.
@@ -104,4 +105,13 @@ fn logger_ends_early(lease: &mut Lease) -> Result<()> {
     let output = run.sh("yes | head -c 2000000; exit 7").output()?;
     ensure!(output.code() == 7, "{}", output.describe());
     Ok(())
+}
+
+/// What a process leaves behind writes for ever to what it left: that keeps nobody from going on.
+fn endless_output(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    subject.run("leaves").flags(["--null-io"]).args(["sleep", "1000"]).detached()?;
+    let output = subject.exec("leaves", "e1").sh("echo first; yes & exit 3").output()?;
+    ensure!(output.code() == 3 && output.out().starts_with("first\n"), "code {}", output.code());
+    subject.remove("leaves")
 }

@@ -13,6 +13,7 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use skep_protocol::{OpenError, Session, api};
 
+pub(super) use pump::Patience;
 pub use pump::Pumps;
 pub use streams::{Attached, Delivery, End, Held, Reader, Streams, Writer};
 pub use target::{LoggerCommand, Target};

@@ -2,7 +2,10 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -10,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
     task::AbortHandle,
+    time::Instant,
 };
 
 use super::{
@@ -35,6 +39,19 @@ pub struct Pumps {
     /// Every task of an output has a sender: when the last is dropped, all output is where it belongs.
     draining: Mutex<Option<watch::Sender<Option<Infallible>>>>,
     drained: watch::Receiver<Option<Infallible>>,
+    /// Bytes of output that were handed over.
+    moved: Arc<AtomicU64>,
+}
+
+/// How long output is waited for after its process has ended. The guest may never end it, so all of it is bounded.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::container) struct Patience {
+    /// Without a byte being handed over.
+    pub(in crate::container) idle: Duration,
+    /// In all.
+    pub(in crate::container) most: Duration,
+    /// Bytes after which it is more than a process can have left behind.
+    pub(in crate::container) bytes: u64,
 }
 
 /// What keeps an input from ending when a client leaves.
@@ -88,6 +105,7 @@ impl Pumps {
             logger: Mutex::new(logger),
             draining: Mutex::new(Some(draining)),
             drained,
+            moved: Arc::default(),
         }
     }
 
@@ -101,9 +119,10 @@ impl Pumps {
             self.names.push(delivery.name);
             delivered
         });
+        let moved = Arc::clone(&self.moved);
         let task = tokio::spawn(async move {
             // The guest throws away what comes after a break.
-            if let Err(error) = copy(stream, output).await {
+            if let Err(error) = copy(stream, output, &moved).await {
                 tracing::warn!(stream = name, %error, "output broke off");
             }
             if let Some(delivered) = delivered {
@@ -184,12 +203,26 @@ impl Pumps {
         }
     }
 
-    /// Waits until all output has been handed over, at most `limit`; whether it has.
-    pub async fn drained(&self, limit: Duration) -> bool {
+    /// Waits until all output has been handed over, with so much patience; whether it has.
+    pub(in crate::container) async fn drained(&self, patience: Patience) -> bool {
         lock(&self.draining).take();
         let mut drained = self.drained.clone();
-        // Nothing is ever sent: the channel's end is the message.
-        tokio::time::timeout(limit, async { while drained.changed().await.is_ok() {} }).await.is_ok()
+        let end = Instant::now() + patience.most;
+        let first = self.moved.load(Ordering::Relaxed);
+        let mut before = first;
+        loop {
+            let limit = end.min(Instant::now() + patience.idle);
+            // Nothing is ever sent: the channel's end is the message.
+            let closed = async { while drained.changed().await.is_ok() {} };
+            if tokio::time::timeout_at(limit, closed).await.is_ok() {
+                return true;
+            }
+            let now = self.moved.load(Ordering::Relaxed);
+            if now == before || now - first > patience.bytes || Instant::now() >= end {
+                return false;
+            }
+            before = now;
+        }
     }
 
     /// Ends the outputs, whatever they still hold, and waits for the logger's end.
@@ -215,7 +248,11 @@ impl Drop for Pumps {
     }
 }
 
-async fn copy<S: AsyncRead + Unpin>(mut stream: S, mut output: Output) -> std::io::Result<()> {
+async fn copy<S: AsyncRead + Unpin>(
+    mut stream: S,
+    mut output: Output,
+    moved: &AtomicU64,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let n = stream.read(&mut buffer).await?;
@@ -225,6 +262,7 @@ async fn copy<S: AsyncRead + Unpin>(mut stream: S, mut output: Output) -> std::i
         output.sink.write_all(&buffer[..n]).await?;
         // A file's writer takes bytes before they are written.
         output.sink.flush().await?;
+        moved.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 

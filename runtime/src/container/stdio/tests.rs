@@ -8,6 +8,7 @@ use tokio::{
 use super::{ends::Input, ends::Output, *};
 
 const LONG: Duration = Duration::from_secs(20);
+const PATIENCE: Patience = Patience { idle: LONG, most: LONG, bytes: u64::MAX };
 
 fn fifo(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
@@ -69,7 +70,7 @@ async fn output_survives_a_client_that_leaves() {
     // The end of the guest's stream is the client's.
     drop(guest);
     assert_eq!(soon(second.read(&mut buffer)).await.unwrap(), 0);
-    assert!(soon(pumps.drained(LONG)).await);
+    assert!(soon(pumps.drained(PATIENCE)).await);
 }
 
 #[tokio::test]
@@ -82,12 +83,42 @@ async fn no_output_is_lost_however_slowly_it_is_read() {
     let mut client = pipe::OpenOptions::new().open_receiver(&path).unwrap();
     let writer = tokio::spawn(async move { guest.write_all(&sent).await.unwrap() });
     // Nobody reads: draining gives up, and nothing piles up here.
-    assert!(!pumps.drained(Duration::from_millis(50)).await);
+    assert!(!pumps.drained(Patience { idle: Duration::from_millis(50), ..PATIENCE }).await);
     assert!(!writer.is_finished());
     let mut got = Vec::new();
     soon(client.read_to_end(&mut got)).await.unwrap();
     assert!(got == expected);
-    assert!(soon(pumps.drained(LONG)).await);
+    assert!(soon(pumps.drained(PATIENCE)).await);
+}
+
+/// Output that keeps coming is waited for longer than any pause in it, but not for ever, and not however much it is.
+#[tokio::test]
+async fn output_that_never_ends_is_given_up() {
+    let idle = Duration::from_secs(2);
+    for patience in
+        [Patience { idle, bytes: 1 << 20, ..PATIENCE }, Patience { idle, most: idle * 3, ..PATIENCE }]
+    {
+        let (mut guest, pumps) = output_to(Path::new("/dev/null")).await;
+        let endless = tokio::spawn(async move { while guest.write_all(&[0; 4096]).await.is_ok() {} });
+        assert!(!soon(pumps.drained(patience)).await);
+        soon(pumps.finish()).await;
+        soon(endless).await.unwrap();
+    }
+    // Slow, and whole.
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "out");
+    let (mut guest, pumps) = output_to(&path).await;
+    let mut client = pipe::OpenOptions::new().open_receiver(&path).unwrap();
+    tokio::spawn(async move {
+        for _ in 0..8 {
+            tokio::time::sleep(idle / 6).await;
+            guest.write_all(b"x").await.unwrap();
+        }
+    });
+    assert!(soon(pumps.drained(Patience { idle, ..PATIENCE })).await);
+    let mut got = Vec::new();
+    soon(client.read_to_end(&mut got)).await.unwrap();
+    assert_eq!(got, [b'x'; 8]);
 }
 
 #[tokio::test]
@@ -103,7 +134,7 @@ async fn files_are_appended_to_by_both_streams() {
     drop(out);
     err.write_all(b"err\n").await.unwrap();
     drop(err);
-    assert!(soon(pumps.drained(LONG)).await);
+    assert!(soon(pumps.drained(PATIENCE)).await);
     let text = std::fs::read_to_string(&path).unwrap();
     let mut lines: Vec<&str> = text.lines().collect();
     lines.sort_unstable();
@@ -236,7 +267,7 @@ async fn a_logger_is_told_whose_output_it_gets_and_has_time_to_write_it() {
         err.write_all(b"to err").await.unwrap();
         out.write_all(b"to out\n").await.unwrap();
         drop((out, err));
-        assert!(soon(pumps.drained(LONG)).await);
+        assert!(soon(pumps.drained(PATIENCE)).await);
         soon(pumps.finish()).await;
         assert_eq!((host.written("out").as_str(), host.written("err").as_str()), ("to out\nend\n", "to err"));
         assert!(host.journal.entries().is_empty(), "it was not reaped");
@@ -260,7 +291,7 @@ async fn a_logger_that_ends_takes_nobody_along() {
     let (pumps, mut out, err) = pumps(soon(host.logger("binary", "exit 3")).await.unwrap());
     drop(err);
     soon(async { while out.write_all(&[0; 1000]).await.is_ok() {} }).await;
-    assert!(soon(pumps.drained(LONG)).await);
+    assert!(soon(pumps.drained(PATIENCE)).await);
     soon(pumps.finish()).await;
     assert!(host.journal.entries().is_empty());
 }
@@ -275,7 +306,7 @@ async fn both_outputs_go_to_the_file_that_is_named_as_one() {
     drop(out);
     err.write_all(b"err\n").await.unwrap();
     drop(err);
-    assert!(soon(pumps.drained(LONG)).await);
+    assert!(soon(pumps.drained(PATIENCE)).await);
     let text = host.written("new/log");
     assert!(text.contains("out\n") && text.contains("err\n"), "{text}");
 }
