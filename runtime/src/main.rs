@@ -1,5 +1,7 @@
 //! `skep`: looks after what the runtime keeps on a host.
 
+mod list;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -22,8 +24,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Lists sandboxes.
-    List,
+    /// Lists sandboxes, with the processor time and resident memory that their VMs cost this host.
+    List {
+        /// As JSON: processor time in microseconds, memory in bytes.
+        #[arg(long)]
+        json: bool,
+    },
     /// Removes what is left of sandboxes that nobody looks after any more.
     Gc,
     /// Says what this host lacks to run containers, and what to type for it. Exit status 0: they would run; 1: not.
@@ -84,7 +90,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     match &arguments.verb {
-        Verb::List => list(&Config::load(arguments.config.as_deref())?),
+        Verb::List { json } => list::run(&Config::load(arguments.config.as_deref())?, *json),
         Verb::Gc => gc(&Config::load(arguments.config.as_deref())?),
         Verb::Doctor { json, containerd } => {
             let patient = Patient { config: arguments.config.clone(), containerd: containerd.clone() };
@@ -122,27 +128,6 @@ fn doctor(patient: &Patient, json: bool) -> anyhow::Result<ExitCode> {
     // Whoever reads may have heard enough.
     let _ = writeln!(std::io::stdout(), "{text}");
     Ok(if report.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn list(config: &Config) -> anyhow::Result<ExitCode> {
-    let mut code = ExitCode::SUCCESS;
-    println!("{:<18} {:<12} {:<8} {:<6} ID", "DIRECTORY", "NAMESPACE", "OWNER", "STATE");
-    for sandbox in sandbox::list(config)? {
-        let name = sandbox.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let state = if sandbox.owned { "used" } else { "left" };
-        match sandbox.record {
-            Ok(Some(record)) => {
-                let (pid, ns) = (record.owner.pid, &record.namespace);
-                println!("{name:<18} {ns:<12} {pid:<8} {state:<6} {}", record.id);
-            }
-            Ok(None) => println!("{name:<18} {:<12} {:<8} {state:<6} -", "-", "-"),
-            Err(e) => {
-                eprintln!("skep: {e}");
-                code = ExitCode::FAILURE;
-            }
-        }
-    }
-    Ok(code)
 }
 
 fn gc(config: &Config) -> anyhow::Result<ExitCode> {

@@ -1,11 +1,14 @@
 //! What a task uses, as containerd's clients read it.
 //!
 //! A container's figures are those of its cgroup in the guest: what its limits are about, and what adds up over the
-//! containers of a pod. What the VM costs the host beyond that belongs to no container.
+//! containers of a pod. What the VM costs the host beyond that is the pod's own container's, if there is one.
 
 use std::{collections::HashMap, time::Duration};
 
-use skep::container::{ContainerStats, Size};
+use skep::{
+    container::{ContainerStats, Size},
+    sandbox::Cost,
+};
 use skep_containerd_api::metrics::{CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat};
 
 /// Devices that are reported; a guest has a handful.
@@ -24,6 +27,23 @@ pub(crate) fn metrics(stats: &ContainerStats, size: Size, age: Duration) -> Metr
         memory_events: Some(events(&stats.memory_events)).into(),
         ..Metrics::default()
     }
+}
+
+/// What a VM costs the host.
+pub(crate) fn of_cost(cost: Cost, size: Size) -> Metrics {
+    let cpu = CPUStat { usage_usec: cost.processor_us, ..CPUStat::default() };
+    let memory = MemoryStat {
+        usage: cost.resident_bytes,
+        usage_limit: size.memory,
+        anon: cost.resident_bytes,
+        ..MemoryStat::default()
+    };
+    Metrics { cpu: Some(cpu).into(), memory: Some(memory).into(), ..Metrics::default() }
+}
+
+/// What a container's figures say of its share in the VM's cost.
+pub(crate) fn share(metrics: &Metrics) -> Cost {
+    Cost { processor_us: metrics.cpu.usage_usec, resident_bytes: metrics.memory.usage }
 }
 
 fn cpu(stat: &HashMap<String, u64>, most: u64) -> CPUStat {
@@ -148,6 +168,14 @@ mod tests {
             (2, u64::MAX, 1)
         );
         assert_eq!((metrics.io.usage[0].major, metrics.io.usage[0].rbytes), (253, 9));
+    }
+
+    #[test]
+    fn a_cost_and_its_shares_are_told_in_the_same_fields() {
+        let cost = Cost { processor_us: 7, resident_bytes: 1 << 10 };
+        let metrics = of_cost(cost, SIZE);
+        assert_eq!(share(&metrics), cost);
+        assert_eq!(metrics.memory.usage_limit, SIZE.memory);
     }
 
     #[test]

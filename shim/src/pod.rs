@@ -1,6 +1,7 @@
 //! What one shim looks after: a sandbox and the tasks in it.
 
 mod managed;
+mod overhead;
 
 use std::{
     collections::HashMap,
@@ -66,6 +67,7 @@ pub(crate) struct Pod {
     /// If containerd makes and ends the sandbox by its Sandbox API, and not by tasks.
     managed: Mutex<Option<Arc<Managed>>>,
     tasks: Mutex<HashMap<String, Slot>>,
+    overhead_told: overhead::Told,
 }
 
 /// Gives an id back unless the task was made.
@@ -102,6 +104,7 @@ impl Pod {
             sandbox: tokio::sync::Mutex::new(None),
             managed: Mutex::default(),
             tasks: Mutex::default(),
+            overhead_told: overhead::Told::default(),
         }
     }
 
@@ -249,11 +252,11 @@ impl Pod {
         for note in &spec.notes {
             tracing::info!(container = request.id, "{note}");
         }
+        let size = slot.as_ref().map_or_else(|| Size::from(&options), |sandbox| sandbox.size());
+        spec.check_size(size)?;
         let sandbox = if let Some(sandbox) = &*slot {
             if sandbox.os() != os {
                 return Err(Failure::unimplemented(&format!(
-        let size = slot.as_ref().map_or_else(|| Size::from(&options), |sandbox| sandbox.size());
-        spec.check_size(size)?;
                     "container {} is for {os}, its sandbox runs {}: a pod has one kernel",
                     request.id,
                     sandbox.os()
@@ -355,11 +358,11 @@ impl Pod {
     pub(crate) async fn delete(&self, task: &Arc<Task>) -> Result<Exit, Failure> {
         let id = task.container.id();
         let init = task.container.init();
+        // Outside of the lock: a guest that never ends its output keeps nobody else waiting.
+        task.container.drain().await;
         {
             // Held until the sandbox is gone, so that a creation that comes meanwhile makes a new one.
             let mut slot = self.sandbox.lock().await;
-        // Outside of the lock: a guest that never ends its output keeps nobody else waiting.
-        task.container.drain().await;
             let held = init.hold().await;
             // A sandbox of the Sandbox API stays, unless it was stopped before.
             let stays = lock(&self.managed).is_some();

@@ -322,8 +322,12 @@ impl TaskApi for Service {
         let pod = Arc::clone(&self.pod);
         detached(async move {
             let task = pod.task(&request.id)?;
-            let stats = task.container.stats().await?;
-            let metrics = metrics(&stats, task.sandbox.size(), task.sandbox.timings().elapsed());
+            let metrics = if task.container.is_placeholder() {
+                pod.overhead(&task.sandbox).await?
+            } else {
+                let stats = task.container.stats().await?;
+                metrics(&stats, task.sandbox.size(), task.sandbox.timings().elapsed())
+            };
             let stats = any(&metrics).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
             Ok(StatsResponse { stats: Some(stats).into(), ..StatsResponse::default() })
         })

@@ -12,6 +12,9 @@ use crate::os::ProcessIdentity;
 /// time to write the last of it.
 pub const LOGGER: &str = "logger";
 
+/// Role of the process that runs a VM.
+pub const VMM: &str = "vmm";
+
 /// A host resource, with all that is needed to undo it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]

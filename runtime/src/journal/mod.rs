@@ -16,7 +16,7 @@ mod program;
 mod replay;
 mod spawn;
 
-pub use entry::{CniAttachment, Entry, EntryId, LOGGER};
+pub use entry::{CniAttachment, Entry, EntryId, LOGGER, VMM};
 pub(crate) use file::lock;
 pub use file::{Journal, JournalError};
 pub use program::ProgramError;

@@ -96,7 +96,7 @@ impl SandboxDir {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    fn journal(&self) -> PathBuf {
+    pub(super) fn journal(&self) -> PathBuf {
         self.file("journal")
     }
 

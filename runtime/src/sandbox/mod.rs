@@ -8,6 +8,7 @@
 //! guest sees), `resolv.conf` (what CNI plugins say of names), `netns` (the namespace they were told), `agent.sock`, `qmp.sock`, `console.log` and `vmm.log` (bounded), `timings.json`.
 
 mod cmdline;
+mod cost;
 mod create;
 mod dir;
 mod forward;
@@ -32,6 +33,7 @@ use crate::hypervisor::{HypervisorError, Vm, VmExit};
 pub use crate::journal::{Entry, EntryId, Journal, JournalError};
 use crate::network::{Network, NetworkError, NetworkRequest};
 
+pub use cost::Cost;
 pub use dir::DirError;
 pub use record::{RecordError, SandboxRecord};
 pub use state::{State, StateError};
@@ -217,6 +219,11 @@ impl Sandbox {
     /// The process that runs its VM.
     pub fn vmm_pid(&self) -> u32 {
         self.vm.process().pid
+    }
+
+    /// What its VM costs this host by now.
+    pub fn cost(&self) -> Result<Cost, crate::os::ProcessError> {
+        Cost::of(self.vmm_pid())
     }
 
     /// Its VM.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::dir::{SandboxDir, Sandboxes};
 use super::record::{self, SandboxRecord};
 use super::undo::{self, UndoErrors};
-use super::{DirError, JournalError, RecordError};
+use super::{Cost, DirError, JournalError, RecordError};
 use crate::config::Config;
+use crate::journal::{Entry, Journal, VMM};
 
 /// A sandbox as its files show it.
 #[derive(Debug)]
@@ -18,6 +19,8 @@ pub struct Listed {
     pub record: Result<Option<SandboxRecord>, RecordError>,
     /// Whether the process that looks after it lives.
     pub owned: bool,
+    /// What its VM costs this host; nothing while none runs.
+    pub cost: Option<Cost>,
 }
 
 /// All sandboxes, whatever their state.
@@ -29,9 +32,21 @@ pub fn list(config: &Config) -> Result<Vec<Listed>, DirError> {
             let record = record::read::<SandboxRecord>(&dir.file("sandbox.json"), SandboxRecord::VERSION);
             let known = record.as_ref().ok().and_then(Option::as_ref);
             let owned = known.is_some_and(|known| known.owner.is_alive().unwrap_or(false));
-            Listed { dir: dir.path().to_owned(), record, owned }
+            Listed { dir: dir.path().to_owned(), record, owned, cost: cost(&dir) }
         })
         .collect())
+}
+
+/// A VM that has just ended, or a journal that is just being removed, cost nothing.
+fn cost(dir: &SandboxDir) -> Option<Cost> {
+    let entries = Journal::peek(&dir.journal()).ok()?;
+    let vmm = entries.iter().find_map(|entry| match entry {
+        Entry::Process { role, process } if role == VMM => Some(*process),
+        _ => None,
+    })?;
+    let cost = Cost::of(vmm.pid).ok()?;
+    // The pid was still its own when it was looked at.
+    vmm.is_alive().ok()?.then_some(cost)
 }
 
 /// Undoes a sandbox from its journal, waiting for the end of whoever has it at most for `timeouts.stop_s` and a

@@ -5,13 +5,12 @@ use std::{collections::HashMap, sync::Arc, time::SystemTime};
 use async_trait::async_trait;
 use skep::{
     container::{ErrorKind, Guest as _},
-    os,
     sandbox::Sandbox,
 };
 use skep_containerd_api::{
     Sandbox as SandboxApi,
     metric::Metric,
-    metrics::{CPUStat, MemoryStat, Metrics},
+    metrics::Metrics,
     platform::Platform,
     sandbox::{
         CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
@@ -27,6 +26,7 @@ use ttrpc::r#async::TtrpcContext;
 use super::{Phase, Wanted};
 use crate::{
     convert::{Failure, any, optional_timestamp},
+    metrics,
     pod::Pod,
     service::detached,
 };
@@ -99,17 +99,8 @@ fn describe(sandbox: &Sandbox) -> String {
 /// What the sandbox costs the host: processor time and memory of the process that runs its VM. What its containers use
 /// is in that; their own figures say how it is shared out.
 fn cost(sandbox: &Sandbox) -> Result<Metrics, Failure> {
-    let unknown = |error| Failure::new(ErrorKind::Unknown, &error);
-    let pid = sandbox.vmm_pid();
-    let memory = os::resident_bytes(pid).map_err(unknown)?;
-    let cpu = CPUStat { usage_usec: os::processor_us(pid).map_err(unknown)?, ..CPUStat::default() };
-    let memory = MemoryStat {
-        usage: memory,
-        usage_limit: sandbox.size().memory,
-        anon: memory,
-        ..MemoryStat::default()
-    };
-    Ok(Metrics { cpu: Some(cpu).into(), memory: Some(memory).into(), ..Metrics::default() })
+    let cost = sandbox.cost().map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+    Ok(metrics::of_cost(cost, sandbox.size()))
 }
 
 /// The processor in the names that images use (Go's).

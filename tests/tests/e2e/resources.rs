@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::ctr::{Runtime, Subject};
 use skep_tests::events::Recorder;
-use skep_tests::process::wait_for;
+use skep_tests::process::{Output, wait_for};
 use skep_tests::suite::Lease;
 use skep_tests::task_api::Shim;
 use ttrpc::Code;
@@ -17,6 +17,9 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("metrics", metrics).everywhere(),
     Case::both("update", update),
     Case::skep("update_beyond_the_vm", update_beyond_the_vm),
+    Case::both("cpu_set", cpu_set),
+    Case::skep("cpu_set_beyond_the_vm", cpu_set_beyond_the_vm),
+    Case::skep("cost_of_a_vm", cost_of_a_vm),
     Case::both("oom", oom).everywhere(),
     Case::both("oom_of_a_child", oom_of_a_child),
     Case::both("oom_of_an_exec", oom_of_an_exec),
@@ -126,6 +129,7 @@ fn update_beyond_the_vm(lease: &mut Lease) -> Result<()> {
         (json!({"memory": {"limit": 512 * MIB}}), ["536870912", "256 MiB"]),
         (json!({"cpu": {"quota": 150_000, "period": 100_000}}), ["150000 us", "1 virtual CPU"]),
         (json!({"cpu": {"cpus": "0-1"}}), ["names 1", "has 1 virtual CPU"]),
+        (json!({"cpu": {"mems": "1"}}), ["names 1", "has 1 memory node"]),
     ] {
         let Err((code, text)) = shim.update("bounded", &resources) else {
             anyhow::bail!("{resources} is not refused");
@@ -137,6 +141,62 @@ fn update_beyond_the_vm(lease: &mut Lease) -> Result<()> {
     let figures = Figures::of(&subject, "bounded")?;
     ensure!(figures.memory_limit == 256 * MIB, "{figures:?}");
     subject.remove("bounded")
+}
+
+fn with_cpu(lease: &Lease, cpu: Value) -> Result<Output> {
+    let subject = lease.subject();
+    let list = ["grep", "Cpus_allowed_list", "/proc/self/status"];
+    let mut spec = subject.spec("placed", &lease.rootfs("root")?, list)?;
+    spec["linux"]["resources"]["cpu"] = cpu;
+    subject.run("placed").spec(&spec)?.output()
+}
+
+fn cpu_set(lease: &mut Lease) -> Result<()> {
+    let output = with_cpu(lease, json!({"cpus": "0", "mems": "0"}))?;
+    ensure!(output.text()?.split_whitespace().last() == Some("0"), "{}", output.describe());
+    Ok(())
+}
+
+/// Not even a VM is made for it.
+fn cpu_set_beyond_the_vm(lease: &mut Lease) -> Result<()> {
+    for (cpu, words) in [
+        (json!({"cpus": "0,4000"}), ["resources.cpu.cpus", "names 4000", "virtual CPUs, from 0 on"]),
+        (json!({"mems": "0-1"}), ["resources.cpu.mems", "names 1", "has 1 memory nodes"]),
+    ] {
+        let output = with_cpu(lease, cpu)?;
+        ensure!(output.code() != 0 && output.err().contains("invalid argument"), "{}", output.describe());
+        ensure!(words.iter().all(|word| output.err().contains(word)), "{}", output.describe());
+    }
+    Ok(())
+}
+
+/// `skep list` tells what a VM costs this host, and it costs more when its guest works.
+fn cost_of_a_vm(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    subject
+        .run("costs")
+        .flags(["--null-io"])
+        .sh("while ! test -e /tmp/work; do sleep 0.1; done; while :; do :; done")
+        .detached()?;
+    let figures = || -> Result<(u64, u64)> {
+        let text = lease.skep(&["list", "--json"])?.text()?;
+        let all: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        let rows = all.as_array().context("no list")?;
+        let row = rows.iter().find(|row| row["id"] == "costs").with_context(|| text.clone())?;
+        let number = |name: &str| row["vmm"][name].as_u64().with_context(|| format!("no {name}: {row}"));
+        Ok((number("processor_us")?, number("resident_bytes")?))
+    };
+    let (begin, memory) = figures()?;
+    ensure!(begin > 0 && memory > 20 * MIB, "{begin} us, {memory} bytes");
+    let fill = "dd if=/dev/zero of=/dev/shm/used bs=1M count=40 2>/dev/null; touch /tmp/work";
+    subject.exec("costs", "e1").sh(fill).output()?.succeeded()?;
+    wait_for("the VM to cost more", Duration::from_secs(60), || {
+        let (processor, now) = figures()?;
+        Ok((processor > begin + 2_000_000 && now > memory + 30 * MIB).then_some(()))
+    })?;
+    let table = lease.skep(&["list"])?.text()?;
+    ensure!(table.contains(" MEMORY") && table.contains(" MiB costs"), "{table}");
+    subject.remove("costs")
 }
 
 /// Wants more memory than it may have: all of a block is allocated and written.

@@ -22,7 +22,7 @@ use super::command::{Wiring, arguments};
 use super::qmp::{Qmp, ShutdownReason};
 use crate::hypervisor::log::{Tail, record};
 use crate::hypervisor::{ExitCause, HypervisorError, Place, Vm, VmExit, VmSpec};
-use crate::journal::{EntryId, Journal};
+use crate::journal::{EntryId, Journal, VMM};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
 /// After QEMU's end, how long its pipes and monitor may still have something to say: another process could hold them.
@@ -94,7 +94,7 @@ pub(super) async fn start(
     if let Some(netns) = &place.netns {
         crate::os::enter_netns(&mut command, Arc::clone(netns));
     }
-    let (mut child, process, entry) = place.journal.spawn("vmm", command, &inherited)?;
+    let (mut child, process, entry) = place.journal.spawn(VMM, command, &inherited)?;
     // QEMU's copies are the only ones from here on: when it ends, its sockets refuse.
     drop(inherited);
 

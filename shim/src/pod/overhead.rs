@@ -1,0 +1,68 @@
+//! What a pod's VM costs the host beyond its containers: the figures of the pod's own container.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use skep::{
+    container::{ErrorKind, Guest as _},
+    sandbox::Sandbox,
+};
+use skep_containerd_api::metrics::Metrics;
+
+use super::{Pod, Slot};
+use crate::{convert::Failure, metrics, task::Task, task::lock};
+
+/// The most processor time that was told, microseconds.
+#[derive(Debug, Default)]
+pub(super) struct Told(AtomicU64);
+
+impl Told {
+    /// `us`, or what was told before if that is more: such a figure never goes down, but the guest's clock and this
+    /// host's do not count alike.
+    fn at_least(&self, us: u64) -> u64 {
+        self.0.fetch_max(us, Ordering::Relaxed).max(us)
+    }
+}
+
+impl Pod {
+    /// The VM's cost less its containers' own figures.
+    pub(crate) async fn overhead(&self, sandbox: &Sandbox) -> Result<Metrics, Failure> {
+        let tasks: Vec<Arc<Task>> = lock(&self.tasks)
+            .values()
+            .filter_map(|slot| match slot {
+                Slot::Ready(task) if !task.container.is_placeholder() => Some(Arc::clone(task)),
+                Slot::Ready(_) | Slot::Creating(_) => None,
+            })
+            .collect();
+        let mut shares = Vec::new();
+        for task in tasks {
+            match task.container.stats().await {
+                Ok(stats) => {
+                    let age = sandbox.timings().elapsed();
+                    shares.push(metrics::share(&metrics::metrics(&stats, sandbox.size(), age)));
+                }
+                // Deleted meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Last, so that what the containers have used is in it.
+        let cost = sandbox.cost().map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+        let mut rest = cost.beyond(shares);
+        rest.processor_us = self.overhead_told.at_least(rest.processor_us);
+        Ok(metrics::of_cost(rest, sandbox.size()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_never_goes_down() {
+        let told = Told::default();
+        assert_eq!([5, 3, 9].map(|us| told.at_least(us)), [5, 5, 9]);
+    }
+}
