@@ -56,6 +56,8 @@ pub struct Configuration {
     pub guest: PathBuf,
     /// The limit for a boot in seconds.
     pub boot: u32,
+    /// The limit for an answer of the guest in seconds, if it is not the usual one.
+    pub call: Option<u32>,
     /// QEMU's program.
     pub qemu: String,
     /// More of the file: keys of the table `qemu`, and then other tables with their headers.
@@ -70,6 +72,7 @@ impl Configuration {
             guest: guest.to_owned(),
             // Where FreeBSD itself runs under emulation, its VMs are slow.
             boot: if cfg!(target_os = "linux") { 60 } else { 300 },
+            call: None,
             qemu: "qemu-system-x86_64".to_owned(),
             more: String::new(),
         }
@@ -79,10 +82,11 @@ impl Configuration {
     pub fn write(&self, containerd: &Containerd) -> Result<()> {
         let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         let text = format!(
-            "state_dir = {}\n[guest]\ndir = {}\n[timeouts]\nboot_s = {}\n[qemu]\nbinary = {:?}\n{}",
+            "state_dir = {}\n[guest]\ndir = {}\n[timeouts]\nboot_s = {}\n{}[qemu]\nbinary = {:?}\n{}",
             quoted(&self.state),
             quoted(&self.guest),
             self.boot,
+            self.call.map(|call| format!("call_s = {call}\n")).unwrap_or_default(),
             self.qemu,
             self.more
         );

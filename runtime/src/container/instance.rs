@@ -10,7 +10,7 @@ use std::{
 };
 
 use oci_spec::runtime::LinuxResources;
-use skep_protocol::{AgentCalls, api};
+use skep_protocol::{AgentCalls, Code, api};
 use tokio::sync::watch as channel;
 
 use super::{
@@ -249,6 +249,12 @@ impl Container {
         };
         match self.agent().signal_process(&request).await {
             Ok(_) => Ok(()),
+            // Whoever kills has no use for a guest that does not answer, and nothing else would ever end it.
+            Err(error) if error.code == Code::DEADLINE_EXCEEDED && signal == SIGKILL => {
+                tracing::warn!(process = process.name(), %error, "killing: the guest does not answer, its VM is ended");
+                self.guest.kill().await;
+                Ok(())
+            }
             Err(error) => Err(explain(&*self.guest, "sending the signal", error).await),
         }
     }
@@ -400,12 +406,6 @@ impl Container {
         Ok(())
     }
 
-    async fn poststart(&self) {
-        if let Some(hooks) = &self.hooks {
-            hooks.poststart(self.pid(), self.guest.journal()).await;
-        }
-    }
-
     /// Lets the output of a container that has ended arrive, as its deletion does: for who deletes several, since a guest
     /// may never end any.
     pub async fn drain(&self) {
@@ -421,6 +421,12 @@ impl Container {
             all.spawn(async move { process.finish_output(DRAIN).await });
         }
         all.join_all().await;
+    }
+
+    async fn poststart(&self) {
+        if let Some(hooks) = &self.hooks {
+            hooks.poststart(self.pid(), self.guest.journal()).await;
+        }
     }
 
     /// Runs the hooks that follow its end: to be called when it, or the sandbox with it, is deleted.

@@ -139,6 +139,9 @@ impl Agent for FakeAgent {
         _: &TtrpcContext,
         request: api::SignalProcessRequest,
     ) -> ttrpc::Result<Empty> {
+        if self.refused.lock().unwrap().contains("answer") {
+            std::future::pending::<()>().await;
+        }
         let key = (request.container_id, request.exec_id);
         if request.signal == 9 {
             self.exits.lock().unwrap()[&key].send_replace(Some(137));
@@ -232,6 +235,7 @@ impl Guest for FakeGuest {
 struct Bench {
     agent: Arc<FakeAgent>,
     guest: Arc<FakeGuest>,
+    call_limit: Duration,
     server: tokio::task::JoinHandle<()>,
 }
 
@@ -257,7 +261,7 @@ impl Bench {
         let session = Session::connect(&Endpoint::Stream(socket), LIMIT).await.unwrap();
         let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
         let guest = Arc::new(FakeGuest { dir, session, journal, end: watch::Sender::new(None) });
-        Self { agent, guest, server }
+        Self { agent, guest, call_limit: LIMIT, server }
     }
 
     async fn create_with(&self, id: &str, stdio: StdioRequest) -> Result<Arc<Container>, ContainerError> {
@@ -281,7 +285,7 @@ impl Bench {
             streams: Arc::default(),
             hooks: None,
             shm_bytes: None,
-            call_limit: LIMIT,
+            call_limit: self.call_limit,
         };
         Container::create(Arc::<FakeGuest>::clone(&self.guest), request).await
     }
@@ -486,4 +490,39 @@ async fn limits_change_within_the_vm() {
     soon(container.init().wait()).await;
     assert_eq!(kind(container.update(resources("{}")).await), ErrorKind::FailedPrecondition);
     assert_eq!(bench.agent.updates.lock().unwrap().len(), 1);
+}
+
+/// A guest says that processes have ended, and never ends their output.
+#[tokio::test]
+async fn endless_output_of_many_holds_up_no_deletion() {
+    let bench = Bench::new().await;
+    let container = bench.running("a").await;
+    let stdout = stdio::Target::File("/dev/null".into());
+    for number in 0..24 {
+        let exec = format!("e{number}");
+        let streams = StdioRequest { stdout: stdout.clone(), ..StdioRequest::default() };
+        let mut process = OciProcess::default();
+        process.set_args(Some(vec!["yes".into()]));
+        let process = container.exec(&exec, process, streams).await.unwrap();
+        container.start(&process).await.unwrap();
+        bench.agent.end("a", &exec, 0);
+    }
+    bench.agent.end("a", "", 0);
+    soon(container.init().wait()).await;
+    // One after another they would take more than that.
+    soon(container.delete(false)).await.unwrap();
+    assert!(container.execs().is_empty() && bench.left_in_share().is_empty());
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_is_killed_with_what_is_in_it() {
+    let bench = Bench { call_limit: Duration::from_millis(100), ..Bench::new().await };
+    let container = bench.running("a").await;
+    bench.agent.refused.lock().unwrap().insert("answer");
+    // It may still end in good order.
+    assert_eq!(kind(container.kill(container.init(), 15, false).await), ErrorKind::DeadlineExceeded);
+    assert_eq!(container.init().state(), ProcessState::Running);
+    container.kill(container.init(), 9, false).await.unwrap();
+    assert_eq!(soon(container.init().wait()).await.status, KILLED);
+    soon(container.delete(false)).await.unwrap();
 }

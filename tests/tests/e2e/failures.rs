@@ -16,6 +16,8 @@ use crate::bad_input::silent_guest;
 pub(crate) const CASES: &[Case] = &[
     Case::both("shim_killed", shim_killed).on_freebsd().everywhere(),
     Case::skep("vmm_killed", vmm_killed).on_freebsd(),
+    Case::skep("vmm_stopped", vmm_stopped),
+    Case::skep("stand_in_stopped", stand_in_stopped),
     Case::skep("vmm_killed_while_attached", vmm_killed_while_attached).on_freebsd(),
     Case::both("ctr_killed", ctr_killed).on_freebsd(),
     Case::skep("ctr_killed_during_boot", ctr_killed_during_boot),
@@ -74,6 +76,37 @@ fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
     subject.wait_status("cut", "RUNNING")?;
+/// Who kills what is in a guest that does not answer any more ends its VM: the exit is told, and all of it can be
+/// removed. Until then nobody knows whether it goes on.
+fn vmm_stopped(lease: &mut Lease) -> Result<()> {
+    lease.configure(|configuration| configuration.call = Some(3))?;
+    let recorder = Recorder::start(&lease.containerd)?;
+    let subject = lease.subject();
+    subject.run("stuck").flags(["--null-io"]).sh(FOREVER).detached()?;
+    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGSTOP).context("stopping the VMM")?;
+    let exec = subject.exec("stuck", "e1").args(["true"]).output()?;
+    ensure!(exec.code() != 0 && exec.err().contains("deadline exceeded"), "{}", exec.describe());
+    ensure!(subject.task("stuck")?.is_some_and(|task| task.status == "RUNNING"));
+    subject.kill("stuck", "SIGKILL")?.succeeded()?;
+    let exit = recorder.wait("stuck", "exit")?;
+    ensure!(exit.number("exit_status") == 137, "{exit:?}");
+    subject.wait_status("stuck", "STOPPED")?;
+    ensure!(subject.delete_task("stuck")? == 137);
+    subject.remove("stuck")
+}
+
+/// Nothing of the container runs in it.
+fn stand_in_stopped(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    subject.run("goes-on").flags(["--null-io"]).sh(FOREVER).detached()?;
+    let pid = subject.task("goes-on")?.context("no task")?.pid;
+    let pid = Pid::from_raw(i32::try_from(pid)?);
+    kill(pid, Signal::SIGSTOP).context("stopping the stand-in")?;
+    let output = subject.exec("goes-on", "e1").args(["echo", "alive"]).output()?;
+    ensure!(output.text()? == "alive", "{}", output.describe());
+    subject.remove("goes-on")
+}
+
     let exec = subject.exec("cut", "e1").sh(&format!("echo begun; {FOREVER}")).start()?;
     wait_for("both to say something", Duration::from_secs(30), || {
         Ok(running.first_output().and(exec.first_output()))
