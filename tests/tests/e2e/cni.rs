@@ -7,14 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
-use skep_tests::census;
 use skep_tests::process::{Output, run, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
+use crate::failures::lose_shim;
 
 pub(crate) const CASES: &[Case] = &[
     Case::skep("cni_chain", chain),
@@ -135,14 +133,7 @@ fn killed_shim(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     subject.run("killed").flags(["--null-io"]).sh(FOREVER).detached()?;
     ensure!(lan.leased()?.len() == 1, "no address was given");
-    let shim = census::processes(&lease.containerd.scope())?
-        .into_iter()
-        .find(|member| member.program().starts_with("containerd-shim-skep"))
-        .context("no shim runs")?;
-    kill(Pid::from_raw(shim.pid), Signal::SIGKILL).context("killing the shim")?;
-    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
-        Ok(subject.task("killed")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
-    })?;
+    lose_shim(lease, "killed")?;
     subject.remove("killed")?;
     lan.ends_empty()
 }

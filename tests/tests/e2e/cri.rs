@@ -157,25 +157,17 @@ fn losses(lease: &mut Lease) -> Result<()> {
     let cri = Cri::start(lease.build()?)?;
     let before = cri.census()?;
     for handler in [Handler::Container, Handler::Sandbox] {
-        let pod = cri.pod(handler, "lost-vm", &json!({}))?;
-        let container = pod.run(&cri, "c", FOREVER, &json!({}))?;
-        kill_process(&cri, "qemu-system-x86_64", &pod.id)?;
-        exited(&cri, &container)?;
-        wait_for("the pod's end to be known", Duration::from_secs(60), || {
-            Ok((pod.inspect(&cri)?["status"]["state"] == "SANDBOX_NOTREADY").then_some(()))
-        })?;
-        pod.remove(&cri)?;
-        before.settle(&cri.containerd.scope())?;
-
-        let pod = cri.pod(handler, "lost-shim", &json!({}))?;
-        let container = pod.run(&cri, "c", FOREVER, &json!({}))?;
-        kill_process(&cri, "containerd-shim-skep-v2", &pod.id)?;
-        exited(&cri, &container)?;
-        wait_for("the pod's end to be known", Duration::from_secs(60), || {
-            Ok((pod.inspect(&cri)?["status"]["state"] == "SANDBOX_NOTREADY").then_some(()))
-        })?;
-        pod.remove(&cri)?;
-        before.settle(&cri.containerd.scope())?;
+        for (name, program) in [("lost-vm", "qemu-system-x86_64"), ("lost-shim", "containerd-shim-skep-v2")] {
+            let pod = cri.pod(handler, name, &json!({}))?;
+            let container = pod.run(&cri, "c", FOREVER, &json!({}))?;
+            kill_process(&cri, program, &pod.id)?;
+            exited(&cri, &container)?;
+            wait_for("the pod's end to be known", Duration::from_secs(60), || {
+                Ok((pod.inspect(&cri)?["status"]["state"] == "SANDBOX_NOTREADY").then_some(()))
+            })?;
+            pod.remove(&cri)?;
+            before.settle(&cri.containerd.scope())?;
+        }
 
         let pod = cri.pod(handler, "paused", &json!({}))?;
         let container = pod.run(&cri, "c", FOREVER, &json!({}))?;

@@ -38,18 +38,22 @@ pub(crate) fn is_shim_of(id: &str) -> impl Fn(&Member) -> bool {
     }
 }
 
+/// Kills the shim of container `id` and waits until containerd knows.
+pub(crate) fn lose_shim(lease: &Lease, id: &str) -> Result<()> {
+    kill(member(lease, "the shim", is_shim_of(id))?, Signal::SIGKILL).context("killing the shim")?;
+    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
+        Ok(lease.subject().task(id)?.is_none_or(|task| task.status != "RUNNING").then_some(()))
+    })
+}
+
 /// containerd learns of the shim's death, calls its `delete`, and tells of the exit.
 fn shim_killed(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("orphan").flags(["--null-io"]).sh(FOREVER).detached()?;
-    let shim = member(lease, "the shim", is_shim_of("orphan"))?;
-    kill(shim, Signal::SIGKILL).context("killing the shim")?;
+    lose_shim(lease, "orphan")?;
     let exit = recorder.wait("orphan", "exit")?;
     ensure!(exit.number("exit_status") == 137, "{exit:?}");
-    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
-        Ok(subject.task("orphan")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
-    })?;
     subject.remove("orphan")
 }
 
@@ -72,10 +76,6 @@ fn vmm_killed(lease: &mut Lease) -> Result<()> {
     subject.remove("crashed")
 }
 
-fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
-    let subject = lease.subject();
-    let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
-    subject.wait_status("cut", "RUNNING")?;
 /// Who kills what is in a guest that does not answer any more ends its VM: the exit is told, and all of it can be
 /// removed. Until then nobody knows whether it goes on.
 fn vmm_stopped(lease: &mut Lease) -> Result<()> {
@@ -107,6 +107,10 @@ fn stand_in_stopped(lease: &mut Lease) -> Result<()> {
     subject.remove("goes-on")
 }
 
+fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
+    subject.wait_status("cut", "RUNNING")?;
     let exec = subject.exec("cut", "e1").sh(&format!("echo begun; {FOREVER}")).start()?;
     wait_for("both to say something", Duration::from_secs(30), || {
         Ok(running.first_output().and(exec.first_output()))

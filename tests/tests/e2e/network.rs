@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use skep_tests::census;
+use anyhow::{Result, ensure};
 use skep_tests::ctr::Runtime;
 use skep_tests::netns::Namespace;
 use skep_tests::process::wait_for;
 use skep_tests::suite::Lease;
 
 use crate::Case;
+use crate::failures::lose_shim;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("interface", interface).everywhere(),
@@ -207,14 +205,7 @@ fn taken_interface_and_killed_shim(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     subject.run("killed").flags(["--null-io"]).flags(pair.inside.flag()).sh(FOREVER).detached()?;
     ensure!(pair.inside.queues()?.contains("ingress"), "nothing was taken over");
-    let shim = census::processes(&lease.containerd.scope())?
-        .into_iter()
-        .find(|member| member.program().starts_with("containerd-shim-skep"))
-        .context("no shim runs")?;
-    kill(Pid::from_raw(shim.pid), Signal::SIGKILL).context("killing the shim")?;
-    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
-        Ok(subject.task("killed")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
-    })?;
+    lose_shim(lease, "killed")?;
     subject.remove("killed")?;
     pair.is_as_before()
 }
