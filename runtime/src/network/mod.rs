@@ -24,6 +24,7 @@ mod freebsd;
 #[cfg(target_os = "linux")]
 mod linux;
 mod plan;
+mod sandbox;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -34,9 +35,9 @@ use freebsd as system;
 use linux as system;
 
 use cni::CniRequest;
+pub use sandbox::Network;
 /// A sandbox's network as its guest is told of it.
 pub use skep_protocol::api::Network as GuestNetwork;
-pub use system::Network;
 pub(crate) use system::{release, remove_jail, remove_tap};
 
 /// Where a sandbox's network is to come from.

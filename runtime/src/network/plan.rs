@@ -3,7 +3,7 @@
 use skep_protocol::api;
 
 use super::NetworkError;
-use crate::hypervisor::{MacAddress, Nic};
+use crate::hypervisor::MacAddress;
 
 /// How taps begin.
 const TAP: &str = if cfg!(target_os = "freebsd") { "skt" } else { "skep" };
@@ -60,11 +60,6 @@ impl Device {
     /// By which the guest knows it.
     pub(super) fn mac(self) -> MacAddress {
         self.mac
-    }
-
-    /// As the VMM takes it.
-    pub(super) fn nic(self) -> Nic {
-        Nic { tap: self.tap(), mac: self.mac }
     }
 }
 

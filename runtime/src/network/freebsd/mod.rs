@@ -5,7 +5,7 @@ mod tap;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use skep_ifnet::sys::load_module;
 use skep_ifnet::{Control, Error, Jail, Netgraph};
@@ -39,37 +39,25 @@ impl From<Error> for NetworkError {
     }
 }
 
-/// The VM's devices, whose taps are on the host or in a vnet jail.
+/// Where the taps of the VM's devices are: on the host or in a vnet jail.
 #[derive(Debug)]
-pub struct Network {
+pub(super) struct Place {
     /// The jail whose interfaces are taken over; none: plugins say what the taps are.
     jail: Option<String>,
-    devices: Vec<Device>,
-    /// What CNI plugins make.
-    cni: Attachments,
-    state: Mutex<State>,
+    /// The device file of each tap, in `/dev`.
+    files: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
-enum State {
-    /// Nobody has looked yet what there is.
-    Open,
-    /// The interfaces are taken over, and the guest has to be told.
-    Taken(api::Network),
-    /// The guest knows.
-    Settled,
-}
-
-impl Network {
+impl Place {
     /// Finds or makes what the devices are to be joined to, and makes their taps; `name` is the VM's, `room` the number
     /// of its devices where nothing is in the jail yet.
-    pub fn open(
+    pub(super) fn open(
         request: &NetworkRequest,
         room: usize,
         name: &str,
         _: &Path,
         journal: &Journal,
-    ) -> Result<Self, NetworkError> {
+    ) -> Result<(Self, Vec<Device>, Attachments), NetworkError> {
         let (jail, devices) = match request {
             NetworkRequest::Own | NetworkRequest::Nothing => (None, Vec::new()),
             NetworkRequest::Join(path) => {
@@ -89,8 +77,9 @@ impl Network {
                 (Some(name.to_owned()), Device::of(name, request.count()))
             }
         };
+        let mut files = Vec::new();
         for device in &devices {
-            tap::make(&device.tap(), jail.as_deref(), journal)?;
+            files.push(tap::make(&device.tap(), jail.as_deref(), journal)?);
         }
         let cni = match request {
             NetworkRequest::Cni(request) => Attachments::new(request.attachments(|number| {
@@ -102,36 +91,30 @@ impl Network {
             })),
             _ => Attachments::default(),
         };
-        Ok(Self { jail, devices, cni, state: Mutex::new(State::Open) })
+        Ok((Self { jail, files }, devices, cni))
     }
 
-    /// The VM's devices.
-    pub fn nics(&self) -> Vec<Nic> {
-        self.devices.iter().map(|device| device.nic()).collect()
+    /// The VM's devices, as its VMM takes them: by the files of their taps, which keep their names when a plugin renames
+    /// the interface.
+    pub(super) fn nics(&self, devices: &[Device]) -> Vec<Nic> {
+        let all = self.files.iter().zip(devices);
+        all.map(|(file, device)| Nic { tap: file.clone(), mac: device.mac() }).collect()
     }
 
     /// None: bhyve takes names.
-    pub fn taps(&self) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
+    #[allow(clippy::unnecessary_wraps, clippy::unused_self, reason = "as on Linux")]
+    pub(super) fn taps(&self, _: &[Device]) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
         Ok(Vec::new())
     }
 
     /// None: bhyve lives on the host.
-    pub fn namespace(&self) -> Option<Arc<OwnedFd>> {
+    #[allow(clippy::unused_self, reason = "as on Linux")]
+    pub(super) fn namespace(&self) -> Option<Arc<OwnedFd>> {
         None
     }
 
-    /// Lets CNI plugins make what they shall; whether there was anything.
-    pub async fn connect(&self, journal: &Journal) -> Result<bool, NetworkError> {
-        self.cni.add(journal).await
-    }
-
-    /// resolv.conf(5) for the sandbox's containers, if CNI plugins said anything about names.
-    pub fn resolver(&self) -> Option<String> {
-        self.cni.resolver()
-    }
-
     /// Whether `path` is the sandbox's jail.
-    pub fn is(&self, path: &Path) -> bool {
+    pub(super) fn is(&self, path: &Path) -> bool {
         let Some(name) = &self.jail else { return false };
         match (Jail::open(name), Jail::open(&path.to_string_lossy())) {
             (Ok(ours), Ok(other)) => ours.id == other.id,
@@ -139,63 +122,57 @@ impl Network {
         }
     }
 
-    /// Takes over what there is and says what the guest has to be told, until [`Network::settled`]. What comes later
-    /// is not looked at. Blocks for some system calls.
-    pub fn take(&self, journal: &Journal) -> Result<Option<api::Network>, NetworkError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
-            State::Settled => return Ok(None),
-            State::Taken(network) => return Ok(Some(network.clone())),
-            State::Open => {}
+    /// Joins what there is to the devices; what the guest has to be told of each.
+    pub(super) fn take(
+        &self,
+        devices: &[Device],
+        cni: &Attachments,
+        journal: &Journal,
+    ) -> Result<Vec<api::Interface>, NetworkError> {
+        match &self.jail {
+            Some(jail) => take_inside(&Jail::open(jail)?, devices, journal),
+            None => Ok(cni.interfaces(devices)),
         }
-        let mut network = api::Network::new();
-        network.interfaces = match &self.jail {
-            Some(jail) => self.take_inside(&Jail::open(jail)?, journal)?,
-            None => self.cni.interfaces(&self.devices),
-        };
-        *state = State::Taken(network.clone());
-        Ok(Some(network))
-    }
-
-    fn take_inside(&self, jail: &Jail, journal: &Journal) -> Result<Vec<api::Interface>, NetworkError> {
-        for module in ["ng_socket", "ng_ether"] {
-            load_module(module);
-        }
-        let found = choose(inventory::look(jail)?)?;
-        let mut interfaces = Vec::new();
-        for (found, device) in assign(found, &self.devices)? {
-            let (interface, tap) = (&found.interface.name, device.tap());
-            journal.record(Entry::Redirect { netns: jail.name().into(), interface: interface.clone() })?;
-            let up = found.up;
-            jail.run(|| {
-                let control = Control::open()?;
-                control.set_mtu(&tap, found.interface.mtu)?;
-                control.raise(&tap)?;
-                if !up {
-                    control.raise(interface)?;
-                }
-                Netgraph::open()?.join(interface, &tap)
-            })
-            .map_err(|error| match error.errno() {
-                Some(libc::EEXIST) => NetworkError::InUse { name: interface.clone() },
-                _ => error.into(),
-            })?;
-            tracing::debug!(interface, tap, "taken over");
-            interfaces.push(found.interface);
-        }
-        Ok(interfaces)
     }
 
     /// Nobody dials into a jail to forward ports.
     #[allow(clippy::unnecessary_wraps, clippy::unused_self, reason = "as on Linux")]
-    pub(crate) fn loopback(&self) -> Result<Option<Loopback>, NetworkError> {
+    pub(super) fn loopback(&self) -> Result<Option<Loopback>, NetworkError> {
         Ok(None)
     }
+}
 
-    /// The guest knows its network.
-    pub fn settled(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
+fn take_inside(
+    jail: &Jail,
+    devices: &[Device],
+    journal: &Journal,
+) -> Result<Vec<api::Interface>, NetworkError> {
+    for module in ["ng_socket", "ng_ether"] {
+        load_module(module);
     }
+    let found = choose(inventory::look(jail)?)?;
+    let mut interfaces = Vec::new();
+    for (found, device) in assign(found, devices)? {
+        let (interface, tap) = (&found.interface.name, device.tap());
+        journal.record(Entry::Redirect { netns: jail.name().into(), interface: interface.clone() })?;
+        let up = found.up;
+        jail.run(|| {
+            let control = Control::open()?;
+            control.set_mtu(&tap, found.interface.mtu)?;
+            control.raise(&tap)?;
+            if !up {
+                control.raise(interface)?;
+            }
+            Netgraph::open()?.join(interface, &tap)
+        })
+        .map_err(|error| match error.errno() {
+            Some(libc::EEXIST) => NetworkError::InUse { name: interface.clone() },
+            _ => error.into(),
+        })?;
+        tracing::debug!(interface, tap, "taken over");
+        interfaces.push(found.interface);
+    }
+    Ok(interfaces)
 }
 
 /// Whether every interface is made by a plugin that takes a tap of ours.

@@ -12,8 +12,9 @@ const UNITS: std::ops::Range<u16> = 8192..32_767;
 /// How often another unit is tried.
 const TRIES: usize = 16;
 
-/// Makes a tap called `name`, in a vnet jail if one is named.
-pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<(), NetworkError> {
+/// Makes a tap called `name`, in a vnet jail if one is named; the name of its device file, which stays what it is
+/// whatever the interface is called.
+pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<String, NetworkError> {
     load_module("if_tuntap");
     let control = Control::open()?;
     let jail_id = jail.map(Jail::open).transpose()?.map(|jail| jail.id);
@@ -37,7 +38,7 @@ pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<
         if let Some(id) = jail_id {
             control.move_into(name, id)?;
         }
-        return Ok(());
+        return Ok(first);
     }
     Err(last.map_or_else(
         || NetworkError::system("make a tap")(std::io::ErrorKind::AddrInUse.into()),

@@ -7,7 +7,7 @@ mod tap;
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use skep_netlink::{Netns, NetnsError, Route};
 use skep_protocol::api;
@@ -24,40 +24,28 @@ impl From<NetnsError> for NetworkError {
     }
 }
 
-/// The sandbox's network namespace and the VM's devices in it.
+/// The network namespace in which the VMM lives.
 #[derive(Debug)]
-pub struct Network {
+pub(super) struct Place {
     netns: Netns,
     /// Given to the VMM.
     descriptor: Arc<OwnedFd>,
     /// Whether it goes with the sandbox.
     own: bool,
-    devices: Vec<Device>,
-    /// What CNI plugins make in it.
-    cni: Attachments,
-    state: Mutex<State>,
+    /// There is nothing in it to look for.
+    empty: bool,
 }
 
-#[derive(Debug, Clone)]
-enum State {
-    /// Nobody has looked yet what there is.
-    Open,
-    /// The interfaces are taken over, and the guest has to be told.
-    Taken(api::Network),
-    /// The guest knows.
-    Settled,
-}
-
-impl Network {
+impl Place {
     /// Finds or makes the namespace; `name` is the VM's, `room` the number of its devices where nothing is there yet,
     /// `dir` the sandbox's directory.
-    pub fn open(
+    pub(super) fn open(
         request: &NetworkRequest,
         room: usize,
         name: &str,
         dir: &Path,
         journal: &Journal,
-    ) -> Result<Self, NetworkError> {
+    ) -> Result<(Self, Vec<Device>, Attachments), NetworkError> {
         let mut cni = Attachments::default();
         let (netns, own, count) = match request {
             NetworkRequest::Own => (Netns::create()?, true, room),
@@ -81,23 +69,18 @@ impl Network {
         };
         let descriptor =
             netns.as_fd().try_clone_to_owned().map_err(NetworkError::system("copy a descriptor"))?;
-        Ok(Self {
-            netns,
-            descriptor: Arc::new(descriptor),
-            own,
-            devices: Device::of(name, count),
-            cni,
-            state: Mutex::new(State::Open),
-        })
+        let place = Self { netns, descriptor: Arc::new(descriptor), own, empty: own && count == 0 };
+        Ok((place, Device::of(name, count), cni))
     }
 
-    /// The VM's devices.
-    pub fn nics(&self) -> Vec<Nic> {
-        self.devices.iter().map(|device| device.nic()).collect()
+    /// The VM's devices, as its VMM takes them.
+    #[expect(clippy::unused_self, reason = "as on FreeBSD")]
+    pub(super) fn nics(&self, devices: &[Device]) -> Vec<Nic> {
+        devices.iter().map(|device| Nic { tap: device.tap(), mac: device.mac() }).collect()
     }
 
     /// Makes the taps of the VM's devices, in their order; they last as long as their descriptors.
-    pub fn taps(&self) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
+    pub(super) fn taps(&self, devices: &[Device]) -> Result<Vec<Arc<OwnedFd>>, NetworkError> {
         self.netns.run(|| {
             let open = |(number, device): (usize, &Device)| {
                 let name = device.tap();
@@ -105,52 +88,43 @@ impl Network {
                     .map(Arc::new)
                     .map_err(NetworkError::system(format!("make the tap {name}")))
             };
-            self.devices.iter().enumerate().map(open).collect()
+            devices.iter().enumerate().map(open).collect()
         })
     }
 
-    /// Lets CNI plugins make what they shall; whether there was anything.
-    pub async fn connect(&self, journal: &Journal) -> Result<bool, NetworkError> {
-        self.cni.add(journal).await
-    }
-
-    /// resolv.conf(5) for the sandbox's containers, if CNI plugins said anything about names.
-    pub fn resolver(&self) -> Option<String> {
-        self.cni.resolver()
-    }
-
-    /// Where the VMM is to live.
-    pub fn namespace(&self) -> Option<Arc<OwnedFd>> {
+    /// The namespace, for the VMM.
+    #[expect(clippy::unnecessary_wraps, reason = "as on FreeBSD")]
+    pub(super) fn namespace(&self) -> Option<Arc<OwnedFd>> {
         Some(Arc::clone(&self.descriptor))
     }
 
-    /// Whether `path` is the sandbox's namespace.
-    pub fn is(&self, path: &Path) -> bool {
+    /// Whether `path` is this one.
+    pub(super) fn is(&self, path: &Path) -> bool {
         self.netns.is(path)
     }
 
-    /// Takes over what there is and says what the guest has to be told, until [`Network::settled`]. What comes later
-    /// is not looked at. Blocks for some system calls.
-    pub fn take(&self, journal: &Journal) -> Result<Option<api::Network>, NetworkError> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*state {
-            State::Settled => return Ok(None),
-            State::Taken(network) => return Ok(Some(network.clone())),
-            State::Open => {}
+    /// Joins what there is to the devices; what the guest has to be told of each.
+    pub(super) fn take(
+        &self,
+        devices: &[Device],
+        _: &Attachments,
+        journal: &Journal,
+    ) -> Result<Vec<api::Interface>, NetworkError> {
+        if self.empty {
+            return Ok(Vec::new());
         }
-        let mut network = api::Network::new();
-        if !self.devices.is_empty() || !self.own {
-            network.interfaces = self.netns.run(|| self.take_inside(journal))?;
-        }
-        *state = State::Taken(network.clone());
-        Ok(Some(network))
+        self.netns.run(|| self.take_inside(devices, journal))
     }
 
-    fn take_inside(&self, journal: &Journal) -> Result<Vec<api::Interface>, NetworkError> {
+    fn take_inside(
+        &self,
+        devices: &[Device],
+        journal: &Journal,
+    ) -> Result<Vec<api::Interface>, NetworkError> {
         let mut route = route()?;
         let found = choose(inventory::look(&mut route)?)?;
         let mut interfaces = Vec::new();
-        for (found, device) in assign(found, &self.devices)? {
+        for (found, device) in assign(found, devices)? {
             let interface = &found.interface.name;
             // A namespace of the sandbox's own goes with the VMM, and all that is in it.
             let entry = if self.own {
@@ -172,7 +146,7 @@ impl Network {
 
     /// Where connections to the namespace's loopback arrive; none for a namespace of the sandbox's own, which nobody
     /// enters to dial.
-    pub(crate) fn loopback(&self) -> Result<Option<Loopback>, NetworkError> {
+    pub(super) fn loopback(&self) -> Result<Option<Loopback>, NetworkError> {
         if self.own {
             return Ok(None);
         }
@@ -182,11 +156,6 @@ impl Network {
         let steering = steer::Steering::to(&listeners, descriptor.as_fd())
             .map_err(NetworkError::system("bring connections to the pod's loopback here (BPF_SK_LOOKUP)"))?;
         Ok(Some(Loopback { listeners, steering: Box::new(steering) }))
-    }
-
-    /// The guest knows its network.
-    pub fn settled(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
     }
 }
 
