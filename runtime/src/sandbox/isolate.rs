@@ -9,8 +9,11 @@ use super::SandboxError;
 use crate::journal::{Entry, Journal};
 use crate::os::{self, MountRequest};
 
-/// What tmpfs(4) is told: directories to mount on and small files are all that belongs there.
-const OPTIONS: [&str; 5] = ["nosuid", "noexec", "size=4194304", "inodes=65536", "mode=700"];
+/// What tmpfs(4) is told: directories to mount on and small files are all that belongs there. The way through it is open:
+/// bhyve's file server asks the modes of directories as the guest's user, from its root on (contrib/lib9p/backend/fs.c,
+/// `fs_walk`), so that with 0700 a process that is not root finds nothing. From this host's users the sandbox's own
+/// directory, which is 0700, keeps it.
+const OPTIONS: [&str; 5] = ["nosuid", "noexec", "size=4194304", "inodes=65536", "mode=711"];
 
 /// Mounts it, on FreeBSD.
 pub(super) fn isolate(journal: &Journal, share: &Path) -> Result<(), SandboxError> {

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -266,8 +267,13 @@ fn bind_options(recursive: bool, readonly: bool, follows_host: bool) -> Vec<Stri
     options.into_iter().map(str::to_owned).collect()
 }
 
+/// Makes a directory that every user of the guest may pass through, whatever this process's umask: bhyve's file server
+/// asks its mode. It is below a directory that is the owner's alone.
 fn create_dir(path: &Path) -> Result<(), ShareError> {
-    std::fs::create_dir(path).map_err(|error| ShareError::Create { path: path.to_owned(), error })
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::create_dir(path)
+        .and_then(|()| std::fs::set_permissions(path, open))
+        .map_err(|error| ShareError::Create { path: path.to_owned(), error })
 }
 
 fn create_file(path: &Path) -> Result<(), ShareError> {

@@ -157,3 +157,62 @@ mod tests {
         assert!(matches!(destroy("a/b"), Err(BhyveError::Api(VmmApiError::Name { .. }))));
     }
 }
+
+#[cfg(all(test, target_os = "freebsd"))]
+mod tests {
+    use super::*;
+    use crate::hypervisor::spec::tests::example;
+    use crate::journal::Journal;
+
+    /// Ends what a failed test would leave.
+    struct Theirs(VmName);
+
+    impl Drop for Theirs {
+        fn drop(&mut self) {
+            let _ = destroy(self.0.as_str());
+        }
+    }
+
+    /// A failed boot undoes what it did, and a VM that was there before is none of that.
+    #[tokio::test]
+    async fn somebody_elses_vm_of_the_same_name_survives() {
+        // Root alone may make VMs, and only where there is a vmm.
+        if !Path::new("/dev/vmmctl").exists() && !Path::new("/dev/vmm").exists() {
+            eprintln!("not run: no vmm.ko");
+            return;
+        }
+        let theirs = Theirs(VmName::new(&format!("skep-test-{}", std::process::id())).unwrap());
+        let api = VmmApi::load().unwrap();
+        drop(api.create(&theirs.0).unwrap());
+
+        let dir = tempfile::tempdir().unwrap();
+        let kernel = dir.path().join("kernel");
+        std::fs::write(&kernel, loader::tests::kernel()).unwrap();
+        let journal = Arc::new(Journal::create(&dir.path().join("journal")).unwrap());
+        let place = Place {
+            dir: dir.path().to_owned(),
+            netns: None,
+            taps: Vec::new(),
+            journal: Arc::clone(&journal),
+        };
+        let spec = VmSpec {
+            name: theirs.0.as_str().into(),
+            kernel,
+            initramfs: None,
+            shares: Vec::new(),
+            ..example()
+        };
+        let error = Bhyve::default().boot(spec, place).await.unwrap_err();
+        assert!(
+            matches!(&error, HypervisorError::Bhyve(BhyveError::Api(VmmApiError::Exists { .. }))),
+            "{error}"
+        );
+        assert!(theirs.0.exists());
+        // Nor does anybody who undoes the journal later.
+        assert!(journal.entries().is_empty());
+
+        assert!(destroy(theirs.0.as_str()).unwrap());
+        assert!(!theirs.0.exists());
+        assert!(!destroy(theirs.0.as_str()).unwrap());
+    }
+}

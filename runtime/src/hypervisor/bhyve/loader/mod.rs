@@ -92,4 +92,4 @@ pub fn plan<'a>(image: &BootImage<'a>) -> Result<BootPlan<'a>, LoaderError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -72,6 +72,12 @@ impl ElfImage {
     }
 }
 
+/// A file that can be loaded, for tests of what comes after that.
+#[cfg(target_os = "freebsd")]
+pub(in super::super) fn kernel() -> Vec<u8> {
+    ElfImage::default().bytes()
+}
+
 fn bzimage() -> Vec<u8> {
     let mut file = vec![0; 5 * 512 + 0x1000];
     file[0x1f1] = 4;
