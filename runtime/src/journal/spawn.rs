@@ -266,7 +266,17 @@ mod tests {
         let given: OwnedFd = std::fs::File::open("/dev/null").unwrap().into();
         let kept = std::fs::File::open("/dev/null").unwrap();
         let mut command = Command::new("sh");
-        let test = format!("test -e /dev/fd/{} && ! test -e /dev/fd/{}", given.as_raw_fd(), kept.as_raw_fd());
+        // FreeBSD's /dev/fd has no more than 0, 1 and 2 unless fdescfs(4) is mounted there, and its shell knows no numbers
+        // of two digits.
+        let open = |fd: &dyn AsRawFd| {
+            let fd = fd.as_raw_fd();
+            if cfg!(target_os = "freebsd") {
+                format!("procstat -f $$ | awk '$3 == {fd} {{ found = 1 }} END {{ exit !found }}'")
+            } else {
+                format!("test -e /dev/fd/{fd}")
+            }
+        };
+        let test = format!("{} && ! {}", open(&given), open(&kept));
         command.arg("-c").arg(test);
         let (mut child, ..) = journal.spawn("test", command, &[given]).unwrap();
         assert!(child.wait().unwrap().success());
