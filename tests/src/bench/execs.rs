@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 
-use super::sample::{Sample, milliseconds, processor_time, resident};
+use super::sample::{Sample, memory, milliseconds, processor_time};
 use crate::census;
 use crate::ctr::Runtime;
 use crate::process::LIMIT;
@@ -76,27 +76,26 @@ pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
     })
 }
 
-/// The shim's resident size before and after so many execs.
+/// The shim's memory before and after so many execs.
 pub(super) fn many(lease: &Lease, count: usize) -> Result<Sample> {
     with_container(lease, Runtime::Skep, |shim| {
-        let shim_size = || {
-            let mut sizes = Sample::new();
-            resident(lease, &mut sizes)?;
-            sizes.into_iter().find(|(name, _)| name == "shim resident").context("no shim runs")
-        };
+        let process = census::processes(&lease.containerd.scope())?
+            .into_iter()
+            .find(|member| member.program().starts_with("containerd-shim"))
+            .context("no shim runs")?;
         // As many as it takes for every buffer to be there.
         for number in 0..TRIPS {
             trip(shim, &format!("w{number}"))?;
         }
-        let (_, before) = shim_size()?;
+        let before = memory(process.pid)?;
         for number in 0..count {
             trip(shim, &format!("m{number}"))?;
         }
-        let (_, after) = shim_size()?;
-        Ok(vec![
-            (format!("after {TRIPS} execs: shim resident"), before),
-            (format!("after {count} more execs: shim resident"), after),
-        ])
+        let named = |when: String, sizes: Sample| {
+            sizes.into_iter().map(move |(name, size)| (format!("after {when} execs: shim {name}"), size))
+        };
+        let after = named(format!("{count} more"), memory(process.pid)?);
+        Ok(named(TRIPS.to_string(), before).chain(after).collect())
     })
 }
 

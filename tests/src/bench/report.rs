@@ -171,7 +171,7 @@ enum Unit {
 
 impl Unit {
     fn of(name: &str) -> Self {
-        if name.ends_with("on disk") || name.ends_with("resident") {
+        if ["on disk", "resident", "Rss", "Pss", "Private_Dirty"].iter().any(|unit| name.ends_with(unit)) {
             Self::Bytes
         } else if name.starts_with("round trips") {
             Self::Count

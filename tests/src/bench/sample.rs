@@ -131,6 +131,21 @@ pub(super) fn resident(lease: &Lease, sample: &mut Sample) -> Result<()> {
     Ok(())
 }
 
+/// Memory of a process in bytes: all that is resident, its proportional share of that, and what is its alone and changed.
+pub(super) fn memory(pid: i32) -> Result<Sample> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    ["Rss", "Pss", "Private_Dirty"]
+        .map(|name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u32>().ok());
+            let kib = kib.with_context(|| format!("{path} has no {name}"))?;
+            Ok((name.to_owned(), f64::from(kib) * 1024.0))
+        })
+        .into_iter()
+        .collect()
+}
+
 /// What the agent says of itself on the console: `resident_kib=` and a number, the last one.
 fn agent_resident(console: &str) -> Option<f64> {
     let (_, rest) = console.rsplit_once("resident_kib=")?;
