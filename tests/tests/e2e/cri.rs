@@ -1,5 +1,7 @@
 //! Pods as Kubernetes makes them: by containerd's CRI plugin, with runc, and with Skep both ways.
 
+mod figures;
+
 use std::fs;
 use std::time::Duration;
 
@@ -18,6 +20,9 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     on_2(Case::both("cri_pod", pod)),
     on_2(Case::skep("cri_sandbox_api", sandbox_api)),
+    on_2(Case::both("cri_figures", figures::figures)),
+    on_2(Case::skep("cri_figures_sandbox_api", |lease| figures::all(lease, Handler::Sandbox))),
+    on_2(Case::skep("cri_cost_of_a_pod", figures::cost_of_a_pod)),
     on_2(Case::skep("cri_losses", losses)),
     on_2(Case::skep("cri_refusals", refusals)),
 ];

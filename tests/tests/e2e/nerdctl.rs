@@ -1,5 +1,7 @@
 //! nerdctl's commands, with networks made by CNI plugins: what people type.
 
+mod flags;
+
 use std::fs;
 use std::time::Duration;
 
@@ -20,6 +22,11 @@ pub(crate) const CASES: &[Case] = &[
     on_2(Case::both("nerdctl_network", network)),
     on_2(Case::both("nerdctl_published_port", published_port)),
     on_2(Case::both("nerdctl_compose", compose)),
+    on_2(Case::both("nerdctl_limits", flags::limits)),
+    on_2(Case::both("nerdctl_rights", flags::rights)),
+    on_2(Case::both("nerdctl_mounts", flags::mounts)),
+    on_2(Case::both("nerdctl_init", flags::init)),
+    on_2(Case::both("nerdctl_of_the_host", flags::of_the_host)),
     on_2(Case::skep("nerdctl_host_network", host_network)),
 ];
 
