@@ -149,8 +149,9 @@ fn groups_are_their_members_and_nobody_else() {
         conf["policy"]["group"] = json!(group);
         conf
     };
-    let (web, other) = (host.add("web", &in_group("web")), host.add("other", &in_group("else")));
+    // The first one there: nobody is in the group of the rules yet.
     let db = host.add("db", &in_group("db"));
+    let (web, other) = (host.add("web", &in_group("web")), host.add("other", &in_group("else")));
     db.ns.serve_tcp("0.0.0.0:80");
     db.ns.serve_tcp("0.0.0.0:81");
     let target = format!("{}:80", db.ip());

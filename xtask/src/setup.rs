@@ -67,6 +67,8 @@ fn programs() -> Result<PathBuf> {
         "skep",
         "--package",
         "containerd-shim-skep-v2",
+        "--package",
+        "skep-cni",
     ]);
     command::run(&mut cargo).context("the host's programs do not build")?;
     Ok(workspace::target_dir().join("release"))

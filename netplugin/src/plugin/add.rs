@@ -333,7 +333,7 @@ pub(super) fn network_of(conf: &NetConf) -> Network {
         keep: conf.keep_bridge,
         peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),
         links: Vec::new(),
-        groups: conf.policy.group.iter().cloned().collect(),
+        groups: conf.policy.groups().cloned().collect(),
     }
 }
 

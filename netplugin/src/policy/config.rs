@@ -88,6 +88,11 @@ impl NetworkPolicy {
             Direction::Ingress => &self.ingress,
         }
     }
+
+    /// Every group that a rule or the default names.
+    pub fn groups(&self) -> impl Iterator<Item = &GroupName> {
+        super::groups_of([&self.egress, &self.ingress]).chain(&self.group)
+    }
 }
 
 /// A sandbox's own policy and group from a pod's annotations.

@@ -110,14 +110,18 @@ impl Policy {
 
     /// Every group named by a rule.
     pub fn groups(&self) -> impl Iterator<Item = &GroupName> {
-        [&self.egress, &self.ingress]
-            .into_iter()
-            .flat_map(|lists| lists.allow.iter().chain(&lists.deny))
-            .filter_map(|rule| match &rule.peer {
-                Peer::Group(group) => Some(group),
-                Peer::Any | Peer::Net(_) => None,
-            })
+        groups_of([&self.egress, &self.ingress])
     }
+}
+
+/// Every group named by a rule of `lists`.
+fn groups_of(lists: [&Lists; 2]) -> impl Iterator<Item = &GroupName> {
+    lists.into_iter().flat_map(|lists| lists.allow.iter().chain(&lists.deny)).filter_map(|rule| {
+        match &rule.peer {
+            Peer::Group(group) => Some(group),
+            Peer::Any | Peer::Net(_) => None,
+        }
+    })
 }
 
 #[cfg(test)]

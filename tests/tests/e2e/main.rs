@@ -21,6 +21,8 @@ mod pods;
 mod resources;
 mod rootfs;
 #[cfg(target_os = "linux")]
+mod skep_cni;
+#[cfg(target_os = "linux")]
 mod stand_in;
 mod stdio;
 mod volumes;
@@ -113,6 +115,8 @@ fn main() -> ExitCode {
         resources::CASES,
         network::CASES,
         cni::CASES,
+        #[cfg(target_os = "linux")]
+        skep_cni::CASES,
         nerdctl::CASES,
         cri::CASES,
         failures::CASES,
