@@ -91,7 +91,7 @@ pub(super) fn others(scope: &Scope) -> Result<Vec<(&'static str, String)>> {
         match (*kind, words.last()) {
             ("s", _) => {}
             ("v", Some(name)) if Path::new(name).starts_with(&scope.own) => {}
-            ("v" | "f", name) => found.push(("containerd's fd", name.copied().unwrap_or("-").to_owned())),
+            // Without their names: the kernel forgets those of files that it has not looked up for a while.
             (kind, _) => found.push(("containerd's fd", format!("type {kind}"))),
         }
     }

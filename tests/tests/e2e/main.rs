@@ -13,6 +13,8 @@ mod doctor;
 mod failures;
 #[cfg(target_os = "freebsd")]
 mod freebsd;
+#[cfg(target_os = "freebsd")]
+mod freebsd_network;
 mod hooks;
 mod lifecycle;
 mod nerdctl;
@@ -124,6 +126,8 @@ fn main() -> ExitCode {
         doctor::CASES,
         #[cfg(target_os = "freebsd")]
         freebsd::CASES,
+        #[cfg(target_os = "freebsd")]
+        freebsd_network::CASES,
     ];
     let trials = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -1,0 +1,432 @@
+//! Networks of microVMs under bhyve: by `skep-cni`, which Skep calls itself, and by a vnet jail that the caller names.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use skep_tests::census;
+use skep_tests::ctr::Subject;
+use skep_tests::process::{Input, Output, Running, run, wait_for};
+use skep_tests::suite::Lease;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    Case::skep("bhyve_net_cni", cni).on_freebsd(),
+    Case::skep("bhyve_net_killed_shim", killed_shim).on_freebsd(),
+    Case::skep("bhyve_net_gc", gc).on_freebsd(),
+    Case::skep("bhyve_net_vnet_jail", vnet_jail).on_freebsd(),
+];
+
+const FOREVER: &str = "while :; do sleep 1; done";
+/// Answers HTTP on ports 80 and 81.
+const SERVE: &str =
+    "mkdir /www; echo from-the-vm >/www/index.html; httpd -p 81 -h /www; exec httpd -f -p 80 -h /www";
+/// The usual directory of configurations, which nobody names here.
+const CONFIGURATIONS: &str = "/usr/local/etc/cni/net.d";
+/// A port of the host that sandboxes may use.
+const SERVICE: u16 = 9990;
+/// How long an answer may take that should come, and how long is waited for one that should not; seconds.
+const ENOUGH: u32 = 20;
+const SILENCE: u32 = 4;
+/// How long what undoes a sandbox may take, and pf to forget the rules of flows that have ended.
+const SETTLE: Duration = Duration::from_secs(90);
+
+fn sh(script: &str) -> Result<Output> {
+    let mut command = Command::new("/bin/sh");
+    command.args(["-ec", script]);
+    run(command)
+}
+
+fn said(script: &str) -> Result<String> {
+    sh(script)?.text()
+}
+
+/// A vnet jail; gone with the value.
+struct Jail(String);
+
+impl Jail {
+    fn create(name: &str) -> Result<Self> {
+        said(&format!("jail -c name={name} vnet persist path=/ allow.raw_sockets"))?;
+        let jail = Self(name.to_owned());
+        jail.said("ifconfig lo0 127.0.0.1/8 up")?;
+        Ok(jail)
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let mut command = Command::new("jexec");
+        command.args([&self.0, "/bin/sh", "-ec", script]);
+        command
+    }
+
+    fn said(&self, script: &str) -> Result<String> {
+        run(self.command(script))?.text()
+    }
+
+    /// Answers HTTP on a port until the value is dropped.
+    fn serve(&self, port: u16) -> Result<Running> {
+        let answer = "printf 'HTTP/1.0 200 OK\\r\\n\\r\\nfrom-the-jail\\n'";
+        Running::spawn(
+            self.command(&format!("while :; do {answer} | nc -N -l {port} >/dev/null; done")),
+            Input::Empty,
+        )
+    }
+
+    /// What a server says; nothing where no answer comes.
+    fn fetch(&self, url: &str, seconds: u32) -> Result<String> {
+        Ok(run(self.command(&format!("timeout {seconds} fetch -T {seconds} -qo - {url}")))?
+            .out()
+            .trim()
+            .to_owned())
+    }
+
+    /// A wire to the host: the host's end, which goes with the jail's.
+    fn wire(&self, own: &str, hosts: &str) -> Result<Wire> {
+        let host = said("ifconfig epair create")?;
+        let wire = Wire(host.clone());
+        let far = format!("{}b", host.trim_end_matches('a'));
+        said(&format!("ifconfig {far} vnet {}; ifconfig {host} inet {hosts} up", self.0))?;
+        self.said(&format!("ifconfig {far} inet {own} up"))?;
+        Ok(wire)
+    }
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        let _ = sh(&format!("jail -r {}", self.0));
+    }
+}
+
+struct Wire(String);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        let _ = sh(&format!("ifconfig {} destroy", self.0));
+    }
+}
+
+/// A network of ours in the usual directory, and Skep told where the plugin is.
+struct Lan {
+    file: PathBuf,
+    plugin: PathBuf,
+    conf: Value,
+    /// What pf had before.
+    rules: String,
+}
+
+impl Lan {
+    fn create(lease: &Lease) -> Result<Self> {
+        let bin = lease.build()?.bin.clone();
+        let conf = json!({
+            "type": "skep-cni", "mtu": 1400,
+            "ipam": { "type": "skep",
+                "ranges": [[{ "subnet": "10.83.0.0/24" }], [{ "subnet": "fd83::/64" }]] },
+            "dns": { "nameservers": ["10.83.0.1"], "search": ["lan.example"] },
+            "policy": { "annotations": true, "hostServices": [{ "protocol": "tcp", "port": SERVICE }] },
+            "capabilities": { "portMappings": true, "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true },
+        });
+        lease.configure(|configuration| {
+            configuration.more = format!("[network]\nbin_dirs = [{:?}]\n", bin.to_string_lossy());
+        })?;
+        fs::create_dir_all(CONFIGURATIONS).context("making the usual directory")?;
+        let file = Path::new(CONFIGURATIONS).join("10-lan.conflist");
+        let list = json!({ "cniVersion": "1.1.0", "name": "lan", "plugins": [conf] });
+        fs::write(&file, list.to_string()).context("writing a network")?;
+        Ok(Self { file, plugin: bin.join("skep-cni"), conf, rules: rules()? })
+    }
+
+    /// Calls the plugin for a jail.
+    fn call(&self, verb: &str, jail: &Jail, policy: &Value) -> Result<Value> {
+        let mut conf = self.conf.clone();
+        conf["cniVersion"] = "1.1.0".into();
+        conf["name"] = "lan".into();
+        conf["runtimeConfig"] =
+            json!({ "io.kubernetes.cri.pod-annotations": { "network.skep.org/policy": policy.to_string() } });
+        let mut child = Command::new(&self.plugin)
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &jail.0), ("CNI_NETNS", &jail.0)])
+            .envs([("CNI_IFNAME", "eth0"), ("CNI_PATH", "/nonexistent")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting the plugin")?;
+        child.stdin.take().context("a pipe")?.write_all(conf.to_string().as_bytes())?;
+        let output = child.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{verb} for jail {}: {text}", jail.0);
+        if verb == "ADD" {
+            serde_json::from_str(&text).context("the plugin's result")
+        } else {
+            Ok(Value::Null)
+        }
+    }
+
+    fn status(&self) -> Result<Value> {
+        let mut command = Command::new(&self.plugin);
+        command.args(["status", "--json"]);
+        let output = run(command)?;
+        serde_json::from_str(&output.out()).with_context(|| output.describe())
+    }
+
+    /// The plugin's record of a container.
+    fn attachment(&self, id: &str) -> Result<Value> {
+        let status = self.status()?;
+        let all = status["networks"].as_array().into_iter().flatten();
+        let mut all = all.flat_map(|network| network["attachments"].as_array().into_iter().flatten());
+        let found = all.find(|one| one["containerId"].as_str().is_some_and(|known| known.ends_with(id)));
+        found.cloned().with_context(|| format!("{id} is not in {status:#}"))
+    }
+
+    /// Nothing of any sandbox is left: interfaces, rules, tables, flows, neighbours, records.
+    fn ends_empty(&self) -> Result<()> {
+        let left = || -> Result<String> {
+            let mut left = String::new();
+            for interface in said("ifconfig -l")?.split_whitespace().filter(|name| name.starts_with("sk")) {
+                let _ = writeln!(left, "interface {interface}");
+            }
+            let now = rules()?;
+            for line in now.lines().filter(|line| !self.rules.lines().any(|old| old == *line)) {
+                let _ = writeln!(left, "{line}");
+            }
+            left.push_str(&sh("pfctl -qs states | grep -F -e 10.83.0. -e fd83:")?.out());
+            left.push_str(&sh("arp -an | grep -F 10.83.0.; ndp -an | grep -F fd83:")?.out());
+            let status = self.status()?;
+            if !status["networks"].as_array().is_some_and(Vec::is_empty) {
+                left.push_str(&status.to_string());
+            }
+            Ok(left)
+        };
+        let mut last = String::new();
+        wait_for("everything of the network to be gone", SETTLE, || {
+            last = left()?;
+            Ok(last.is_empty().then_some(()))
+        })
+        .with_context(|| last.clone())
+    }
+}
+
+impl Drop for Lan {
+    fn drop(&mut self) {
+        // What a case that failed has left is not for the next one.
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+/// Anchors, tables and references of the packet filter.
+fn rules() -> Result<String> {
+    said("pfctl -qvs Anchors; pfctl -qs Tables; pfctl -qs rules; pfctl -qs nat")
+}
+
+fn annotations(policy: &Value, more: &[&str]) -> Vec<String> {
+    let mut all = vec!["--annotation".to_owned(), format!("network.skep.org/policy={policy}")];
+    for one in more {
+        all.extend(["--annotation".to_owned(), (*one).to_owned()]);
+    }
+    all
+}
+
+/// A container's view from inside.
+struct Guest<'a> {
+    subject: Subject<'a>,
+    id: &'static str,
+    calls: std::cell::Cell<u32>,
+}
+
+impl<'a> Guest<'a> {
+    fn start(subject: Subject<'a>, id: &'static str, script: &str, flags: Vec<String>) -> Result<Self> {
+        subject
+            .run(id)
+            .flags(["--null-io", "--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_NET_RAW"])
+            .flags(flags)
+            .sh(script)
+            .detached()?;
+        Ok(Self { subject, id, calls: 0.into() })
+    }
+
+    fn sh(&self, script: &str) -> Result<Output> {
+        self.calls.set(self.calls.get() + 1);
+        self.subject.exec(self.id, &format!("call{}", self.calls.get())).sh(script).output()
+    }
+
+    /// An error unless a server says this.
+    fn hears(&self, url: &str, wanted: &str) -> Result<()> {
+        let output = self.sh(&format!("timeout {ENOUGH} wget -O- {url}"))?;
+        ensure!(output.out().trim() == wanted, "{} should say {wanted}: {}", url, output.describe());
+        Ok(())
+    }
+
+    /// An error if a server says anything.
+    fn hears_nothing(&self, url: &str) -> Result<()> {
+        let output = self.sh(&format!("timeout {SILENCE} wget -O- {url}"))?;
+        ensure!(
+            output.code() != 0 && output.out().is_empty(),
+            "{url} should be out of reach: {}",
+            output.describe()
+        );
+        Ok(())
+    }
+}
+
+/// The first address of a result or record, without its prefix.
+fn address(of: &Value) -> Result<String> {
+    let text = of.as_str().with_context(|| format!("no address: {of}"))?;
+    Ok(text.split('/').next().unwrap_or_default().to_owned())
+}
+
+fn cni(lease: &mut Lease) -> Result<()> {
+    let lan = Lan::create(lease)?;
+    let service = TcpListener::bind(("0.0.0.0", SERVICE)).context("serving on the host")?;
+    thread::spawn(move || {
+        for mut client in service.incoming().flatten() {
+            let _ = client.write_all(b"HTTP/1.0 200 OK\r\n\r\nfrom-the-host\n");
+        }
+    });
+    let jail = Jail::create("skept-lan")?;
+    let allow = |what: Value| json!({ "egress": { "allow": what }, "ingress": { "allow": [] } });
+    let open =
+        json!({ "ingress": { "allow": [{ "cidr": "10.83.0.0/24", "protocol": "tcp", "ports": [80] }] } });
+    let result = lan.call("ADD", &jail, &open)?;
+    let jails = address(&result["ips"][0]["address"])?;
+    let _servers = [jail.serve(80)?, jail.serve(81)?];
+
+    // The first may ask one port of the neighbours, and serves one to the world outside.
+    let subject = lease.subject();
+    let one = allow(json!([{ "cidr": "10.83.0.0/24", "protocol": "tcp", "ports": [80] }]));
+    let first = Guest::start(subject, "first", SERVE, annotations(&one, &["org.skep.ports=18080:80"]))?;
+    let text = first
+        .sh("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ls /sys/class/net; ip -o address; ip route; \
+             ip -6 route; cat /etc/resolv.conf")?
+        .text()?;
+    let record = lan.attachment("first")?;
+    let firsts = address(&record["addresses"][0])?;
+    for part in [
+        "\n1400\n",
+        "\neth0\nlo\n",
+        &format!("inet {firsts}/24 brd 10.83.0.255 scope global eth0"),
+        "inet6 fd83::",
+        "default via 10.83.0.1 dev eth0",
+        "default via fd83::1 dev eth0",
+        "nameserver 10.83.0.1\nsearch lan.example",
+    ] {
+        ensure!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    first.hears(&format!("http://10.83.0.1:{SERVICE}/"), "from-the-host")?;
+    first.hears(&format!("http://{jails}/"), "from-the-jail")?;
+    first.hears_nothing(&format!("http://{jails}:81/"))?;
+    first.hears_nothing("http://10.83.0.1:22/")?;
+
+    // A neighbour without lists reaches nobody, and is reached by nobody but where its own list says so.
+    let second = Guest::start(subject, "second", SERVE, annotations(&open, &[]))?;
+    let seconds = address(&lan.attachment("second")?["addresses"][0])?;
+    first.hears(&format!("http://{seconds}/"), "from-the-vm")?;
+    second.hears_nothing(&format!("http://{jails}/"))?;
+    second.hears_nothing(&format!("http://{firsts}/"))?;
+    ensure!(jail.fetch(&format!("http://{seconds}/"), SILENCE)?.is_empty(), "denied by default, from a jail");
+
+    // False names: what is sent with them does not come to the bridge.
+    let spoofed =
+        |id: &str| Ok::<_, anyhow::Error>(lan.attachment(id)?["counters"]["spoofedPackets"].as_u64());
+    let before = spoofed("first")?.context("a counter")?;
+    let script = format!(
+        "ip address add 10.83.0.250/24 dev eth0; ip route add {jails}/32 dev eth0 src 10.83.0.250; \
+         timeout {SILENCE} wget -qO- http://{jails}/; ip route del {jails}/32; ip address del 10.83.0.250/24 dev eth0; true"
+    );
+    let output = first.sh(&script)?;
+    ensure!(output.text()?.is_empty(), "heard under a false name: {}", output.describe());
+    ensure!(spoofed("first")?.is_some_and(|after| after > before), "nothing was counted as false");
+    first.hears(&format!("http://{jails}/"), "from-the-jail")?;
+
+    // The published port, from outside.
+    let outside = Jail::create("skept-out")?;
+    let wire = outside.wire("192.0.2.2/24", "192.0.2.1/24")?;
+    ensure!(outside.fetch("http://192.0.2.1:18080/", ENOUGH)? == "from-the-vm", "the published port");
+    outside.said("route -q add 10.83.0.0/24 192.0.2.1")?;
+    ensure!(
+        outside.fetch(&format!("http://{firsts}:81/"), SILENCE)?.is_empty(),
+        "published is the one port only"
+    );
+
+    subject.remove("first")?;
+    ensure!(outside.fetch("http://192.0.2.1:18080/", SILENCE)?.is_empty(), "the port goes with its sandbox");
+    subject.remove("second")?;
+    lan.call("DEL", &jail, &open)?;
+    drop((wire, outside, jail));
+    lan.ends_empty()
+}
+
+fn kill_shim(lease: &Lease) -> Result<()> {
+    let shim = census::processes(&lease.containerd.scope())?
+        .into_iter()
+        .find(|member| member.program().starts_with("containerd-shim-skep"))
+        .context("no shim runs")?;
+    kill(Pid::from_raw(shim.pid), Signal::SIGKILL).context("killing the shim")
+}
+
+/// Whoever undoes the sandbox from its journal asks the plugin to.
+fn killed_shim(lease: &mut Lease) -> Result<()> {
+    let lan = Lan::create(lease)?;
+    let subject = lease.subject();
+    subject.run("killed").flags(["--null-io"]).sh(FOREVER).detached()?;
+    lan.attachment("killed")?;
+    kill_shim(lease)?;
+    wait_for("the task to be gone or stopped", SETTLE, || {
+        Ok(subject.task("killed")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
+    })?;
+    subject.remove("killed")?;
+    lan.ends_empty()
+}
+
+/// The same where neither shim nor containerd is left to do it.
+fn gc(lease: &mut Lease) -> Result<()> {
+    let lan = Lan::create(lease)?;
+    lease.subject().run("left").flags(["--null-io"]).sh(FOREVER).detached()?;
+    lan.attachment("left")?;
+    lease.containerd.stop(Signal::SIGKILL)?;
+    kill_shim(lease)?;
+    let output = lease.skep(&["gc"])?;
+    output.succeeded()?;
+    lan.ends_empty().with_context(|| output.describe())?;
+    lease.containerd.resume()?;
+    lease.subject().remove("left")
+}
+
+/// The interface in a vnet jail that the caller names is the guest's, until the guest is gone.
+fn vnet_jail(lease: &mut Lease) -> Result<()> {
+    let jail = Jail::create("skept-own")?;
+    let wire = jail.wire("10.84.0.2/24", "10.84.0.1/24")?;
+    let far = format!("{}b", wire.0.trim_end_matches('a'));
+    jail.said(&format!("ifconfig {far} mtu 1400; route -q add default 10.84.0.1"))?;
+    // What leaves the pair's end for the VM must have its checksums: no driver behind netgraph makes them.
+    said(&format!("ifconfig {} -txcsum -txcsum6", wire.0))?;
+    let mac = jail.said(&format!("ifconfig {far} | awk '/ether/ {{ print $2 }}'"))?;
+    let flags = vec!["--annotation".to_owned(), format!("org.freebsd.parentJail={}", jail.0)];
+    let subject = lease.subject();
+    let guest = Guest::start(subject, "taken", SERVE, flags)?;
+    let text = guest
+        .sh(&format!("cat /sys/class/net/{far}/address /sys/class/net/{far}/mtu; ip -o address; ip route; ping -c 2 -W 20 10.84.0.1"))?
+        .text()?;
+    for part in [mac.as_str(), "\n1400\n", "inet 10.84.0.2/24", "default via 10.84.0.1", "2 packets received"]
+    {
+        ensure!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    ensure!(said("fetch -T 20 -qo - http://10.84.0.2/")? == "from-the-vm", "from the host");
+    let output = subject
+        .run("another")
+        .flags(["--annotation", &format!("org.freebsd.parentJail={}", jail.0)])
+        .args(["true"])
+        .output()?;
+    ensure!(output.code() != 0 && output.err().contains("another microVM has it"), "{}", output.describe());
+    subject.remove("taken")?;
+    let left = jail.said("ifconfig -l")?;
+    ensure!(left.split_whitespace().all(|name| !name.starts_with("skt")), "a tap is left: {left}");
+    jail.said("ping -c 2 -t 20 10.84.0.1")?;
+    Ok(())
+}
