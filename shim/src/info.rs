@@ -3,7 +3,9 @@
 use std::{io::Write as _, os::fd::AsFd};
 
 use anyhow::Context as _;
+use protobuf::well_known_types::any::Any;
 use protobuf::{Message as _, MessageField};
+use serde_json::json;
 use skep_containerd_api::introspection::{RuntimeInfo, RuntimeVersion};
 
 use crate::input;
@@ -11,7 +13,10 @@ use crate::input;
 /// The name under which containerd finds this program.
 const RUNTIME: &str = "io.containerd.skep.v2";
 
-/// Prints what containerd 2.2 and later ask before they create a container.
+/// The type under which containerd decodes [`features`] (its core/runtime/typeurl.go).
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// Prints what containerd 2.x asks of every runtime of its CRI plugin, and 2.2 and later before they create a container.
 pub(crate) fn run() -> anyhow::Result<()> {
     // Options that are sent along change nothing of this, but whoever writes them waits for a reader.
     let _ = input::read(std::io::stdin().as_fd());
@@ -30,8 +35,37 @@ fn describe() -> RuntimeInfo {
             version: skep::VERSION.into(),
             ..RuntimeVersion::default()
         }),
+        features: MessageField::some(Any {
+            type_url: FEATURES.into(),
+            value: features().to_string().into_bytes(),
+            ..Any::default()
+        }),
         ..RuntimeInfo::default()
     }
+}
+
+/// What a Linux container can ask for, as the OCI runtime specification's features.md writes it. CRI offers recursive
+/// read-only mounts where "rro" is among the options of mounts.
+fn features() -> serde_json::Value {
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": "1.2.0",
+        "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
+        "mountOptions": [
+            "async", "atime", "bind", "dev", "diratime", "dirsync", "exec", "noatime", "nodev", "nodiratime", "noexec",
+            "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime", "remount", "ro", "rprivate",
+            "rro", "rslave", "rw", "slave", "strictatime", "suid", "sync",
+        ],
+        "linux": {
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
+            "cgroup": { "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
+            "seccomp": { "enabled": true },
+            "apparmor": { "enabled": false },
+            "selinux": { "enabled": false },
+            "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": false } },
+        },
+    })
 }
 
 #[cfg(test)]
@@ -44,5 +78,7 @@ mod tests {
         let info = RuntimeInfo::parse_from_bytes(&bytes).unwrap();
         assert_eq!(info.name, RUNTIME);
         assert_eq!(info.version.version, skep::VERSION);
+        let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
+        assert!(features["mountOptions"].as_array().unwrap().contains(&json!("rro")));
     }
 }

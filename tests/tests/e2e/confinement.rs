@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use skep_tests::ctr::Runtime;
 use skep_tests::process::Output;
 use skep_tests::suite::Lease;
 
@@ -20,6 +21,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::skep("cgroup_limits", cgroup_limits),
     Case::both("memory_limit_kills", memory_limit_kills),
     Case::both("privileged", privileged),
+    Case::both("networks_within", networks_within),
 ];
 
 /// Runs `script` with the spec that `change` makes of the usual one.
@@ -114,20 +116,39 @@ fn process_settings(lease: &mut Lease) -> Result<()> {
 fn paths_and_sysctls(lease: &mut Lease) -> Result<()> {
     let script = r"
         echo masked_directory=$(ls -A /sys/firmware | wc -l)
-        echo masked_own=$(cat /etc/passwd | wc -c); echo write_sys=$(echo 1 2>/dev/null >/proc/sys/kernel/panic && echo done || echo refused)
+        echo masked_own=$(cat /etc/passwd | wc -c); echo masked_link=$(cat /etc/link | wc -c)
+        echo masked_by_link=$(cat /etc/linked | wc -c); echo masked_tree=$(ls -A /etc/tree | wc -l); echo write_sys=$(echo 1 2>/dev/null >/proc/sys/kernel/panic && echo done || echo refused)
         echo write_own=$(echo 1 2>/dev/null >/etc/group && echo done || echo refused)
         echo write_tmp=$(echo 1 2>/dev/null >/tmp/file && echo done || echo refused)
         echo msgmax=$(cat /proc/sys/kernel/msgmax); echo forward=$(cat /proc/sys/net/ipv4/ip_forward)";
-    let output = with_spec(lease, "paths", script, |spec| {
-        push(&mut spec["linux"]["maskedPaths"], json!("/etc/passwd"));
+    let rootfs = lease.rootfs("paths")?;
+    let etc = rootfs.join("etc");
+    std::fs::write(etc.join("linked"), "secret\n")?;
+    std::fs::create_dir(etc.join("tree"))?;
+    std::fs::write(etc.join("tree/file"), "secret\n")?;
+    // A mask follows links; one that leads nowhere is passed over.
+    for (name, target) in [("link", "linked"), ("tree-link", "tree"), ("nowhere", "/none")] {
+        std::os::unix::fs::symlink(target, etc.join(name))?;
+    }
+    let subject = lease.subject();
+    let mut spec = subject.spec("paths", &rootfs, ["/bin/sh", "-c", script])?;
+    {
+        let spec = &mut spec;
+        for path in ["/etc/passwd", "/etc/link", "/etc/tree-link", "/etc/nowhere"] {
+            push(&mut spec["linux"]["maskedPaths"], json!(path));
+        }
         push(&mut spec["linux"]["readonlyPaths"], json!("/etc/group"));
         spec["linux"]["sysctl"] = json!({ "kernel.msgmax": "16384", "net.ipv4.ip_forward": "1" });
-    })?;
+    }
+    let output = subject.run("paths").spec(&spec)?.output()?;
     expect(
         &output,
         &[
             ("masked_directory", "0"),
             ("masked_own", "0"),
+            ("masked_link", "0"),
+            ("masked_by_link", "0"),
+            ("masked_tree", "0"),
             ("write_sys", "refused"),
             ("write_own", "refused"),
             ("write_tmp", "done"),
@@ -295,6 +316,32 @@ fn privileged(lease: &mut Lease) -> Result<()> {
     spec["linux"]["readonlyPaths"] = json!([]);
     let output = subject.run("privileged").spec(&spec)?.output()?;
     expect(&output, &[("effective", "0000000000281000"), ("mount", "done"), ("nnp", "0")])
+}
+
+/// What Docker, Podman and CNI plugins make inside a container: a bridge, and a network namespace behind it.
+fn networks_within(lease: &mut Lease) -> Result<()> {
+    let script = r"
+        set -e
+        ip link add br0 type bridge; ip addr add 10.77.0.1/24 dev br0; ip link set br0 up
+        unshare -n sleep 1000 & within=$!
+        while [ $(readlink /proc/$within/ns/net) = $(readlink /proc/self/ns/net) ]; do sleep 0.1; done
+        ip link add v0 type veth; ip link set veth0 netns $within; brctl addif br0 v0; ip link set v0 up
+        nsenter -t $within -n sh -c 'ip addr add 10.77.0.2/24 dev veth0; ip link set veth0 up'
+        echo bridged=$(ls /sys/class/net/br0/brif)
+        echo reached=$(for i in $(seq 30); do ping -c 1 -W 2 10.77.0.2 >/dev/null && break; done; echo $?)
+        echo filtered=$(cat /proc/sys/net/bridge/bridge-nf-call-iptables)
+        kill $within";
+    let output = with_spec(lease, "networks", script, |spec| {
+        let all = json!(["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_PTRACE", "CAP_KILL"]);
+        spec["process"]["capabilities"] = json!({ "bounding": all, "permitted": all, "effective": all });
+        spec["linux"]["seccomp"] = Value::Null;
+    })?;
+    expect(&output, &[("bridged", "v0"), ("reached", "0")])?;
+    if lease.runtime == Runtime::Skep {
+        // That of the guest's kernel; what the host's is built with is not ours.
+        expect(&output, &[("filtered", "1")])?;
+    }
+    Ok(())
 }
 
 fn push(array: &mut Value, item: Value) {

@@ -65,7 +65,7 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
         store(&paths.bundle.join(SECCOMP), seccomp)?;
     }
     let (faults, stdio) = split_fds(fds)?;
-    let payload = Payload::new(&parts.process, parts.seccomp, faults);
+    let payload = Payload::new(&parts.process, parts.seccomp, faults).masking(parts.masked);
     let container = builder(request.id, payload, stdio, request.terminal)?
         .as_init(&paths.bundle)
         .with_systemd(false)

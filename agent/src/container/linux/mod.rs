@@ -5,6 +5,7 @@ mod devices;
 pub(super) mod group;
 pub(super) mod join;
 pub(super) mod make;
+mod masks;
 pub(super) mod names;
 pub(super) mod oom;
 mod payload;

@@ -21,6 +21,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::unistd::{Gid, Uid};
 
 use super::capabilities::Capabilities;
+use super::masks;
 use crate::container::faults;
 use crate::container::program::{self, Program};
 use crate::error::{Refusal, chain};
@@ -38,6 +39,8 @@ pub(crate) struct Payload {
     capabilities: Capabilities,
     no_new_privileges: bool,
     seccomp: Option<LinuxSeccomp>,
+    /// What the container is not to see. Processes that join find it covered.
+    masked: Vec<PathBuf>,
     /// Write end of the pipe on which faults go to the agent. Closes on exec.
     faults: RawFd,
     /// Found before the start, run after it.
@@ -62,9 +65,15 @@ impl Payload {
             capabilities: Capabilities::new(process.capabilities().as_ref(), loader),
             no_new_privileges,
             seccomp,
+            masked: Vec::new(),
             faults,
             program: OnceLock::new(),
         }
+    }
+
+    /// Has the container's first process cover `paths`.
+    pub(crate) fn masking(self, paths: Vec<PathBuf>) -> Self {
+        Self { masked: paths, ..self }
     }
 
     /// Where faults are told.
@@ -77,6 +86,7 @@ impl Payload {
         let internal = |what: &str, e: &dyn std::error::Error| {
             Refusal::internal(format!("cannot {what} for the container's process: {}", chain(e)))
         };
+        masks::cover(&self.masked)?;
         repair_null().map_err(|e| internal("open /dev/null", &e))?;
         leave_keyring();
         program::own_stdio(self.uid);
@@ -170,7 +180,8 @@ fn leave_keyring() {
     }
 }
 
-fn is_null(metadata: &std::fs::Metadata) -> bool {
+/// Whether it is the null device.
+pub(super) fn is_null(metadata: &std::fs::Metadata) -> bool {
     metadata.file_type().is_char_device() && metadata.rdev() == nix::sys::stat::makedev(1, 3)
 }
 

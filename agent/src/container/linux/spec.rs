@@ -5,7 +5,7 @@
 //! they then are the same for a container's first process and for one that joins it.
 
 use std::collections::HashMap;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
     LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxSeccomp,
@@ -42,6 +42,8 @@ pub(crate) struct Parts {
     /// Kernel parameters, set in the guest, whose namespaces the containers share.
     pub(crate) sysctl: HashMap<String, String>,
     pub(crate) devices: Vec<LinuxDeviceCgroup>,
+    /// What is to be covered once everything is mounted.
+    pub(crate) masked: Vec<PathBuf>,
 }
 
 /// Splits `spec` for a container whose root is `rootfs` and whose cgroup is `group`.
@@ -66,6 +68,8 @@ pub(crate) fn split(mut spec: Spec, rootfs: &Path, group: &Path) -> Result<Parts
     let sysctl = linux.sysctl().clone().unwrap_or_default();
     linux.set_sysctl(None);
     check_sysctl(&sysctl)?;
+    let masked = linux.masked_paths().iter().flatten().map(PathBuf::from).collect();
+    linux.set_masked_paths(None);
     let devices =
         linux.resources().as_ref().and_then(|resources| resources.devices().clone()).unwrap_or_default();
 
@@ -81,7 +85,7 @@ pub(crate) fn split(mut spec: Spec, rootfs: &Path, group: &Path) -> Result<Parts
     spec.set_root(Some(root));
     spec.set_linux(Some(linux));
     spec.set_process(Some(bare(&process)));
-    Ok(Parts { spec, process, seccomp, sysctl, devices })
+    Ok(Parts { spec, process, seccomp, sysctl, devices, masked })
 }
 
 /// Whether the working directory has to be made before the root becomes read-only: it then cannot be made
