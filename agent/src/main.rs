@@ -27,6 +27,16 @@ mod stdio;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if let Some(done) = container::map_ids(std::env::args()) {
+        return match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("skep-agent: mapping ids: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     if std::env::args().nth(1).as_deref() == Some("--version") {
         println!("skep-agent {} (protocol {})", env!("CARGO_PKG_VERSION"), skep_protocol::PROTOCOL_VERSION);
         return ExitCode::SUCCESS;

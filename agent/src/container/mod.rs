@@ -20,6 +20,8 @@ use std::os::unix::fs::DirBuilderExt as _;
 #[cfg(target_os = "freebsd")]
 use jail::{group, join, make, names, oom, rootfs, stats, update};
 #[cfg(target_os = "linux")]
+pub(crate) use linux::idmap::run as map_ids;
+#[cfg(target_os = "linux")]
 use linux::{group, join, make, names, oom, rootfs, stats, update};
 pub(crate) use paths::Paths;
 pub(crate) use process::Process;
@@ -29,10 +31,11 @@ use crate::error::Refusal;
 
 /// Makes the directories in which containers are kept.
 pub(crate) fn prepare() -> Result<(), Refusal> {
-    for path in [paths::BUNDLES, paths::STATE, paths::TERMINALS] {
+    // A container's own users pass through the bundles to their root.
+    for (path, mode) in [(paths::BUNDLES, 0o711), (paths::STATE, 0o700), (paths::TERMINALS, 0o700)] {
         std::fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(mode)
             .create(path)
             .map_err(|e| Refusal::internal(format!("cannot make {path}: {e}")))?;
     }

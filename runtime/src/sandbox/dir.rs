@@ -4,9 +4,9 @@
 //! and removing such a directory happens under one lock for all of them, so that nobody takes one that is half made
 //! for one that was left behind.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -143,11 +143,11 @@ impl Sandboxes {
         }
         let fill = || {
             let journal = Journal::create(&dir.journal())?;
-            private().create(&dir.share).map_err(|source| DirError::System {
-                action: "create",
-                path: dir.share.clone(),
-                source,
-            })?;
+            // Users of the guest's pass through it, as far as a container's users are not the guest's own; on the host
+            // nobody gets here.
+            std::fs::create_dir(&dir.share)
+                .and_then(|()| std::fs::set_permissions(&dir.share, Permissions::from_mode(0o711)))
+                .map_err(|source| DirError::System { action: "create", path: dir.share.clone(), source })?;
             Ok(journal)
         };
         match fill() {

@@ -1,6 +1,8 @@
 //! What an OCI spec asks for is applied inside the guest as runc applies it on the host.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("process_settings", process_settings),
     Case::both("paths_and_sysctls", paths_and_sysctls),
     Case::both("namespaces", namespaces),
+    Case::both("user_namespaces", user_namespaces),
     Case::both("seccomp", seccomp),
     Case::both("devices", devices),
     Case::both("mounts_of_a_spec", mounts_of_a_spec),
@@ -169,6 +172,64 @@ fn namespaces(lease: &mut Lease) -> Result<()> {
     ensure!(found["processes"].parse::<u32>()? <= 4 && found["links"] == "lo", "{}", output.describe());
     let own = std::fs::read_link("/proc/self/ns/pid")?;
     ensure!(Path::new(&found["self"]) != own, "{}", output.describe());
+    Ok(())
+}
+
+/// Users of the container's own, by one range and by two: it is root of its files, and nothing outside.
+fn user_namespaces(lease: &mut Lease) -> Result<()> {
+    let script =
+        "echo user=$(id -u):$(id -g); touch /made; echo owner=$(stat -c %u:%g /made /bin | tr '\n' ' ')
+        echo ranges=$(tr -s ' ' </proc/self/uid_map | tr '\n' ,); su other -c 'echo other=$(id -u)'";
+    for (id, ranges, root, expected) in [
+        (
+            "one",
+            json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]),
+            100_000,
+            " 0 100000 65536,",
+        ),
+        (
+            "two",
+            json!([
+                { "containerID": 0, "hostID": 0, "size": 10 },
+                { "containerID": 10, "hostID": 100_000, "size": 65_530 },
+            ]),
+            0,
+            " 0 0 10, 10 100000 65530,",
+        ),
+    ] {
+        let rootfs = lease.rootfs(id)?;
+        // runc's process looks the root up as the user that the container's root is.
+        for parent in rootfs.ancestors().take_while(|path| *path != Path::new("/tmp")) {
+            let mode = std::fs::metadata(parent)?.permissions().mode();
+            std::fs::set_permissions(parent, Permissions::from_mode(mode | 0o011))?;
+        }
+        std::fs::write(rootfs.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nother:x:34:34::/:/bin/sh\n")?;
+        chown_tree(&rootfs, root)?;
+        let subject = lease.subject();
+        let mut spec = subject.spec(id, &rootfs, ["/bin/sh", "-c", script])?;
+        push(&mut spec["linux"]["namespaces"], json!({ "type": "user" }));
+        spec["linux"]["uidMappings"] = ranges.clone();
+        spec["linux"]["gidMappings"] = ranges;
+        let output = subject.run(id).spec(&spec)?.output()?;
+        let facts = [("user", "0:0"), ("owner", "0:0 0:0"), ("ranges", expected.trim()), ("other", "34")];
+        expect(&output, &facts).with_context(|| format!("with mapping {id}"))?;
+        let made = std::fs::metadata(rootfs.join("made"))?;
+        ensure!((made.uid(), made.gid()) == (root, root), "on the host it is {}:{}", made.uid(), made.gid());
+    }
+    Ok(())
+}
+
+/// Gives everything in a tree to a user and the group with its number, and keeps the modes.
+fn chown_tree(tree: &Path, owner: u32) -> Result<()> {
+    lchown(tree, Some(owner), Some(owner))?;
+    for entry in std::fs::read_dir(tree)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            chown_tree(&entry.path(), owner)?;
+        } else {
+            lchown(entry.path(), Some(owner), Some(owner))?;
+        }
+    }
     Ok(())
 }
 

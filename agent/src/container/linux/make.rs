@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::payload::Payload;
-use super::{group, rootfs, spec};
+use super::{group, idmap, rootfs, spec};
 use crate::container::paths::{self, Paths};
 use crate::container::root;
 use crate::error::{Refusal, chain};
@@ -63,6 +63,9 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
     store(&paths.bundle.join(CONFIG), &parts.spec)?;
     if let Some(seccomp) = &parts.seccomp {
         store(&paths.bundle.join(SECCOMP), seccomp)?;
+    }
+    if parts.many_ranges() {
+        idmap::provide()?;
     }
     let (faults, stdio) = split_fds(fds)?;
     let payload = Payload::new(&parts.process, parts.seccomp, faults).masking(parts.masked);

@@ -3,6 +3,7 @@
 mod capabilities;
 mod devices;
 pub(super) mod group;
+pub(crate) mod idmap;
 pub(super) mod join;
 pub(super) mod make;
 mod masks;

@@ -40,7 +40,7 @@ pub(crate) fn overlay(shared: &Path, at: &Path) -> Result<PathBuf, RootfsError> 
     };
     make(at)?;
     // Its own tmpfs, so that a full container fills nothing of the agent's.
-    mount(Some("overlay"), at, Some("tmpfs"), MsFlags::empty(), Some("mode=700"))
+    mount(Some("overlay"), at, Some("tmpfs"), MsFlags::empty(), Some("mode=711"))
         .map_err(|source| RootfsError::Mount { what: "a tmpfs", path: at.to_owned(), source })?;
     let [upper, work, merged] = ["upper", "work", "root"].map(|name| at.join(name));
     for path in [&upper, &work, &merged] {

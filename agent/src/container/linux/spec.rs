@@ -46,6 +46,14 @@ pub(crate) struct Parts {
     pub(crate) masked: Vec<PathBuf>,
 }
 
+impl Parts {
+    /// Whether its users or groups are mapped by more than one range.
+    pub(crate) fn many_ranges(&self) -> bool {
+        let Some(linux) = self.spec.linux() else { return false };
+        [linux.uid_mappings(), linux.gid_mappings()].into_iter().flatten().any(|ranges| ranges.len() > 1)
+    }
+}
+
 /// Splits `spec` for a container whose root is `rootfs` and whose cgroup is `group`.
 pub(crate) fn split(mut spec: Spec, rootfs: &Path, group: &Path) -> Result<Parts, SpecError> {
     let process = spec.process().clone().ok_or(SpecError::Missing { field: "process" })?;
