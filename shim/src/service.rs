@@ -309,8 +309,11 @@ impl TaskApi for Service {
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let (_, process) = self.find(&request.id, &request.exec_id)?;
-        let exit = process.wait().await;
+        let (task, process) = self.find(&request.id, &request.exec_id)?;
+        let exit = match process.exec_id() {
+            "" => task.container.exited().await,
+            _ => process.wait().await,
+        };
         Ok(WaitResponse {
             exit_status: exit.status,
             exited_at: optional_timestamp(Some(exit.at)),

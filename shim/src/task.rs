@@ -142,10 +142,14 @@ impl Task {
         lock(&self.reports).insert(process.exec_id().to_owned(), report);
         let (task, process, publisher) = (Arc::clone(self), Arc::clone(process), publisher.clone());
         tokio::spawn(async move {
-            let exit = process.wait().await;
-            if process.exec_id().is_empty() {
-                wait_for_execs(&task).await;
-            }
+            let exit = match process.exec_id() {
+                "" => {
+                    let exit = task.container.exited().await;
+                    wait_for_execs(&task).await;
+                    exit
+                }
+                _ => process.wait().await,
+            };
             // Whoever starts it at this moment has to publish that first.
             let held = process.hold().await;
             drop(held);

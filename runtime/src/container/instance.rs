@@ -72,6 +72,15 @@ impl Container {
         &self.init
     }
 
+    /// Waits for init's end, and for that of the process that stands for the container: its pid names nothing then.
+    pub async fn exited(&self) -> Exit {
+        let exit = self.init.wait().await;
+        if let Some(stand_in) = &self.stand_in {
+            stand_in.end().await;
+        }
+        exit
+    }
+
     /// A process by its id; an empty one is init's.
     pub fn process(&self, exec: &str) -> Result<Arc<Process>, ContainerError> {
         if exec.is_empty() {

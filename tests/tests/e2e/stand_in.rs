@@ -7,12 +7,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use skep_tests::ctr::Subject;
 use skep_tests::process::{run, wait_for};
 use skep_tests::suite::Lease;
+use skep_tests::task_api::Shim;
 
 use crate::Case;
 
@@ -54,8 +56,11 @@ fn signals_by_pid(lease: &mut Lease) -> Result<()> {
     kill(pid, Signal::SIGUSR1)?;
     wait_for("the signal", Duration::from_secs(30), || Ok(rootfs.join("got").exists().then_some(())))?;
     kill(pid, Signal::SIGTERM)?;
+    // Who is told of the end finds nothing of that pid any more.
+    let status = Shim::of(&lease.containerd, "signalled")?.wait("signalled", "");
+    ensure!(kill(pid, None) == Err(Errno::ESRCH), "process {pid} is there after the exit was told");
+    ensure!(status == Ok(7), "{status:?}");
     subject.wait_status("signalled", "STOPPED")?;
-    wait_for("its process to be gone", Duration::from_secs(10), || Ok(kill(pid, None).err()))?;
     ensure!(subject.delete_task("signalled")? == 7);
     subject.remove("signalled")
 }
