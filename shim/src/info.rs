@@ -16,7 +16,8 @@ const RUNTIME: &str = "io.containerd.skep.v2";
 /// The type under which containerd decodes [`features`] (its core/runtime/typeurl.go).
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
-/// Prints what containerd 2.x asks of every runtime of its CRI plugin, and 2.2 and later before they create a container.
+/// Prints what containerd asks before it creates a container, from 2.2 on, and of every runtime of its CRI plugin, after
+/// 2.1, which asks runc's alone.
 pub(crate) fn run() -> anyhow::Result<()> {
     // Options that are sent along change nothing of this, but whoever writes them waits for a reader.
     let _ = input::read(std::io::stdin().as_fd());
