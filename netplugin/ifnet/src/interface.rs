@@ -39,6 +39,8 @@ struct IfDrv {
 // sys/sockio.h
 const SIOCSIFFLAGS: u64 = iow::<IfReq>(b'i', 16);
 const SIOCGIFFLAGS: u64 = iowr::<IfReq>(b'i', 17);
+const SIOCSIFCAP: u64 = iow::<IfReq>(b'i', 30);
+const SIOCGIFCAP: u64 = iowr::<IfReq>(b'i', 31);
 const SIOCSIFNAME: u64 = iow::<IfReq>(b'i', 40);
 const SIOCSIFMTU: u64 = iow::<IfReq>(b'i', 52);
 const SIOCSIFLLADDR: u64 = iow::<IfReq>(b'i', 60);
@@ -48,6 +50,9 @@ const SIOCIFCREATE2: u64 = iowr::<IfReq>(b'i', 124);
 const SIOCSDRVSPEC: u64 = iow::<IfDrv>(b'i', 123);
 const SIOCGDRVSPEC: u64 = iowr::<IfDrv>(b'i', 123);
 const SIOCAIFGROUP: u64 = iow::<IfGroupReq>(b'i', 135);
+
+/// `IFCAP_TXCSUM` and `IFCAP_TXCSUM_IPV6` of net/if.h: packets leave without checksums, which the card is to make.
+const IFCAP_TXCSUMS: u32 = 1 << 1 | 1 << 22;
 
 // What sys/sockio.h gives on amd64: a structure of another length would be another request.
 const _: () =
@@ -119,6 +124,22 @@ impl Control {
         request(name, value)
             .and_then(|mut request| ioctl(&self.ipv4, code, &mut request))
             .map_err(|error| kernel(format!("{what} interface {name}"), error))
+    }
+
+    /// Has the kernel make the checksums of what leaves by an interface, and by the other end if it is one of an epair
+    /// (epair(4) keeps both ends alike): what is behind it sees packets as they are. if_bridge(4) does so with its ports.
+    pub fn make_checksums(&self, name: &str) -> Result<(), Error> {
+        let failed = |error| kernel(format!("ask for the capabilities of interface {name}"), error);
+        let mut asked = request(name, &[]).map_err(failed)?;
+        ioctl(&self.ipv4, SIOCGIFCAP, &mut asked).map_err(failed)?;
+        // ifr_reqcap: what it can do; ifr_curcap: what is on.
+        let [enabled, _] = asked.value;
+        let enabled = (enabled >> 32) as u32;
+        if enabled & IFCAP_TXCSUMS == 0 {
+            return Ok(());
+        }
+        let wanted = enabled & !IFCAP_TXCSUMS;
+        self.change("turn off the checksum offload of", SIOCSIFCAP, name, &wanted.to_ne_bytes())
     }
 
     /// Makes an interface of a kind (`bridge`, `epair`, `tap`); its name.

@@ -160,6 +160,8 @@ fn take_inside(
             let control = Control::open()?;
             control.set_mtu(&tap, found.interface.mtu)?;
             control.raise(&tap)?;
+            // The VM gets packets as they are: nobody makes checksums on the way to the tap.
+            control.make_checksums(interface)?;
             if !up {
                 control.raise(interface)?;
             }
