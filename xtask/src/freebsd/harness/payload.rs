@@ -108,6 +108,7 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
     let containers = groups.contains(&Group::E2e);
     let mut environment = format!(
         "export {BIN_VARIABLE}={ROOT}/bin {GUEST_VARIABLE}={ROOT}/guest {BUSYBOX_VARIABLE}={ROOT}/busybox\n\
+         export SKEP_CNI={ROOT}/bin/skep-cni\n\
          export PATH={ROOT}/bin:{ROOT}/containerd:/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin\n\
          export RUST_BACKTRACE=1 RUST_TEST_THREADS=1\n"
     );
