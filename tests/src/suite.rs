@@ -80,7 +80,6 @@ impl Configuration {
 
     /// Writes it where the shims of `containerd` read it.
     pub fn write(&self, containerd: &Containerd) -> Result<()> {
-        let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         let text = format!(
             "state_dir = {}\n[guest]\ndir = {}\n[timeouts]\nboot_s = {}\n{}[qemu]\nbinary = {:?}\n{}",
             quoted(&self.state),
@@ -93,6 +92,11 @@ impl Configuration {
         let path = containerd.skep_config();
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
     }
+}
+
+/// A path as a string of TOML.
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.to_string_lossy())
 }
 
 /// The suite's fixtures. Dropping it ends every containerd.
@@ -174,6 +178,17 @@ impl Lease {
         let mut configuration = Configuration::new(&self.containerd, &self.build()?.guest);
         change(&mut configuration);
         configuration.write(&self.containerd)
+    }
+
+    /// Has Skep attach sandboxes to the CNI networks described in `conf`, by the plugins in `bin`.
+    pub fn attach_to_networks(&self, conf: &Path, bin: &Path) -> Result<()> {
+        self.configure(|configuration| {
+            configuration.more = format!(
+                "[network]\ncni = \"auto\"\nconf_dirs = [{}]\nbin_dirs = [{}]\n",
+                quoted(conf),
+                quoted(bin)
+            );
+        })
     }
 
     /// The program `skep` with `arguments`, to its end.

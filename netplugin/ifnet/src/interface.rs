@@ -133,8 +133,7 @@ impl Control {
         let mut asked = request(name, &[]).map_err(failed)?;
         ioctl(&self.ipv4, SIOCGIFCAP, &mut asked).map_err(failed)?;
         // ifr_reqcap: what it can do; ifr_curcap: what is on.
-        let [enabled, _] = asked.value;
-        let enabled = (enabled >> 32) as u32;
+        let enabled = (asked.value[0] >> 32) as u32;
         if enabled & IFCAP_TXCSUMS == 0 {
             return Ok(());
         }

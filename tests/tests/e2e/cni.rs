@@ -2,7 +2,7 @@
 //! containernetworking-plugins'.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -43,12 +43,7 @@ impl Lan {
         plugins.push(more);
         let list = json!({ "cniVersion": "1.0.0", "name": "lan", "plugins": plugins });
         fs::write(conf.join("10-lan.conflist"), list.to_string()).context("writing a network")?;
-        lease.configure(|configuration| {
-            configuration.more = format!(
-                "[network]\ncni = \"auto\"\nconf_dirs = [{:?}]\nbin_dirs = [{PLUGINS:?}]\n",
-                conf.to_string_lossy()
-            );
-        })?;
+        lease.attach_to_networks(&conf, Path::new(PLUGINS))?;
         Ok(Self { bridge, leases, containerd: lease.containerd.pid() })
     }
 

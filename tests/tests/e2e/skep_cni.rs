@@ -53,13 +53,7 @@ impl Net {
         });
         let list = json!({ "cniVersion": "1.0.0", "name": "filtered", "plugins": [plugin] });
         fs::write(conf.join("10-filtered.conflist"), list.to_string()).context("writing a network")?;
-        lease.configure(|configuration| {
-            configuration.more = format!(
-                "[network]\ncni = \"auto\"\nconf_dirs = [{:?}]\nbin_dirs = [{:?}]\n",
-                conf.to_string_lossy(),
-                bin.to_string_lossy()
-            );
-        })?;
+        lease.attach_to_networks(&conf, &bin)?;
         let mut config = plugin;
         config["cniVersion"] = "1.0.0".into();
         config["name"] = "filtered".into();
