@@ -1,7 +1,7 @@
 //! Boots a guest with an agent under QEMU and drives it as a host does: a developer's bench for the agent.
 //!
 //! ```text
-//! cargo run -p skep-agent --example guest -- KERNEL AGENT [BUSYBOX] [--keep-going] [--times N] [CASE…]
+//! cargo run -p skep-agent --example guest -- KERNEL AGENT [BUSYBOX] [--times N] [CASE…]
 //! ```
 //!
 //! KERNEL is a guest kernel (a PVH vmlinux), AGENT the static agent (`agent/Cargo.toml` says how it is built),
@@ -9,6 +9,8 @@
 //! emulation is enough and is what is used.
 
 mod cases;
+mod spec;
+mod timing;
 mod vm;
 
 use std::path::PathBuf;
@@ -27,7 +29,10 @@ async fn main() -> anyhow::Result<ExitCode> {
         match arg.as_str() {
             "--times" => times = args.next().context("--times: how many?")?.parse()?,
             path if path.contains('/') => files.push(PathBuf::from(path)),
-            case => wanted.push(case.to_owned()),
+            case if case == "fatal" || cases::ALL.iter().any(|(name, _)| *name == case) => {
+                wanted.push(case.to_owned());
+            }
+            unknown => anyhow::bail!("{unknown:?} is neither a file's path nor a case"),
         }
     }
     let [kernel, agent, rest @ ..] = files.as_slice() else {
@@ -76,12 +81,12 @@ async fn measure(image: &vm::Image, times: usize) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for _ in 0..times {
         let vm = vm::Vm::boot(image, "").await?;
-        let row = cases::timed(&vm).await?;
+        let row = timing::timed(&vm).await?;
         vm.end().await?;
         println!("{row:8.1?}");
         rows.push(row);
     }
-    for (at, phase) in cases::PHASES.iter().enumerate() {
+    for (at, phase) in timing::PHASES.iter().enumerate() {
         let mut column: Vec<f64> = rows.iter().map(|row| row[at]).collect();
         column.sort_by(f64::total_cmp);
         println!("{phase:>28} {:8.1}", column[column.len() / 2]);
