@@ -98,10 +98,9 @@ impl Output {
         Self { _with: Some(Box::new(other)), ..self }
     }
 
-    /// To the writing end of a pipe.
-    pub(super) fn pipe(writer: OwnedFd) -> std::io::Result<Self> {
-        let sink = pipe::Sender::from_owned_fd(writer)?;
-        Ok(Self { sink: Box::pin(sink), _held: None, delivery: None, _with: None })
+    /// To a pipe.
+    pub(super) fn pipe(writer: pipe::Sender) -> Self {
+        Self { sink: Box::pin(writer), _held: None, delivery: None, _with: None }
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -36,9 +35,9 @@ pub(super) struct Logger {
 
 /// The writing ends of its pipes.
 pub(super) struct Outputs {
-    pub(super) stdout: OwnedFd,
+    pub(super) stdout: pipe::Sender,
     /// Unused with a terminal; kept open all the same, so that both ends come together.
-    pub(super) stderr: OwnedFd,
+    pub(super) stderr: pipe::Sender,
 }
 
 impl Logger {
@@ -52,6 +51,12 @@ impl Logger {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from);
         let (stdout, stderr, ready) =
             (pipe().map_err(failed)?, pipe().map_err(failed)?, pipe().map_err(failed)?);
+        // While both ends are open: kqueue watches no pipe whose reader is gone (FreeBSD's sys/kern/sys_pipe.c,
+        // `pipe_kqfilter`), so writing to one that a quick end left behind would wait for ever.
+        let outputs = Outputs {
+            stdout: pipe::Sender::from_owned_fd(stdout.1).map_err(failed)?,
+            stderr: pipe::Sender::from_owned_fd(stderr.1).map_err(failed)?,
+        };
         let mut program = Command::new(&command.program);
         program
             .args(&command.arguments)
@@ -84,7 +89,7 @@ impl Logger {
                 "it ended, or closed descriptor 5, without a byte to say that it is ready".into(),
             ));
         }
-        Ok((logger, Outputs { stdout: stdout.1, stderr: stderr.1 }))
+        Ok((logger, outputs))
     }
 
     /// Looks after a child: reaps it when it ends, and then says so to `forget`.

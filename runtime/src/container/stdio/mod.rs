@@ -164,15 +164,8 @@ impl Stdio {
         };
         if let Target::Logger(command) = &request.stdout {
             let (logger, outputs) = Logger::start(command, place).await?;
-            let pipe = |stream, writer| {
-                Output::pipe(writer).map_err(|error| StdioError::Open {
-                    stream,
-                    path: command.program.clone(),
-                    error,
-                })
-            };
-            stdio.stdout = Some(pipe("stdout", outputs.stdout)?);
-            stdio.stderr = Some(pipe("stderr", outputs.stderr)?);
+            stdio.stdout = Some(Output::pipe(outputs.stdout));
+            stdio.stderr = Some(Output::pipe(outputs.stderr));
             stdio.logger = Some(logger);
         }
         Ok(stdio)
