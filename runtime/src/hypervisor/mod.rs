@@ -15,6 +15,7 @@ use std::fmt::Debug;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use skep_protocol::Endpoint;
@@ -48,6 +49,22 @@ pub struct Place {
     pub journal: Arc<Journal>,
 }
 
+/// A part of a VM's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Phase {
+    /// What was done.
+    pub name: &'static str,
+    /// When it was over.
+    pub at: Instant,
+}
+
+impl Phase {
+    /// Is over now.
+    fn over(name: &'static str) -> Self {
+        Self { name, at: Instant::now() }
+    }
+}
+
 /// A program that runs VMs.
 #[async_trait]
 pub trait Hypervisor: Debug + Send + Sync {
@@ -73,6 +90,11 @@ pub trait Vm: Debug + Send + Sync {
 
     /// How its instructions are run, for people: "TCG: /proc/cpuinfo has neither vmx nor svm".
     fn acceleration(&self) -> &str;
+
+    /// The parts of its start that took this host's time, in their order.
+    fn phases(&self) -> &[Phase] {
+        &[]
+    }
 
     /// Stops all virtual CPUs.
     async fn pause(&self) -> Result<(), HypervisorError>;

@@ -88,6 +88,9 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         let place = Place { dir: dir.path().to_owned(), netns, taps, journal: Arc::clone(&journal) };
         let boot = async {
             let vm = driver.boot(spec, place).await?;
+            for phase in vm.phases() {
+                timings.mark_when(phase.name, phase.at);
+            }
             timings.mark("vmm-started");
             let session = connect(config, &vm).await?;
             timings.mark("agent-answered");

@@ -62,6 +62,11 @@ impl Timings {
         }
     }
 
+    /// Notes that a phase was over at that time.
+    pub fn mark_when(&self, name: &str, at: Instant) {
+        self.mark_at(name, at.saturating_duration_since(self.start));
+    }
+
     /// Since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
@@ -83,12 +88,15 @@ mod tests {
 
     #[test]
     fn marks_are_kept_in_order_and_bounded() {
+        let before = Instant::now();
         let timings = Timings::default();
         timings.mark("vmm-started");
         timings.mark_at("later", Duration::from_millis(7));
+        timings.mark_when("before", before);
         let marks = timings.marks();
         assert_eq!(marks[0].name, "vmm-started");
         assert_eq!(marks[1], Mark { name: "later".into(), at_us: 7000 });
+        assert_eq!(marks[2], Mark { name: "before".into(), at_us: 0 });
         for _ in 0..1000 {
             timings.mark("again");
         }

@@ -1,6 +1,8 @@
 //! A VM and the bhyve process that runs it: their start, their watch, their end.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -9,17 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use object::read::ReadCache;
 use skep_protocol::Endpoint;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::loader::{self, BootImage};
+use super::loader::{self, BootFile, BootImage};
 use super::vmmapi::{VmName, VmmApi, VmmApiError};
 use super::{BhyveError, command, exit, pipes};
 use crate::guest::GuestOs;
 use crate::hypervisor::log::{Tail, record};
-use crate::hypervisor::{ExitCause, HypervisorError, Place, SpecError, Vm, VmExit, VmSpec};
+use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, SpecError, Vm, VmExit, VmSpec};
 use crate::journal::{Entry, EntryId, Journal};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
@@ -46,6 +49,7 @@ pub(super) struct BhyveVm {
     /// Whether this host has ended it.
     killed: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
+    phases: Vec<Phase>,
 }
 
 /// Makes a VM, loads it and starts bhyve.
@@ -59,15 +63,18 @@ pub(super) async fn start(binary: &Path, spec: VmSpec, place: &Place) -> Result<
 
     let device = place.journal.record(Entry::Vm { name: spec.name.clone() })?;
     let machine = Machine { api, name, journal: Arc::clone(&place.journal), device };
-    if let Err(e) = machine.load(spec).await {
-        if matches!(&e, HypervisorError::Bhyve(BhyveError::Api(VmmApiError::Exists { .. }))) {
-            // Somebody else's.
-            machine.forget();
-        } else {
-            machine.destroy().await;
+    let mut phases = match machine.load(spec).await {
+        Ok(phases) => phases,
+        Err(e) => {
+            if matches!(&e, HypervisorError::Bhyve(BhyveError::Api(VmmApiError::Exists { .. }))) {
+                // Somebody else's.
+                machine.forget();
+            } else {
+                machine.destroy().await;
+            }
+            return Err(e);
         }
-        return Err(e);
-    }
+    };
     let started = match spawn(binary, arguments, place) {
         Ok(started) => started,
         Err(e) => {
@@ -75,6 +82,7 @@ pub(super) async fn start(binary: &Path, spec: VmSpec, place: &Place) -> Result<
             return Err(e);
         }
     };
+    phases.push(Phase::over("vmm-executed"));
     let process = started.process;
     let console = started.console.clone();
     let (sender, exit) = watch::channel(None);
@@ -85,8 +93,8 @@ pub(super) async fn start(binary: &Path, spec: VmSpec, place: &Place) -> Result<
         // Nobody may be there to hear it.
         sender.send_replace(Some(keeper.keep().await));
     });
-    let vm =
-        BhyveVm { process, endpoint: Endpoint::Console(socket.clone()), acceleration, console, killed, exit };
+    let endpoint = Endpoint::Console(socket.clone());
+    let vm = BhyveVm { process, endpoint, acceleration, console, killed, exit, phases };
     if let Err(e) = vm.wait_for_socket(&socket).await {
         vm.kill().await?;
         return Err(e);
@@ -103,7 +111,7 @@ struct Machine {
 }
 
 impl Machine {
-    async fn load(&self, spec: VmSpec) -> Result<(), HypervisorError> {
+    async fn load(&self, spec: VmSpec) -> Result<Vec<Phase>, HypervisorError> {
         let (api, name) = (self.api.clone(), self.name.clone());
         self.bounded("loading", LOAD, move || load(&api, &name, &spec)).await?
     }
@@ -146,34 +154,42 @@ impl Machine {
     }
 }
 
-fn load(api: &VmmApi, name: &VmName, spec: &VmSpec) -> Result<(), HypervisorError> {
-    let began = std::time::Instant::now();
-    let kernel = read(&spec.kernel)?;
-    let initramfs = spec.initramfs.as_deref().map(read).transpose()?;
+fn load(api: &VmmApi, name: &VmName, spec: &VmSpec) -> Result<Vec<Phase>, HypervisorError> {
+    let (kernel, _) = open(&spec.kernel)?;
+    let initramfs = spec.initramfs.as_deref().map(open).transpose()?;
     let command_line = match spec.os {
         GuestOs::Linux => format!("{} {PARAMETERS}", spec.cmdline),
         GuestOs::FreeBsd => spec.cmdline.clone(),
     };
+    // Of the kernel only headers are read here.
+    let headers = ReadCache::new(&kernel);
     let image = BootImage {
-        kernel: &kernel,
-        initramfs: initramfs.as_deref(),
+        kernel: &headers,
+        initramfs: initramfs.as_ref().map_or(0, |(_, length)| *length),
         command_line: command_line.trim_end(),
         memory: spec.memory.bytes(),
     };
     let plan =
         loader::plan(&image).map_err(|source| BhyveError::Loader { kernel: spec.kernel.clone(), source })?;
     let mut vm = api.create(name).map_err(BhyveError::from)?;
-    vm.load(&plan, false).map_err(BhyveError::from)?;
-    tracing::debug!(vm = %name, elapsed_us = began.elapsed().as_micros(), "loaded");
-    Ok(())
+    let made = Phase::over("vm-made");
+    let read = |file, offset, memory: &mut [u8]| match (file, &initramfs) {
+        (BootFile::Kernel, _) => kernel.read_exact_at(memory, offset),
+        (BootFile::Initramfs, Some((initramfs, _))) => initramfs.read_exact_at(memory, offset),
+        (BootFile::Initramfs, None) => Err(io::ErrorKind::NotFound.into()),
+    };
+    vm.load(&plan, false, read).map_err(BhyveError::from)?;
+    Ok(vec![made, Phase::over("vm-loaded")])
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, HypervisorError> {
-    std::fs::read(path).map_err(|source| HypervisorError::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
+/// A file and its length in bytes.
+fn open(path: &Path) -> Result<(File, u64), HypervisorError> {
+    let open = || {
+        let file = File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    };
+    open().map_err(|source| HypervisorError::File { action: "open", path: path.to_owned(), source })
 }
 
 /// A bhyve process with what it says.
@@ -290,6 +306,10 @@ impl Vm for BhyveVm {
 
     fn acceleration(&self) -> &str {
         &self.acceleration
+    }
+
+    fn phases(&self) -> &[Phase] {
+        &self.phases
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {

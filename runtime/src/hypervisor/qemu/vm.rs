@@ -21,7 +21,7 @@ use super::accel::AccelDecision;
 use super::command::{Wiring, arguments};
 use super::qmp::{Qmp, ShutdownReason};
 use crate::hypervisor::log::{Tail, record};
-use crate::hypervisor::{ExitCause, HypervisorError, Place, Vm, VmExit, VmSpec};
+use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, Vm, VmExit, VmSpec};
 use crate::journal::{EntryId, Journal, VMM};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
@@ -41,6 +41,7 @@ pub(super) struct QemuVm {
     /// Whether this host has ended it.
     killed: Arc<AtomicBool>,
     exit: watch::Receiver<Option<VmExit>>,
+    phases: [Phase; 1],
 }
 
 /// Starts QEMU.
@@ -95,6 +96,7 @@ pub(super) async fn start(
         crate::os::enter_netns(&mut command, Arc::clone(netns));
     }
     let (mut child, process, entry) = place.journal.spawn(VMM, command, &inherited)?;
+    let phases = [Phase::over("vmm-executed")];
     // QEMU's copies are the only ones from here on: when it ends, its sockets refuse.
     drop(inherited);
 
@@ -136,7 +138,8 @@ pub(super) async fn start(
         // Nobody may be there to hear it.
         sender.send_replace(Some(keeper.keep().await));
     });
-    Ok(QemuVm { process, endpoint, acceleration: accel.to_string(), qmp, console, killed, exit })
+    let acceleration = accel.to_string();
+    Ok(QemuVm { process, endpoint, acceleration, qmp, console, killed, exit, phases })
 }
 
 fn listen(path: &Path) -> Result<OwnedFd, HypervisorError> {
@@ -261,6 +264,10 @@ impl Vm for QemuVm {
 
     fn acceleration(&self) -> &str {
         &self.acceleration
+    }
+
+    fn phases(&self) -> &[Phase] {
+        &self.phases
     }
 
     async fn pause(&self) -> Result<(), HypervisorError> {

@@ -2,7 +2,9 @@
 
 use super::layout::{HIGHMEM_BASE, LayoutError, Occupancy, PAGE, table};
 use super::registers::GDT64;
-use super::{BootImage, BootPlan, GuestMemory, LoaderError, Registers};
+use super::{BootFile, BootImage, BootPlan, GuestMemory, LoaderError, Registers};
+use object::read::ReadRef;
+use std::ops::Range;
 
 /// Offsets in the setup header and in `boot_params` ("zero page"), which share it.
 mod offset {
@@ -49,11 +51,11 @@ pub enum BzImageError {
     #[error("{length} bytes long, but {part} ends at {end}")]
     Truncated {
         /// Length of the file.
-        length: usize,
+        length: u64,
         /// What is not there.
         part: &'static str,
         /// Where it would end.
-        end: usize,
+        end: u64,
     },
     /// The boot protocol is too old.
     #[error("boot protocol {0:#06x} is older than {MIN_VERSION:#06x}")]
@@ -74,8 +76,8 @@ pub enum BzImageError {
 pub(super) struct Header<'a> {
     /// The setup header itself, as it is copied into `boot_params`.
     setup: &'a [u8],
-    /// The protected-mode part: what is loaded.
-    body: &'a [u8],
+    /// The protected-mode part of the file: what is loaded.
+    body: Range<u64>,
     /// Where the body wants to be.
     address: u64,
     /// Memory the kernel uses from there on before it looks at the memory map.
@@ -86,21 +88,21 @@ pub(super) struct Header<'a> {
     cmdline_size: usize,
 }
 
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..)?.first_chunk().copied()
-}
-
 impl<'a> Header<'a> {
     /// Whether `file` looks like a Linux kernel with a setup header.
-    pub(super) fn is_one(file: &[u8]) -> bool {
-        array(file, offset::MAGIC).as_ref() == Some(MAGIC)
+    pub(super) fn is_one(file: impl ReadRef<'a>) -> bool {
+        file.read_bytes_at(offset::MAGIC as u64, MAGIC.len() as u64) == Ok(MAGIC)
     }
 
-    pub(super) fn parse(file: &'a [u8]) -> Result<Self, BzImageError> {
-        let truncated = |part, end| BzImageError::Truncated { length: file.len(), part, end };
+    pub(super) fn parse(file: impl ReadRef<'a>) -> Result<Self, BzImageError> {
+        let file_length = file.len().unwrap_or_default();
+        let truncated = |part, end| BzImageError::Truncated { length: file_length, part, end: end as u64 };
         // One slice of known length: every offset below lies in it.
-        let fixed: &[u8; offset::HEADER_END] =
-            file.first_chunk().ok_or(truncated("the setup header", offset::HEADER_END))?;
+        let fixed: &[u8; offset::HEADER_END] = file
+            .read_bytes_at(0, offset::HEADER_END as u64)
+            .ok()
+            .and_then(|bytes| bytes.first_chunk())
+            .ok_or(truncated("the setup header", offset::HEADER_END))?;
         let u16_at = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
         let u32_at = |at: usize| u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
         let version = u16_at(offset::VERSION);
@@ -117,16 +119,18 @@ impl<'a> Header<'a> {
         // e820 table's start.
         let end = (offset::MAGIC + usize::from(fixed[offset::JUMP_LENGTH]))
             .clamp(offset::HEADER_END, offset::E820_TABLE);
-        let setup = file.get(offset::SETUP_SECTS..end).ok_or(truncated("the setup header", end))?;
+        let setup = file
+            .read_bytes_at(offset::SETUP_SECTS as u64, (end - offset::SETUP_SECTS) as u64)
+            .map_err(|()| truncated("the setup header", end))?;
         let sectors = match fixed[offset::SETUP_SECTS] {
             0 => 4,
             n => usize::from(n),
         };
         let body_at = (sectors + 1) * SECTOR;
-        let body = file
-            .get(body_at..)
-            .filter(|body| body.len() as u64 > ENTRY_64)
-            .ok_or(truncated("the setup code", body_at))?;
+        let body = body_at as u64..file_length;
+        if body.end.saturating_sub(body.start) <= ENTRY_64 {
+            return Err(truncated("the setup code", body_at));
+        }
         let preferred =
             u64::from(u32_at(offset::PREF_ADDRESS)) | u64::from(u32_at(offset::PREF_ADDRESS + 4)) << 32;
         let alignment = u32_at(offset::KERNEL_ALIGNMENT);
@@ -144,9 +148,9 @@ impl<'a> Header<'a> {
     }
 }
 
-pub(super) fn plan<'a>(
-    header: &Header<'a>,
-    image: &BootImage<'a>,
+pub(super) fn plan<'a, K>(
+    header: &Header<'_>,
+    image: &BootImage<'a, K>,
     memory: GuestMemory,
 ) -> Result<BootPlan<'a>, LoaderError> {
     if image.command_line.len() > header.cmdline_size {
@@ -165,9 +169,9 @@ pub(super) fn plan<'a>(
     })?;
     let mut plan = BootPlan::new(memory, Registers::long_mode(entry, table::START_INFO));
     let mut occupancy = Occupancy::new(memory);
-    let length = header.init_size.max(header.body.len() as u64);
+    let length = header.init_size.max(header.body.end - header.body.start);
     occupancy.take("kernel", header.address, length)?;
-    plan.write(header.address, header.body);
+    plan.write_file(header.address, BootFile::Kernel, header.body.clone());
 
     let mut params = vec![0; BOOT_PARAMS_SIZE];
     params[offset::SETUP_SECTS..offset::SETUP_SECTS + header.setup.len()].copy_from_slice(header.setup);
@@ -179,13 +183,13 @@ pub(super) fn plan<'a>(
     put(offset::CMD_LINE_PTR, table::COMMAND_LINE);
     put(offset::RAMDISK_IMAGE, 0);
     put(offset::RAMDISK_SIZE, 0);
-    if let Some(initramfs) = image.initramfs.filter(|bytes| !bytes.is_empty()) {
-        let length = initramfs.len() as u64;
+    let length = image.initramfs;
+    if length > 0 {
         let address =
             occupancy.take_highest("initramfs", length, header.initrd_addr_max.saturating_add(1))?;
         put(offset::RAMDISK_IMAGE, address);
         put(offset::RAMDISK_SIZE, length);
-        plan.write(address, initramfs);
+        plan.write_file(address, BootFile::Initramfs, 0..length);
     }
     let mut entries = 0;
     for (range, slot) in memory.ram().zip(params[offset::E820_TABLE..].chunks_exact_mut(E820_ENTRY)) {

@@ -2,7 +2,9 @@
 
 use object::LittleEndian;
 use object::elf::{EM_X86_64, FileHeader64, PT_LOAD, PT_NOTE};
+use object::read::ReadRef;
 use object::read::elf::{FileHeader, ProgramHeader};
+use std::ops::Range;
 
 pub(super) const MAGIC: [u8; 4] = object::elf::ELFMAG;
 
@@ -15,6 +17,8 @@ const PHYS32_ENTRY: u32 = 18;
 const MAX_SEGMENTS: usize = 64;
 /// Notes that are looked at before the search is given up.
 const MAX_NOTES: usize = 1024;
+/// Bytes of notes that are read at once: those of a kernel are some hundred.
+const MAX_NOTES_LENGTH: u64 = 1 << 20;
 
 /// Why an ELF file can't be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +53,9 @@ pub enum ElfError {
         /// Bytes in memory.
         memory: u64,
     },
+    /// More notes than any kernel has.
+    #[error("{0} bytes of notes are more than {MAX_NOTES_LENGTH}")]
+    Notes(u64),
     /// The kernel can't be entered without firmware.
     #[error("no PVH entry note (Linux needs CONFIG_PVH)")]
     NoEntry,
@@ -62,24 +69,25 @@ pub enum ElfError {
 
 /// A part of the kernel.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct LoadSegment<'a> {
+pub(super) struct LoadSegment {
     /// Physical address.
     pub(super) address: u64,
-    /// Bytes from the file.
-    pub(super) bytes: &'a [u8],
-    /// Length in memory, at least that of `bytes`; the rest is zero.
+    /// What of the file goes there: all of it is there.
+    pub(super) file: Range<u64>,
+    /// Length in memory, at least that of `file`; the rest is zero.
     pub(super) memory: u64,
 }
 
 /// A kernel that can be entered by PVH.
 #[derive(Debug)]
-pub(super) struct Kernel<'a> {
-    pub(super) segments: Vec<LoadSegment<'a>>,
+pub(super) struct Kernel {
+    pub(super) segments: Vec<LoadSegment>,
     pub(super) entry: u32,
 }
 
-impl<'a> Kernel<'a> {
-    pub(super) fn parse(file: &'a [u8]) -> Result<Self, ElfError> {
+impl Kernel {
+    pub(super) fn parse<'a>(file: impl ReadRef<'a>) -> Result<Self, ElfError> {
+        let file_length = file.len().unwrap_or_default();
         let header = FileHeader64::<LittleEndian>::parse(file)?;
         let endian = header.endian()?;
         let machine = header.e_machine(endian);
@@ -95,7 +103,7 @@ impl<'a> Kernel<'a> {
                     if segments.len() == MAX_SEGMENTS {
                         return Err(ElfError::Segments);
                     }
-                    segments.extend(load_segment(program, file)?);
+                    segments.extend(load_segment(program, file_length)?);
                 }
                 PT_NOTE if entry.is_none() => {
                     entry = pvh_entry(program, file, &mut notes_left)?;
@@ -107,10 +115,10 @@ impl<'a> Kernel<'a> {
             return Err(ElfError::Empty);
         }
         let entry = entry.ok_or(ElfError::NoEntry)?;
-        let inside = |segment: &LoadSegment<'_>| {
+        let inside = |segment: &LoadSegment| {
             u64::from(entry)
                 .checked_sub(segment.address)
-                .is_some_and(|offset| offset < segment.bytes.len() as u64)
+                .is_some_and(|offset| offset < segment.file.end - segment.file.start)
         };
         if !segments.iter().any(inside) {
             return Err(ElfError::EntryOutside(entry));
@@ -121,7 +129,7 @@ impl<'a> Kernel<'a> {
 
 type Program = object::elf::ProgramHeader64<LittleEndian>;
 
-fn load_segment<'a>(program: &Program, file: &'a [u8]) -> Result<Option<LoadSegment<'a>>, ElfError> {
+fn load_segment(program: &Program, file_length: u64) -> Result<Option<LoadSegment>, ElfError> {
     let address = program.p_paddr(LittleEndian);
     let length = program.p_filesz(LittleEndian);
     let memory = program.p_memsz(LittleEndian);
@@ -131,11 +139,21 @@ fn load_segment<'a>(program: &Program, file: &'a [u8]) -> Result<Option<LoadSegm
     if memory == 0 {
         return Ok(None);
     }
-    let bytes = program.data(LittleEndian, file).map_err(|()| ElfError::Truncated { address, length })?;
-    Ok(Some(LoadSegment { address, bytes, memory }))
+    let start = program.p_offset(LittleEndian);
+    let end = start.checked_add(length).filter(|end| *end <= file_length);
+    let end = end.ok_or(ElfError::Truncated { address, length })?;
+    Ok(Some(LoadSegment { address, file: start..end, memory }))
 }
 
-fn pvh_entry(program: &Program, file: &[u8], notes_left: &mut usize) -> Result<Option<u32>, ElfError> {
+fn pvh_entry<'a>(
+    program: &Program,
+    file: impl ReadRef<'a>,
+    notes_left: &mut usize,
+) -> Result<Option<u32>, ElfError> {
+    let length = program.p_filesz(LittleEndian);
+    if length > MAX_NOTES_LENGTH {
+        return Err(ElfError::Notes(length));
+    }
     let Some(mut notes) = program.notes(LittleEndian, file)? else {
         return Ok(None);
     };

@@ -1,21 +1,53 @@
-//! The result of loading: bytes to place and registers to set.
+//! The result of loading: what goes where in memory, and registers to set.
 
 use super::{GuestMemory, Registers};
 use std::borrow::Cow;
+use std::ops::Range;
 
-/// Bytes to be put into guest memory.
+/// A file that a guest is booted from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootFile {
+    /// The kernel.
+    Kernel,
+    /// The initramfs.
+    Initramfs,
+}
+
+/// What is put into guest memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// Bytes of the loader's own making.
+    Bytes(Cow<'a, [u8]>),
+    /// Part of a file, which is to be read straight into guest memory.
+    File {
+        /// Which.
+        file: BootFile,
+        /// Which part, in bytes: it was inside of the file when the plan was made.
+        range: Range<u64>,
+    },
+}
+
+/// Something to be put into guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestWrite<'a> {
     /// Guest physical address of the first byte.
     pub address: u64,
-    /// The bytes: borrowed where they come from the kernel or the initramfs as they are.
-    pub bytes: Cow<'a, [u8]>,
+    /// What goes there.
+    pub content: Content<'a>,
 }
 
 impl GuestWrite<'_> {
-    /// First address after the bytes.
+    /// How many bytes it is.
+    pub fn length(&self) -> u64 {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File { range, .. } => range.end.saturating_sub(range.start),
+        }
+    }
+
+    /// First address after it.
     pub fn end(&self) -> u64 {
-        self.address.saturating_add(self.bytes.len() as u64)
+        self.address.saturating_add(self.length())
     }
 }
 
@@ -38,7 +70,13 @@ impl<'a> BootPlan<'a> {
     pub(super) fn write(&mut self, address: u64, bytes: impl Into<Cow<'a, [u8]>>) {
         let bytes = bytes.into();
         if !bytes.is_empty() {
-            self.writes.push(GuestWrite { address, bytes });
+            self.writes.push(GuestWrite { address, content: Content::Bytes(bytes) });
+        }
+    }
+
+    pub(super) fn write_file(&mut self, address: u64, file: BootFile, range: Range<u64>) {
+        if !range.is_empty() {
+            self.writes.push(GuestWrite { address, content: Content::File { file, range } });
         }
     }
 

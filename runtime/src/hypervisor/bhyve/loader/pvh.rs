@@ -9,7 +9,7 @@
 
 use super::elf::Kernel;
 use super::layout::{LayoutError, Occupancy, table};
-use super::{BootImage, BootPlan, GuestMemory, Registers};
+use super::{BootFile, BootImage, BootPlan, GuestMemory, Registers};
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -27,9 +27,9 @@ const MODULE_LIST: u64 = table::PVH_LISTS + (MAX_MEMORY_ENTRIES * MEMORY_ENTRY_S
 /// Where the initramfs has to end: Linux takes its address as 32 bits.
 const INITRAMFS_LIMIT: u64 = 1 << 32;
 
-pub(super) fn plan<'a>(
-    kernel: &Kernel<'a>,
-    image: &BootImage<'a>,
+pub(super) fn plan<'a, K>(
+    kernel: &Kernel,
+    image: &BootImage<'a, K>,
     memory: GuestMemory,
 ) -> Result<BootPlan<'a>, LayoutError> {
     let registers = Registers::protected_mode(kernel.entry, table::START_INFO);
@@ -37,14 +37,14 @@ pub(super) fn plan<'a>(
     let mut occupancy = Occupancy::new(memory);
     for segment in &kernel.segments {
         occupancy.take("kernel segment", segment.address, segment.memory)?;
-        plan.write(segment.address, segment.bytes);
+        plan.write_file(segment.address, BootFile::Kernel, segment.file.clone());
     }
 
     let mut module = None;
-    if let Some(initramfs) = image.initramfs.filter(|bytes| !bytes.is_empty()) {
-        let length = initramfs.len() as u64;
+    let length = image.initramfs;
+    if length > 0 {
         let address = occupancy.take_highest("initramfs", length, INITRAMFS_LIMIT)?;
-        plan.write(address, initramfs);
+        plan.write_file(address, BootFile::Initramfs, 0..length);
         plan.write(MODULE_LIST, module_entry(address, length));
         module = Some(address);
     }

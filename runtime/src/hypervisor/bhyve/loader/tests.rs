@@ -96,24 +96,35 @@ fn bzimage() -> Vec<u8> {
     file
 }
 
-fn image<'a>(kernel: &'a [u8], initramfs: Option<&'a [u8]>, memory: u64) -> BootImage<'a> {
-    BootImage { kernel, initramfs, command_line: "console=ttyS0 quiet", memory }
+fn image<'a>(kernel: &'a [u8], initramfs: &[u8], memory: u64) -> BootImage<'a, &'a [u8]> {
+    BootImage { kernel, initramfs: initramfs.len() as u64, command_line: "console=ttyS0 quiet", memory }
 }
 
-/// Guest memory after the plan was carried out, for looking into it.
-struct Guest<'a>(&'a BootPlan<'a>);
+/// Guest memory after the plan was carried out, for looking into it: the plan, the kernel, the initramfs.
+struct Guest<'a>(&'a BootPlan<'a>, &'a [u8], &'a [u8]);
 
 impl Guest<'_> {
+    fn content(&self, write: &GuestWrite<'_>) -> Vec<u8> {
+        match &write.content {
+            Content::Bytes(bytes) => bytes.to_vec(),
+            Content::File { file, range } => {
+                let file = if *file == BootFile::Kernel { self.1 } else { self.2 };
+                file[range.start as usize..range.end as usize].to_vec()
+            }
+        }
+    }
+
     fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
-        (address..address + length as u64)
-            .map(|at| {
-                self.0
-                    .writes
-                    .iter()
-                    .find(|write| (write.address..write.end()).contains(&at))
-                    .map_or(0, |write| write.bytes[(at - write.address) as usize])
-            })
-            .collect()
+        let mut bytes = vec![0; length];
+        for write in &self.0.writes {
+            let content = self.content(write);
+            for (at, byte) in (write.address..).zip(content) {
+                if let Some(to) = at.checked_sub(address).and_then(|at| bytes.get_mut(at as usize)) {
+                    *to = byte;
+                }
+            }
+        }
+        bytes
     }
 
     fn u32(&self, address: u64) -> u32 {
@@ -132,7 +143,13 @@ impl Guest<'_> {
 }
 
 /// What holds for every plan, whatever it was made from.
-fn check_invariants(plan: &BootPlan<'_>) {
+fn check_invariants(plan: &BootPlan<'_>, kernel: &[u8], initramfs: &[u8]) {
+    for write in &plan.writes {
+        if let Content::File { file, range } = &write.content {
+            let length = if *file == BootFile::Kernel { kernel.len() } else { initramfs.len() } as u64;
+            assert!(range.start < range.end && range.end <= length, "{range:?} of {length} bytes");
+        }
+    }
     let mut ranges: Vec<_> = plan.writes.iter().map(|write| write.address..write.end()).collect();
     ranges.sort_by_key(|range| range.start);
     let memory = plan.memory;
@@ -151,12 +168,12 @@ fn check_invariants(plan: &BootPlan<'_>) {
 fn pvh_start_info_describes_the_guest() {
     let kernel = ElfImage::default().bytes();
     let initramfs = vec![7; 5000];
-    let plan = plan(&image(&kernel, Some(&initramfs), 256 * MIB)).unwrap();
-    check_invariants(&plan);
+    let plan = plan(&image(&kernel, &initramfs, 256 * MIB)).unwrap();
+    check_invariants(&plan, &kernel, &initramfs);
     assert_eq!(plan.registers.rip, 0x100_0010);
     assert!(plan.registers.unrestricted);
     assert_eq!((plan.registers.cr0 & 1, plan.registers.cr0 >> 31), (1, 0));
-    let guest = Guest(&plan);
+    let guest = Guest(&plan, &kernel, &initramfs);
     let info = plan.registers.rbx;
     assert_eq!((guest.u32(info), guest.u32(info + 4)), (0x336e_c578, 1));
     assert_eq!(guest.u32(info + 12), 1, "one module");
@@ -181,9 +198,9 @@ fn pvh_start_info_describes_the_guest() {
 fn memory_above_the_hole_is_announced() {
     let kernel = ElfImage::default().bytes();
     let initramfs = vec![7; 5000];
-    let plan = plan(&image(&kernel, Some(&initramfs), 5 << 30)).unwrap();
-    check_invariants(&plan);
-    let guest = Guest(&plan);
+    let plan = plan(&image(&kernel, &initramfs, 5 << 30)).unwrap();
+    check_invariants(&plan, &kernel, &initramfs);
+    let guest = Guest(&plan, &kernel, &initramfs);
     let info = plan.registers.rbx;
     assert_eq!(guest.u32(info + 48), 3);
     let last = guest.u64(info + 40) + 48;
@@ -196,11 +213,44 @@ fn without_an_initramfs_there_is_no_module_list() {
     let kernel =
         ElfImage { note: Some(note(b"Xen\0", 18, &0x100_0000_u32.to_le_bytes())), ..Default::default() };
     let kernel = kernel.bytes();
-    for initramfs in [None, Some(&[][..])] {
-        let plan = plan(&image(&kernel, initramfs, 64 * MIB)).unwrap();
-        let guest = Guest(&plan);
-        assert_eq!(guest.u32(plan.registers.rbx + 12), 0);
-        assert_eq!(guest.u64(plan.registers.rbx + 16), 0);
+    let plan = plan(&image(&kernel, &[], 64 * MIB)).unwrap();
+    let guest = Guest(&plan, &kernel, &[]);
+    assert_eq!(guest.u32(plan.registers.rbx + 12), 0);
+    assert_eq!(guest.u64(plan.registers.rbx + 16), 0);
+}
+
+/// A file of which only what is looked at is read gives the plan that its bytes give.
+#[test]
+fn of_a_file_only_headers_are_read() {
+    struct Counted<'a>(std::io::Cursor<&'a [u8]>, &'a std::cell::Cell<usize>);
+    impl std::io::Read for Counted<'_> {
+        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+            let count = self.0.read(to)?;
+            self.1.set(self.1.get() + count);
+            Ok(count)
+        }
+    }
+    impl std::io::Seek for Counted<'_> {
+        fn seek(&mut self, to: std::io::SeekFrom) -> std::io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+    let mut elf = ElfImage::default();
+    elf.segments.push((0x200_0000, vec![1; 1 << 20], 1 << 20));
+    let mut bz = bzimage();
+    bz.resize(1 << 20, 0x90);
+    for kernel in [elf.bytes(), bz] {
+        let read = std::cell::Cell::new(0);
+        let cache = object::read::ReadCache::new(Counted(std::io::Cursor::new(&kernel), &read));
+        let whole = image(&kernel, &[7; 5000], 64 * MIB);
+        let cached = BootImage {
+            kernel: &cache,
+            initramfs: whole.initramfs,
+            command_line: whole.command_line,
+            memory: whole.memory,
+        };
+        assert_eq!(plan(&cached).unwrap(), plan(&whole).unwrap());
+        assert!(read.get() < 2048, "{} bytes were read", read.get());
     }
 }
 
@@ -210,7 +260,7 @@ fn broken_elf_kernels_are_named() {
         let mut elf = ElfImage::default();
         change(&mut elf);
         let kernel = elf.bytes();
-        plan(&image(&kernel, None, 64 * MIB)).unwrap_err().to_string()
+        plan(&image(&kernel, &[], 64 * MIB)).unwrap_err().to_string()
     };
     assert_eq!(broken(|e| e.machine = 3), "kernel ELF file: machine 3 is not x86-64");
     assert!(broken(|e| e.note = None).contains("no PVH entry note"));
@@ -232,10 +282,10 @@ fn broken_elf_kernels_are_named() {
 #[test]
 fn kernels_that_end_early_are_refused() {
     for whole in [ElfImage::default().bytes(), bzimage()] {
-        plan(&image(&whole, None, 64 * MIB)).unwrap();
+        plan(&image(&whole, &[], 64 * MIB)).unwrap();
         // A bzImage's tail is compressed data: only its own decompressor misses bytes there.
         for length in 0..whole.len().min(0xa00) {
-            if let Ok(plan) = plan(&image(&whole[..length], None, 64 * MIB)) {
+            if let Ok(plan) = plan(&image(&whole[..length], &[], 64 * MIB)) {
                 panic!("{length} bytes gave {:x?}", plan.registers);
             }
         }
@@ -246,10 +296,10 @@ fn kernels_that_end_early_are_refused() {
 fn command_lines_are_bounded() {
     let kernel = ElfImage::default().bytes();
     let long = "a".repeat(MAX_COMMAND_LINE);
-    let mut boot = image(&kernel, None, 64 * MIB);
+    let mut boot = image(&kernel, &[], 64 * MIB);
     boot.command_line = &long;
     let planned = plan(&boot).unwrap();
-    assert_eq!(Guest(&planned).string(table::COMMAND_LINE), long);
+    assert_eq!(Guest(&planned, &kernel, &[]).string(table::COMMAND_LINE), long);
     let longer = "a".repeat(MAX_COMMAND_LINE + 1);
     boot.command_line = &longer;
     assert!(matches!(plan(&boot), Err(LoaderError::CommandLineTooLong { length: 2048, .. })));
@@ -260,7 +310,7 @@ fn command_lines_are_bounded() {
 #[test]
 fn what_is_no_kernel_is_refused() {
     for kernel in [&b""[..], b"#!/bin/sh", &[0; 4096]] {
-        assert!(matches!(plan(&image(kernel, None, 64 * MIB)), Err(LoaderError::UnknownFormat)));
+        assert!(matches!(plan(&image(kernel, &[], 64 * MIB)), Err(LoaderError::UnknownFormat)));
     }
 }
 
@@ -268,18 +318,18 @@ fn what_is_no_kernel_is_refused() {
 fn an_initramfs_that_does_not_fit_is_refused() {
     let kernel = ElfImage::default().bytes();
     let initramfs = vec![0; 48 << 20];
-    let error = plan(&image(&kernel, Some(&initramfs), 64 * MIB)).unwrap_err();
+    let error = plan(&image(&kernel, &initramfs, 64 * MIB)).unwrap_err();
     assert!(error.to_string().contains("no room for initramfs of 50331648 bytes"), "{error}");
-    plan(&image(&kernel, Some(&initramfs), 128 * MIB)).unwrap();
+    plan(&image(&kernel, &initramfs, 128 * MIB)).unwrap();
 }
 
 #[test]
 fn bzimage_boot_parameters_describe_the_guest() {
     let kernel = bzimage();
     let initramfs = vec![7; 5000];
-    let plan = plan(&image(&kernel, Some(&initramfs), 5 << 30)).unwrap();
-    check_invariants(&plan);
-    let guest = Guest(&plan);
+    let plan = plan(&image(&kernel, &initramfs, 5 << 30)).unwrap();
+    check_invariants(&plan, &kernel, &initramfs);
+    let guest = Guest(&plan, &kernel, &initramfs);
     let registers = &plan.registers;
     assert_eq!(registers.rip, 0x100_0200);
     assert_eq!(guest.bytes(registers.rip, 4), [0x90; 4]);
@@ -305,8 +355,8 @@ fn bzimage_boot_parameters_describe_the_guest() {
 #[test]
 fn page_tables_map_the_first_four_gib_onto_themselves() {
     let kernel = bzimage();
-    let plan = plan(&image(&kernel, None, 64 * MIB)).unwrap();
-    let guest = Guest(&plan);
+    let plan = plan(&image(&kernel, &[], 64 * MIB)).unwrap();
+    let guest = Guest(&plan, &kernel, &[]);
     let walk = |address: u64| {
         let mut next = plan.registers.cr3;
         for shift in [39, 30] {
@@ -327,8 +377,8 @@ fn page_tables_map_the_first_four_gib_onto_themselves() {
 #[test]
 fn the_descriptor_table_matches_the_selectors() {
     let kernel = bzimage();
-    let plan = plan(&image(&kernel, None, 64 * MIB)).unwrap();
-    let guest = Guest(&plan);
+    let plan = plan(&image(&kernel, &[], 64 * MIB)).unwrap();
+    let guest = Guest(&plan, &kernel, &[]);
     let (base, limit) = plan.registers.gdt;
     assert_eq!(limit, 31);
     for (segment, descriptor) in &plan.registers.segments {
@@ -346,7 +396,7 @@ fn broken_bzimages_are_named() {
     let broken = |at: usize, bytes: &[u8]| {
         let mut kernel = bzimage();
         kernel[at..at + bytes.len()].copy_from_slice(bytes);
-        plan(&image(&kernel, None, 64 * MIB)).unwrap_err().to_string()
+        plan(&image(&kernel, &[], 64 * MIB)).unwrap_err().to_string()
     };
     assert!(broken(0x206, &[0x0b, 0x02]).contains("0x020b is older than 0x020c"));
     assert!(broken(0x236, &[0]).contains("no 64-bit entry"));
@@ -366,9 +416,9 @@ fn a_real_kernel_is_planned() {
     let dir = std::path::Path::new(&dir);
     let kernel = std::fs::read(dir.join("vmlinux")).expect("vmlinux");
     let initramfs = std::fs::read(dir.join("initramfs.cpio")).expect("initramfs.cpio");
-    let plan = plan(&image(&kernel, Some(&initramfs), 256 * MIB)).unwrap();
-    check_invariants(&plan);
-    let code = Guest(&plan).bytes(plan.registers.rip, 16);
+    let plan = plan(&image(&kernel, &initramfs, 256 * MIB)).unwrap();
+    check_invariants(&plan, &kernel, &initramfs);
+    let code = Guest(&plan, &kernel, &initramfs).bytes(plan.registers.rip, 16);
     assert!(code.iter().any(|byte| *byte != 0), "{code:x?}");
 }
 
@@ -397,8 +447,8 @@ proptest! {
         initramfs in prop::collection::vec(any::<u8>(), 0..3),
     ) {
         for memory in [memory, (memory % (8 << 30)) & !(PAGE - 1), 256 * MIB] {
-            if let Ok(plan) = plan(&image(&kernel, Some(&initramfs), memory)) {
-                check_invariants(&plan);
+            if let Ok(plan) = plan(&image(&kernel, &initramfs, memory)) {
+                check_invariants(&plan, &kernel, &initramfs);
             }
         }
     }
@@ -410,14 +460,14 @@ proptest! {
         initramfs in prop::collection::vec(any::<u8>(), 0..3),
     ) {
         for memory in [memory, (memory % (8 << 30)) & !(PAGE - 1), 256 * MIB] {
-            if let Ok(plan) = plan(&image(&kernel, Some(&initramfs), memory)) {
-                check_invariants(&plan);
+            if let Ok(plan) = plan(&image(&kernel, &initramfs, memory)) {
+                check_invariants(&plan, &kernel, &initramfs);
             }
         }
     }
 
     #[test]
     fn any_bytes_do_no_harm(kernel in prop::collection::vec(any::<u8>(), 0..2048)) {
-        let _ = plan(&image(&kernel, None, 64 * MIB));
+        let _ = plan(&image(&kernel, &[], 64 * MIB));
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::PoisonError;
 
-use super::super::loader::{BootPlan, HIGHMEM_BASE, Registers, Segment};
+use super::super::loader::{BootFile, BootPlan, Content, HIGHMEM_BASE, Registers, Segment};
 use super::raw::{self, register};
 use super::{VmName, VmmApi, VmmApiError, system};
 
@@ -38,11 +38,29 @@ impl VmContext {
         Self { api, ctx, name, mapped: false, closed: false }
     }
 
-    /// Gives the VM its memory and carries out `plan`. `wired` has to be what bhyve's `-S` will say.
-    pub fn load(&mut self, plan: &BootPlan<'_>, wired: bool) -> Result<(), VmmApiError> {
+    /// Gives the VM its memory and carries out `plan`. `wired` has to be what bhyve's `-S` will say; `read` fills a
+    /// buffer with what is at an offset of a file.
+    pub fn load(
+        &mut self,
+        plan: &BootPlan<'_>,
+        wired: bool,
+        mut read: impl FnMut(BootFile, u64, &mut [u8]) -> io::Result<()>,
+    ) -> Result<(), VmmApiError> {
         self.set_up_memory(plan.memory.total(), wired)?;
         for write in &plan.writes {
-            self.write(write.address, &write.bytes)?;
+            let memory = self.memory(write.address, write.length())?;
+            match &write.content {
+                Content::Bytes(bytes) => memory.copy_from_slice(bytes),
+                Content::File { file, range } => {
+                    let read = read(*file, range.start, memory);
+                    read.map_err(|source| VmmApiError::Read {
+                        name: self.name.0.clone(),
+                        file: *file,
+                        range: range.clone(),
+                        source,
+                    })?;
+                }
+            }
         }
         self.set_registers(&plan.registers)?;
         self.unmap();
@@ -53,8 +71,8 @@ impl VmContext {
         let functions = &self.api.0.functions;
         let length = usize::try_from(bytes).map_err(|_| VmmApiError::Address {
             name: self.name.0.clone(),
-            address: bytes,
-            length: usize::MAX,
+            address: 0,
+            length: bytes,
         })?;
         // SAFETY: `ctx` is open, and no pointer into a mapping of it exists yet.
         let result = unsafe {
@@ -68,23 +86,17 @@ impl VmContext {
         Ok(())
     }
 
-    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), VmmApiError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let to = if self.mapped {
-            // SAFETY: `ctx` is open with its memory set up; the call only computes an address.
-            unsafe { (self.api.0.functions.vm_map_gpa)(self.ctx.as_ptr(), address, bytes.len()) }
-        } else {
-            std::ptr::null_mut()
-        };
-        let Some(to) = NonNull::new(to.cast::<u8>()) else {
-            return Err(VmmApiError::Address { name: self.name.0.clone(), address, length: bytes.len() });
-        };
-        // SAFETY: vm_map_gpa returned a pointer, so all of the range is guest memory that is mapped writable here.
-        // Nothing runs the guest yet, and `bytes` is no part of it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) };
-        Ok(())
+    /// A range of guest memory.
+    fn memory(&mut self, address: u64, length: u64) -> Result<&mut [u8], VmmApiError> {
+        let outside = || VmmApiError::Address { name: self.name.0.clone(), address, length };
+        let bytes = usize::try_from(length).ok().filter(|_| self.mapped).ok_or_else(outside)?;
+        // SAFETY: `ctx` is open with its memory set up; the call only computes an address.
+        let start = unsafe { (self.api.0.functions.vm_map_gpa)(self.ctx.as_ptr(), address, bytes) };
+        let start = NonNull::new(start.cast::<u8>()).ok_or_else(outside)?;
+        // SAFETY: vm_map_gpa returned a pointer, so all of the range is guest memory, which is mapped writable here and
+        // begins as zeros. It stays mapped as long as `self` is borrowed, nothing runs the guest yet, and whoever has a
+        // part of it has borrowed `self`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), bytes) })
     }
 
     fn set_registers(&mut self, registers: &Registers) -> Result<(), VmmApiError> {

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
+use super::loader::BootFile;
 use raw::Functions;
 
 /// Where the kernel shows its VMs. The directory is there only while it has some.
@@ -78,7 +79,19 @@ pub enum VmmApiError {
         /// First byte.
         address: u64,
         /// How many.
-        length: usize,
+        length: u64,
+    },
+    /// What belongs into guest memory cannot be read.
+    #[error("VM {name}: cannot load bytes {} to {} of its {file:?}: {source}", range.start, range.end)]
+    Read {
+        /// The VM's name.
+        name: String,
+        /// Of which file.
+        file: BootFile,
+        /// Which part.
+        range: std::ops::Range<u64>,
+        /// Why not.
+        source: io::Error,
     },
     /// The VM is still there after it was destroyed.
     #[error("VM {name}: destroyed, but {DEVICES}/{name} is still there")]
