@@ -185,6 +185,12 @@ pub(crate) fn release(name: &str) -> Result<(), HypervisorError> {
     Ok(())
 }
 
+/// Bytes of host memory that the guest of a VM has which a kernel keeps, by the name in its
+/// [`crate::journal::Entry::Vm`]: they are not its process's. Blocks.
+pub(crate) fn guest_resident_bytes(name: &str) -> Result<u64, HypervisorError> {
+    Ok(bhyve::resident_bytes(name)?)
+}
+
 /// Finds a program as a shell does: a name in `PATH`, or a path.
 fn find_program(program: &Path) -> Option<PathBuf> {
     find_program_in(program, &search_path())

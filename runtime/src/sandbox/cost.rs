@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::hypervisor;
+use crate::journal::Entry;
 use crate::os::{self, ProcessError};
 
 /// What the process that runs a VM has used of this host: guest, devices and all.
@@ -14,9 +16,22 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of a VMM by its process id.
-    pub fn of(pid: u32) -> Result<Self, ProcessError> {
-        Ok(Self { processor_us: os::processor_us(pid)?, resident_bytes: os::resident_bytes(pid)? })
+    /// Of a VMM by its process id. `journal`: what its sandbox holds, where the VM is if a kernel keeps it apart from the
+    /// process.
+    pub fn of(pid: u32, journal: &[Entry]) -> Result<Self, ProcessError> {
+        let vm = journal.iter().find_map(|entry| match entry {
+            Entry::Vm { name } => Some(name),
+            _ => None,
+        });
+        let guest = vm.map_or(0, |name| {
+            hypervisor::guest_resident_bytes(name).unwrap_or_else(|e| {
+                // It may have just ended.
+                tracing::debug!(vm = name, "{e}");
+                0
+            })
+        });
+        let resident_bytes = os::resident_bytes(pid)?.saturating_add(guest);
+        Ok(Self { processor_us: os::processor_us(pid)?, resident_bytes })
     }
 
     /// What is left when others have their shares: of a clock that runs in a guest, and of pages that it counts twice
@@ -44,7 +59,7 @@ mod tests {
 
     #[test]
     fn a_process_costs_something() {
-        assert!(Cost::of(std::process::id()).unwrap().resident_bytes > 100_000);
-        assert!(Cost::of(u32::MAX).is_err());
+        assert!(Cost::of(std::process::id(), &[]).unwrap().resident_bytes > 100_000);
+        assert!(Cost::of(u32::MAX, &[]).is_err());
     }
 }

@@ -223,7 +223,8 @@ impl Sandbox {
 
     /// What its VM costs this host by now.
     pub fn cost(&self) -> Result<Cost, crate::os::ProcessError> {
-        Cost::of(self.vmm_pid())
+        let entries: Vec<_> = self.journal.entries().into_iter().map(|(_, entry)| entry).collect();
+        Cost::of(self.vmm_pid(), &entries)
     }
 
     /// Its VM.

@@ -44,7 +44,7 @@ fn cost(dir: &SandboxDir) -> Option<Cost> {
         Entry::Process { role, process } if role == VMM => Some(*process),
         _ => None,
     })?;
-    let cost = Cost::of(vmm.pid).ok()?;
+    let cost = Cost::of(vmm.pid, &entries).ok()?;
     // The pid was still its own when it was looked at.
     vmm.is_alive().ok()?.then_some(cost)
 }

@@ -108,6 +108,15 @@ pub fn destroy(name: &str) -> Result<bool, BhyveError> {
     destroy_with(&VmmApi::load()?, &name)
 }
 
+/// Bytes of host memory that the guest of that VM has touched: bhyve(8)'s own resident size has only what bhyve itself
+/// has looked at.
+pub(crate) fn resident_bytes(name: &str) -> Result<u64, BhyveError> {
+    let mut vm = VmmApi::load()?.open(&VmName::new(name)?)?;
+    // `VMM_MEM_RESIDENT` (sys/amd64/vmm/vmm.c), which is the VM's, among the first vCPU's.
+    let all = vm.statistics()?;
+    Ok(all.iter().find(|(name, _)| name == "Resident memory").map_or(0, |(_, bytes)| *bytes))
+}
+
 fn destroy_with(api: &VmmApi, name: &VmName) -> Result<bool, BhyveError> {
     let existed = api.destroy(name)?;
     remove_checkpoint_socket(name);
