@@ -15,6 +15,7 @@ mod fatal;
 mod fdio;
 mod forward;
 mod helper;
+mod limits;
 mod log;
 mod os;
 mod power;

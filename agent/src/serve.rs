@@ -15,7 +15,7 @@ use crate::os::vsock::{Listener, VsockError};
 use crate::reaper::Reaper;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
-use crate::{clock, fatal};
+use crate::{clock, fatal, limits};
 
 /// Why a guest ends before the host wants it to.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,7 @@ pub(crate) fn run() -> ! {
 
 fn start(started_ns: i64) -> Result<Infallible, ServeError> {
     let options = boot::prepare()?;
+    limits::install(options.call);
     container::prepare()?;
     // One thread: the helpers are forks, which nothing but a single thread makes safe.
     let runtime =

@@ -17,13 +17,12 @@ use super::start::{Born, ProcessHead};
 use super::{Paths, Process, group, oom, rootfs, stats, update};
 use crate::error::{Code, Refusal};
 use crate::helper;
+use crate::limits;
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::Streams;
 
 /// Processes added to one container and not yet deleted.
 const EXECS_MAX: usize = 1024;
-/// How long a process may take from being let go to running its program.
-const START_LIMIT: Duration = Duration::from_secs(25);
 /// How long processes that were killed may take to be gone, and a group to freeze.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 /// The last real-time signal.
@@ -93,7 +92,7 @@ impl Container {
         notified.map_err(|e| Refusal::internal(format!("cannot start {}: {e}", self.init.name())))?;
         let faults = lock(&self.faults).take();
         if let Some(faults) = faults
-            && let Err(refusal) = faults.started(START_LIMIT).await
+            && let Err(refusal) = faults.started(limits::helper()).await
         {
             // A process that told its fault is ending. Once it has, the container can be deleted.
             let _ = tokio::time::timeout(SETTLE_LIMIT, self.init.wait()).await;
@@ -115,7 +114,7 @@ impl Container {
             return Err(Refusal::precondition(format!("exec {id:?}: already started")));
         };
         let target = Target { paths: &self.paths, joint: &self.joint, init };
-        match target.join(reaper, &head, &spec, streams, START_LIMIT).await {
+        match target.join(reaper, &head, &spec, streams, limits::helper()).await {
             Ok(born) => {
                 let pid = born.pid;
                 exec.process.set_born(pid, born.exit, born.terminal);
@@ -204,7 +203,7 @@ impl Container {
         }
         let resources = update::parse(resources)?;
         let helper = helper::start(reaper, &[], |_| update::apply(&self.paths.group, &resources))?;
-        helper.finish::<()>(START_LIMIT).await.map(drop)
+        helper.finish::<()>(limits::helper()).await.map(drop)
     }
 
     /// How many of its processes were killed for want of memory.

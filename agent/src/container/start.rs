@@ -6,7 +6,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use serde::Deserialize;
@@ -16,11 +15,9 @@ use super::join::LinuxHead;
 use super::paths::TERMINALS;
 use crate::error::Refusal;
 use crate::helper;
+use crate::limits;
 use crate::reaper::{ExitWatch, Reaper};
 use crate::stdio::{Streams, Terminal};
-
-/// How long libcontainer may take; less than the host waits, so that the host learns what it waited for.
-const HELPER_LIMIT: Duration = Duration::from_secs(25);
 
 /// What PID 1 itself has to know of a `process` object; the helper reads the rest.
 #[derive(Debug, Default, Deserialize)]
@@ -95,7 +92,7 @@ pub(crate) async fn bear(
     // The helper has the process's ends now: held on to, they would keep its output from ending.
     let ends = pipes.map(super::super::stdio::Pipes::into_ends);
     let faults = faults.into_faults()?;
-    let (pid, births) = match helper.finish::<i32>(HELPER_LIMIT).await {
+    let (pid, births) = match helper.finish::<i32>(limits::helper()).await {
         Ok(made) => made,
         // The process itself knows best why it could not be.
         Err(refusal) => return Err(faults.explain(refusal).await),

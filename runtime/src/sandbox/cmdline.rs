@@ -2,7 +2,7 @@
 
 use super::ROOT_TAG;
 use super::create::VSOCK_PORT;
-use crate::config::{Channel, Config};
+use crate::config::{Channel, Config, Timeouts};
 use crate::guest::GuestOs;
 
 /// Linux. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's timer
@@ -27,7 +27,14 @@ pub(super) fn of(config: &Config, os: GuestOs) -> String {
         Channel::Console => "console".to_owned(),
         Channel::Vsock => format!("vsock:{VSOCK_PORT}"),
     };
-    format!("{own} skep.channel={channel} skep.log={}", config.agent.log.name())
+    let call = config.timeouts.call_s;
+    // What the agent takes for granted need not be said.
+    let call = if call == Timeouts::default().call_s {
+        String::new()
+    } else {
+        format!(" skep.call_s={}", call.duration().as_secs())
+    };
+    format!("{own} skep.channel={channel} skep.log={}{call}", config.agent.log.name())
 }
 
 #[cfg(test)]
@@ -38,6 +45,8 @@ mod tests {
     fn the_kernel_is_told_what_the_agent_needs() {
         let config = Config::parse("[agent]\nchannel = 'vsock'\nlog = 'debug'", "test").unwrap();
         assert!(of(&config, GuestOs::Linux).ends_with("panic=-1 skep.channel=vsock:1024 skep.log=debug"));
+        let patient = Config::parse("[timeouts]\ncall_s = 120", "test").unwrap();
+        assert!(of(&patient, GuestOs::Linux).ends_with(" skep.log=warn skep.call_s=120"));
         let plain = of(&Config::default(), GuestOs::FreeBsd);
         assert!(plain.starts_with("vfs.root.mountfrom=p9fs:guest init_path=/skep-agent "), "{plain}");
         assert!(plain.ends_with(" skep.channel=console skep.log=warn") && !plain.contains("  "), "{plain}");
