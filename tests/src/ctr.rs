@@ -76,6 +76,7 @@ impl<'a> Subject<'a> {
             input: Input::Empty,
             terminal: false,
             remove: true,
+            platform: PLATFORM,
         }
     }
 
@@ -165,6 +166,10 @@ impl<'a> Subject<'a> {
         spec["root"] = json!({ "path": rootfs });
         spec["process"]["args"] = arguments.into_iter().map(|word| Value::from(word.into())).collect();
         spec["process"]["env"] = json!([crate::image::PATH]);
+        if !cfg!(target_os = "linux") {
+            // ctr's own is that of a jail, whatever the platform.
+            spec["annotations"]["org.skep.os"] = "linux".into();
+        }
         spec["linux"]["cgroupsPath"] = json!(format!("/{}/{id}", self.containerd.namespace()));
         Ok(spec)
     }
@@ -202,12 +207,19 @@ pub struct Run<'a> {
     input: Input,
     terminal: bool,
     remove: bool,
+    platform: &'static [&'static str],
 }
 
 impl Run<'_> {
     /// Takes another image.
     pub fn image(mut self, reference: &str) -> Self {
         self.source = Source::Image(reference.to_owned());
+        self
+    }
+
+    /// Takes these flags for its platform and its snapshotter.
+    pub fn platform(mut self, flags: &'static [&'static str]) -> Self {
+        self.platform = flags;
         self
     }
 
@@ -293,7 +305,7 @@ impl Run<'_> {
         if self.remove {
             words.push("--rm".into());
         }
-        words.extend(PLATFORM.iter().map(OsString::from));
+        words.extend(self.platform.iter().map(OsString::from));
         words.extend(self.flags);
         match self.source {
             Source::Image(reference) => words.extend([reference.into(), self.id.into()]),

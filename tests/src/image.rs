@@ -39,6 +39,7 @@ enum Node {
 pub struct Image {
     reference: String,
     architecture: Arch,
+    os: Os,
     config: Config,
     nodes: BTreeMap<PathBuf, Node>,
 }
@@ -49,6 +50,7 @@ impl Image {
         Self {
             reference: reference.to_owned(),
             architecture: Arch::default(),
+            os: Os::Linux,
             config: Config::default(),
             nodes: BTreeMap::new(),
         }
@@ -76,6 +78,37 @@ impl Image {
             .directory("tmp", 0o1777)
             .file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
             .file("etc/group", 0o644, "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n")
+            .env([PATH])
+            .cmd(["sh"]))
+    }
+
+    /// A FreeBSD image: these programs of the FreeBSD that this runs on, with their libraries, and the users of the
+    /// busybox image.
+    pub fn of_this_freebsd(reference: &str, programs: &[&str]) -> Result<Self> {
+        let read = |path: &str| fs::read(path).with_context(|| format!("reading {path}"));
+        let inside = |path: &str| PathBuf::from(path.trim_start_matches('/'));
+        let mut image = Self::empty(reference);
+        image.os = Os::FreeBSD;
+        let loader = "/libexec/ld-elf.so.1";
+        image = image.file(inside(loader), 0o755, read(loader)?);
+        for program in programs {
+            image = image.file(inside(program), 0o755, read(program)?);
+            // ldd(1): the path of each library.
+            let output =
+                Command::new("ldd").args(["-f", "%p\\n", program]).output().context("running ldd")?;
+            for library in
+                String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with('/'))
+            {
+                image = image.file(inside(library), 0o755, read(library)?);
+            }
+        }
+        for directory in ["dev", "root", "usr/bin"] {
+            image = image.directory(directory, 0o755);
+        }
+        Ok(image
+            .directory("tmp", 0o1777)
+            .file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
+            .file("etc/group", 0o644, "root:x:0:\nuser:x:1000:\n")
             .env([PATH])
             .cmd(["sh"]))
     }
@@ -174,7 +207,7 @@ impl Image {
         let layer_digest = sha256(&layer);
         let config = ImageConfigurationBuilder::default()
             .architecture(self.architecture.clone())
-            .os(Os::Linux)
+            .os(self.os.clone())
             .config(self.config.clone())
             .rootfs(
                 RootFsBuilder::default()
@@ -203,7 +236,7 @@ impl Image {
 
         let mut entry = descriptor(MediaType::ImageManifest, &manifest)?;
         entry.set_platform(Some(
-            PlatformBuilder::default().architecture(self.architecture.clone()).os(Os::Linux).build()?,
+            PlatformBuilder::default().architecture(self.architecture.clone()).os(self.os.clone()).build()?,
         ));
         entry.set_annotations(Some(
             [(CONTAINERD_NAME, &self.reference), (ANNOTATION_REF_NAME, &self.reference)]

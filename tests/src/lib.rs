@@ -1,6 +1,6 @@
 //! End-to-end tests, fixtures and benchmarks of Skep.
 
-#[cfg(feature = "bench")]
+#[cfg(all(feature = "bench", target_os = "linux"))]
 pub mod bench;
 pub mod census;
 pub mod containerd;
@@ -10,7 +10,10 @@ pub mod ctr;
 mod debian;
 pub mod elf;
 pub mod events;
+pub mod figures;
 pub mod go;
+#[cfg(feature = "bench")]
+pub mod guest_bench;
 pub mod image;
 pub mod init;
 pub mod nerdctl;

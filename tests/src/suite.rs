@@ -19,6 +19,8 @@ use crate::process::{Output, run};
 pub const BIN_VARIABLE: &str = "SKEP_BIN_DIR";
 /// Names the directory with the guest's kernel, initramfs and manifest.
 pub const GUEST_VARIABLE: &str = "SKEP_GUEST_DIR";
+/// Names the directory with a FreeBSD guest, where there is one.
+pub const FREEBSD_GUEST_VARIABLE: &str = "SKEP_FREEBSD_GUEST_DIR";
 /// The containerd shim's program.
 pub const SHIM: &str = "containerd-shim-skep-v2";
 
@@ -54,10 +56,14 @@ pub struct Configuration {
     state: PathBuf,
     /// Where the guest is.
     pub guest: PathBuf,
+    /// Where the FreeBSD guest is, if there is one.
+    pub freebsd_guest: Option<PathBuf>,
     /// The limit for a boot in seconds.
     pub boot: u32,
     /// The limit for an answer of the guest in seconds, if it is not the usual one.
     pub call: Option<u32>,
+    /// The limit for its power-off in seconds, if it is not the usual one.
+    pub stop: Option<u32>,
     /// QEMU's program.
     pub qemu: String,
     /// More of the file: keys of the table `qemu`, and then other tables with their headers.
@@ -70,9 +76,11 @@ impl Configuration {
         Self {
             state: containerd.skep_state(),
             guest: guest.to_owned(),
+            freebsd_guest: std::env::var_os(FREEBSD_GUEST_VARIABLE).map(PathBuf::from),
             // Where FreeBSD itself runs under emulation, its VMs are slow.
             boot: if cfg!(target_os = "linux") { 60 } else { 300 },
             call: None,
+            stop: None,
             qemu: "qemu-system-x86_64".to_owned(),
             more: String::new(),
         }
@@ -81,11 +89,18 @@ impl Configuration {
     /// Writes it where the shims of `containerd` read it.
     pub fn write(&self, containerd: &Containerd) -> Result<()> {
         let text = format!(
-            "state_dir = {}\n[guest]\ndir = {}\n[timeouts]\nboot_s = {}\n{}[qemu]\nbinary = {:?}\n{}",
+            "state_dir = {}\n[guest]\ndir = {}\n{}[timeouts]\nboot_s = {}\n{}[qemu]\nbinary = {:?}\n{}",
             quoted(&self.state),
             quoted(&self.guest),
+            self.freebsd_guest
+                .as_deref()
+                .map(|guest| format!("freebsd_dir = {}\n", quoted(guest)))
+                .unwrap_or_default(),
             self.boot,
-            self.call.map(|call| format!("call_s = {call}\n")).unwrap_or_default(),
+            [("call_s", self.call), ("stop_s", self.stop)]
+                .into_iter()
+                .filter_map(|(key, seconds)| Some(format!("{key} = {}\n", seconds?)))
+                .collect::<String>(),
             self.qemu,
             self.more
         );

@@ -92,6 +92,8 @@ enum Freebsd {
     /// space, and the base system's bhyve, pf and netgraph. FreeBSD's own VM images are like that; bhyve in them takes
     /// --accel kvm and nested virtualisation, since QEMU's software emulation lacks what FreeBSD asks of an AMD processor.
     Test(freebsd::harness::Options),
+    /// Measure sandboxes under bhyve in such a machine, beside the same guest under QEMU on this host
+    Bench(freebsd::harness::BenchOptions),
 }
 
 /// Runs the task.
@@ -117,6 +119,7 @@ pub fn run(cli: &Cli) -> Result<()> {
             Ok(())
         }
         Task::Freebsd(Freebsd::Test(options)) => freebsd::harness::test(options, &cache),
+        Task::Freebsd(Freebsd::Bench(options)) => freebsd::harness::bench(options, &cache),
         Task::Lint => check::lint(&cache),
         Task::Audit => check::audit(&cache),
     }

@@ -154,8 +154,13 @@ impl Containerd {
 
     /// Imports an image archive.
     pub fn import(&self, archive: &Path) -> Result<()> {
+        self.import_for(PLATFORM, archive)
+    }
+
+    /// The same with these flags for its platform.
+    pub fn import_for(&self, platform: &[&str], archive: &Path) -> Result<()> {
         let words = ["image", "import"].map(OsString::from).into_iter();
-        let words = words.chain(PLATFORM.iter().map(OsString::from)).chain([archive.into()]);
+        let words = words.chain(platform.iter().map(OsString::from)).chain([archive.into()]);
         self.ctr(words)?.succeeded()?;
         Ok(())
     }
@@ -204,6 +209,22 @@ impl Containerd {
         })
     }
 
+    /// Has Skep undo what its journals know, now that nobody uses it: what lies outside of the directory, such as the
+    /// attachments to networks, is known to nobody else.
+    fn collect(&self) -> Result<()> {
+        let sandboxes = match fs::read_dir(self.skep_state().join("sb")) {
+            Ok(entries) => entries.flatten().filter(|entry| entry.path().is_dir()).count(),
+            Err(_) => 0,
+        };
+        let program = std::env::split_paths(&self.search_path).map(|place| place.join("skep"));
+        let Some(program) = program.into_iter().find(|path| path.is_file()).filter(|_| sandboxes > 0) else {
+            return Ok(());
+        };
+        let mut command = Command::new(program);
+        command.arg("gc").env("SKEP_CONFIG", self.skep_config()).env("PATH", &self.search_path);
+        run(command)?.succeeded().map(drop)
+    }
+
     /// Ends everything of this containerd, in the order in which nothing comes back.
     fn clean_up(&mut self) -> Result<()> {
         if let Ok(pid) = i32::try_from(self.child.id()) {
@@ -222,6 +243,9 @@ impl Containerd {
                 let _ = kill(Pid::from_raw(member.pid), Signal::SIGKILL);
             }
             thread::sleep(Duration::from_millis(100));
+        }
+        if let Err(error) = self.collect() {
+            eprintln!("undoing the sandboxes of {}: {error:#}", self.directory().display());
         }
         for mount in census::mounts(self.directory())?.iter().rev() {
             system::unmount(mount).with_context(|| format!("unmounting {}", mount.display()))?;

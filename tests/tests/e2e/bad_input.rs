@@ -17,10 +17,10 @@ use skep_tests::suite::Lease;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("command_not_in_image", command_not_in_image).everywhere(),
-    Case::both("command_not_executable", command_not_executable),
-    Case::both("wrong_architecture", wrong_architecture),
-    Case::both("directory_is_a_file", directory_is_a_file),
+    Case::both("command_not_in_image", command_not_in_image).on_freebsd().everywhere(),
+    Case::both("command_not_executable", command_not_executable).on_freebsd(),
+    Case::both("wrong_architecture", wrong_architecture).on_freebsd(),
+    Case::both("directory_is_a_file", directory_is_a_file).on_freebsd(),
     Case::both("rootfs_missing", rootfs_missing),
     Case::skep("rootfs_is_a_file", rootfs_is_a_file),
     Case::both("volume_missing", volume_missing),

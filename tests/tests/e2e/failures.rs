@@ -16,11 +16,11 @@ use crate::bad_input::silent_guest;
 pub(crate) const CASES: &[Case] = &[
     Case::both("shim_killed", shim_killed).on_freebsd().everywhere(),
     Case::skep("vmm_killed", vmm_killed).on_freebsd(),
-    Case::skep("vmm_stopped", vmm_stopped),
-    Case::skep("stand_in_stopped", stand_in_stopped),
+    Case::skep("vmm_stopped", vmm_stopped).on_freebsd(),
+    Case::skep("stand_in_stopped", stand_in_stopped).on_freebsd(),
     Case::skep("vmm_killed_while_attached", vmm_killed_while_attached).on_freebsd(),
     Case::both("ctr_killed", ctr_killed).on_freebsd(),
-    Case::skep("ctr_killed_during_boot", ctr_killed_during_boot),
+    Case::skep("ctr_killed_during_boot", ctr_killed_during_boot).on_freebsd(),
     Case::skep("all_killed", all_killed).on_freebsd(),
 ];
 

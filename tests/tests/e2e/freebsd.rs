@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use skep_tests::census;
+use skep_tests::figures::tell;
 use skep_tests::process::run;
 use skep_tests::suite::Lease;
 
@@ -70,7 +71,7 @@ fn twenty_sandboxes(lease: &mut Lease) -> Result<()> {
     Ok(())
 }
 
-/// Prints what a sandbox costs: when each phase of its start was over, and the memory of its processes. No figure fails.
+/// Tells what a container costs: the phases of its start, and the memory of its processes. No figure fails.
 fn figures(lease: &mut Lease) -> Result<()> {
     const ROUNDS: usize = 3;
     let subject = lease.subject();
@@ -81,18 +82,24 @@ fn figures(lease: &mut Lease) -> Result<()> {
         let timings: Value = serde_json::from_slice(&fs::read(&path)?)?;
         let marks = timings["marks"].as_array().context("timings have marks")?;
         ensure!(!marks.is_empty(), "{timings:#}");
+        let mut before = 0.0;
         for mark in marks {
-            eprintln!("figure: start {round}: {} at {} us", mark["name"], mark["at_us"]);
+            let at = mark["at_us"].as_f64().context("a mark has a time")? / 1000.0;
+            tell(format!("container: {}", mark["name"].as_str().unwrap_or_default()), at - before, "ms");
+            before = at;
         }
         for member in census::processes(&lease.containerd.scope())? {
+            let name = member.program();
+            if !["containerd-shim", "skep-container", "bhyve"].iter().any(|known| name.starts_with(known)) {
+                continue;
+            }
             let mut ps = Command::new("ps");
             ps.args(["-o", "rss=", "-p", &member.pid.to_string()]);
-            let kib = run(ps)?.out();
-            eprintln!("figure: resident {round}: {} KiB {}", kib.trim(), member.arguments.join(" "));
+            // A helper may have ended meanwhile.
+            if let Ok(kib) = run(ps)?.out().trim().parse::<f64>() {
+                tell(format!("container: {name} resident"), kib / 1024.0, "MiB");
+            }
         }
-        let agent =
-            subject.exec(&id, "memory").args(["grep", "-E", "MemTotal|MemFree", "/proc/meminfo"]).output()?;
-        eprintln!("figure: guest {round}: {}", agent.text()?.replace('\n', ", "));
         subject.remove(&id)?;
     }
     Ok(())

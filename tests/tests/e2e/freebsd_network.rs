@@ -144,6 +144,13 @@ impl Lan {
         Ok(Self { file, plugin: bin.join("skep-cni"), conf, rules: rules()? })
     }
 
+    /// Attaches a jail, and what the plugin says of it.
+    fn attach<'a>(&'a self, jail: &'a Jail, policy: Value) -> Result<(Attached<'a>, Value)> {
+        let attached = Attached { lan: self, jail, policy };
+        let result = self.call("ADD", jail, &attached.policy)?;
+        Ok((attached, result))
+    }
+
     /// Calls the plugin for a jail.
     fn call(&self, verb: &str, jail: &Jail, policy: &Value) -> Result<Value> {
         let mut conf = self.conf.clone();
@@ -220,6 +227,28 @@ impl Drop for Lan {
     }
 }
 
+/// A jail on the network, until the value is gone: what is left of it would be in the next case's way.
+struct Attached<'a> {
+    lan: &'a Lan,
+    jail: &'a Jail,
+    policy: Value,
+}
+
+impl Attached<'_> {
+    fn detach(self) -> Result<()> {
+        self.lan.call("DEL", self.jail, &self.policy).map(drop)
+    }
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        // Once more after a detachment, which is no error.
+        if let Err(error) = self.lan.call("DEL", self.jail, &self.policy) {
+            eprintln!("detaching jail {}: {error:#}", self.jail.0);
+        }
+    }
+}
+
 /// Anchors, tables and references of the packet filter.
 fn rules() -> Result<String> {
     said("pfctl -qvs Anchors; pfctl -qs Tables; pfctl -qs rules; pfctl -qs nat")
@@ -293,7 +322,7 @@ fn cni(lease: &mut Lease) -> Result<()> {
     let allow = |what: Value| json!({ "egress": { "allow": what }, "ingress": { "allow": [] } });
     let open =
         json!({ "ingress": { "allow": [{ "cidr": "10.83.0.0/24", "protocol": "tcp", "ports": [80] }] } });
-    let result = lan.call("ADD", &jail, &open)?;
+    let (attached, result) = lan.attach(&jail, open.clone())?;
     let jails = address(&result["ips"][0]["address"])?;
     let _servers = [jail.serve(80)?, jail.serve(81)?];
 
@@ -357,7 +386,7 @@ fn cni(lease: &mut Lease) -> Result<()> {
     subject.remove("first")?;
     ensure!(outside.fetch("http://192.0.2.1:18080/", SILENCE)?.is_empty(), "the port goes with its sandbox");
     subject.remove("second")?;
-    lan.call("DEL", &jail, &open)?;
+    attached.detach()?;
     drop((wire, outside, jail));
     lan.ends_empty()
 }

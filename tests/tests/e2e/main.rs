@@ -2,17 +2,22 @@
 //!
 //! Every case runs on a containerd of its own for its time, and fails unless the census after it equals the one before:
 //! processes, mounts, cgroups, files, sockets, links and containerd's own descriptors.
+//!
+//! A filter may be several words with commas between them: cases whose names contain one of them run.
 
 mod bad_input;
 mod basics;
 mod calls;
 mod cni;
 mod confinement;
+mod console;
 mod cri;
 mod doctor;
 mod failures;
 #[cfg(target_os = "freebsd")]
 mod freebsd;
+#[cfg(target_os = "freebsd")]
+mod freebsd_guest;
 #[cfg(target_os = "freebsd")]
 mod freebsd_network;
 mod hooks;
@@ -122,14 +127,22 @@ fn main() -> ExitCode {
         nerdctl::CASES,
         cri::CASES,
         failures::CASES,
+        console::CASES,
         bad_input::CASES,
         doctor::CASES,
         #[cfg(target_os = "freebsd")]
         freebsd::CASES,
         #[cfg(target_os = "freebsd")]
+        freebsd_guest::cases(),
+        #[cfg(target_os = "freebsd")]
         freebsd_network::CASES,
     ];
-    let trials = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
+    let mut trials: Vec<Trial> = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
+    // Several of them, since a machine that has to be booted first is booted for all.
+    if let Some(list) = arguments.filter.take_if(|filter| filter.contains(',')) {
+        let wanted: Vec<&str> = list.split(',').filter(|word| !word.is_empty()).collect();
+        trials.retain(|trial| wanted.iter().any(|word| trial.name().contains(word)));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // The last owner: the containerds end before this process does.
     drop(suite);

@@ -113,11 +113,9 @@ fn pod_shares_a_sandbox(lease: &mut Lease) -> Result<()> {
 fn pod_has_room_for_its_limits(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     let mut spec = subject.spec("sized", &lease.rootfs("root")?, ["/bin/sh", "-c", "nproc; free -m"])?;
-    spec["annotations"] = json!({
-        "io.kubernetes.cri.sandbox-cpu-quota": "150000",
-        "io.kubernetes.cri.sandbox-cpu-period": "100000",
-        "io.kubernetes.cri.sandbox-memory": "134217728",
-    });
+    for (name, value) in [("cpu-quota", "150000"), ("cpu-period", "100000"), ("memory", "134217728")] {
+        spec["annotations"][format!("io.kubernetes.cri.sandbox-{name}")] = value.into();
+    }
     let output = subject.run("sized").spec(&spec)?.output()?;
     let text = output.text()?;
     let mut lines = text.lines();

@@ -14,15 +14,15 @@ use ttrpc::Code;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("metrics", metrics).everywhere(),
-    Case::both("update", update),
-    Case::skep("update_beyond_the_vm", update_beyond_the_vm),
+    Case::both("metrics", metrics).on_freebsd().everywhere(),
+    Case::both("update", update).on_freebsd(),
+    Case::skep("update_beyond_the_vm", update_beyond_the_vm).on_freebsd(),
     Case::both("cpu_set", cpu_set),
     Case::skep("cpu_set_beyond_the_vm", cpu_set_beyond_the_vm),
     Case::skep("cost_of_a_vm", cost_of_a_vm),
-    Case::both("oom", oom).everywhere(),
-    Case::both("oom_of_a_child", oom_of_a_child),
-    Case::both("oom_of_an_exec", oom_of_an_exec),
+    Case::both("oom", oom).on_freebsd().everywhere(),
+    Case::both("oom_of_a_child", oom_of_a_child).on_freebsd(),
+    Case::both("oom_of_an_exec", oom_of_an_exec).on_freebsd(),
 ];
 
 const MIB: u64 = 1 << 20;

@@ -12,12 +12,12 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("file_of_both_streams", file_of_both_streams).on_freebsd(),
-    Case::both("logger", logger).everywhere(),
-    Case::both("logger_of_exec", logger_of_exec),
-    Case::both("logger_missing", logger_missing),
-    Case::skep("logger_never_ready", logger_never_ready),
-    Case::skep("logger_ends_early", logger_ends_early),
-    Case::both("endless_output", endless_output),
+    Case::both("logger", logger).on_freebsd().everywhere(),
+    Case::both("logger_of_exec", logger_of_exec).on_freebsd(),
+    Case::both("logger_missing", logger_missing).on_freebsd(),
+    Case::skep("logger_never_ready", logger_never_ready).on_freebsd(),
+    Case::skep("logger_ends_early", logger_ends_early).on_freebsd(),
+    Case::both("endless_output", endless_output).on_freebsd(),
 ];
 
 /// Writes what it gets to `out` and `err`, and at the end `end`, in a directory of its own.

@@ -15,7 +15,7 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     Case::both("volumes_follow_the_host", volumes_follow_the_host),
     Case::both("tmpfs_has_its_size", tmpfs_has_its_size),
-    Case::skep("sockets_are_refused", sockets_are_refused),
+    Case::skep("sockets_are_refused", sockets_are_refused).on_freebsd(),
 ];
 
 fn with_mounts(

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::console::Console;
 use super::image::{self, Disk};
 use super::payload::Payload;
-use super::{Accelerator, Options};
+use super::{Accelerator, Host};
 use crate::command::{self, Group};
 
 /// QEMU whose software emulation runs bhyve: older ones lose nested page faults.
@@ -61,7 +61,7 @@ impl Machine {
         qemu: &Path,
         disk: &Disk,
         payload: &Payload,
-        options: &Options,
+        host: &Host,
         directory: &Path,
     ) -> Result<Self> {
         for old in ["console.log", "results.log", "qemu.log", "console.sock", "logs.disk"] {
@@ -77,7 +77,7 @@ impl Machine {
             .context("cannot create the disk for logs")?;
         File::create(directory.join("results.log")).context("cannot create results.log")?;
         let log = File::create(directory.join("qemu.log")).context("cannot create qemu.log")?;
-        let (accel, cpu) = match options.accel {
+        let (accel, cpu) = match host.accel {
             // Without LA57, with which every nested page fault would repeat for ever, and without AVX2, with which the code
             // that ZFS has for SHA-256 reads beyond its input.
             Accelerator::Tcg => ("tcg", "max,-la57,+svm,+npt,-avx2"),
@@ -85,7 +85,7 @@ impl Machine {
         };
         let mut command = Command::new(qemu);
         command.args(["-nodefaults", "-no-reboot", "-display", "none", "-machine", "q35", "-accel", accel]);
-        command.args(["-cpu", cpu, "-smp", "2", "-m", &format!("{}M", options.memory)]);
+        command.args(["-cpu", cpu, "-smp", "2", "-m", &format!("{}M", host.memory)]);
         // In this order: the system's disk is the first.
         command.arg("-drive").arg(drive(&disk.path, disk.format, "snapshot=on"));
         command.arg("-drive").arg(drive(&payload.disk, "raw", "readonly=on"));

@@ -4,6 +4,7 @@
 //! tar archive on a second disk, logs come back on a third. The serial console is for logging in and for what the kernel
 //! says; what the tests say comes over a second serial port into a file, so that nothing else is mixed into it.
 
+mod bench;
 mod console;
 mod containerd;
 mod image;
@@ -21,8 +22,10 @@ use crate::cache::Cache;
 use crate::progress::{Step, heading, line};
 use crate::{apt, workspace};
 
+pub(crate) use self::bench::{BenchOptions, bench};
 use self::console::Console;
 use self::machine::Machine;
+use self::payload::{Contents, Group};
 use self::results::Results;
 
 /// How long the system may take from power-on to the login prompt.
@@ -30,9 +33,9 @@ const BOOT: Duration = Duration::from_secs(900);
 /// How long the programs and assets may take to be copied in.
 const UNPACK: Duration = Duration::from_secs(600);
 
-/// Which FreeBSD, and how to run it.
+/// Which FreeBSD, and what runs it.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct Options {
+pub(crate) struct Host {
     /// Disk image with FreeBSD 14 or 15: qcow2 or raw, or either with .xz, as FreeBSD publishes them
     #[arg(long, value_name = "PATH")]
     image: PathBuf,
@@ -45,12 +48,22 @@ pub(crate) struct Options {
     /// Memory of the machine, MiB
     #[arg(long, value_name = "MIB", default_value_t = 4096)]
     memory: u32,
+}
+
+/// Which tests, and where.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    host: Host,
     /// Build without optimisation: sooner there, slower to run
     #[arg(long)]
     dev: bool,
     /// Run these groups only: unit, cni, e2e
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
-    only: Vec<payload::Group>,
+    only: Vec<Group>,
+    /// A directory with a FreeBSD guest, as `freebsd guest` makes it: containers of FreeBSD images run, too
+    #[arg(long, value_name = "DIR")]
+    freebsd_guest: Option<PathBuf>,
     /// Arguments of the end-to-end tests' program: a filter, for one
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
@@ -67,16 +80,37 @@ enum Accelerator {
 
 /// Boots the image, runs the tests and says what came of them; an error unless all passed.
 pub(crate) fn test(options: &Options, cache: &Cache) -> Result<()> {
+    let contents = Contents {
+        groups: if options.only.is_empty() { Group::ALL.to_vec() } else { options.only.clone() },
+        arguments: options.arguments.clone(),
+        rounds: None,
+        freebsd_guest: options.freebsd_guest.clone(),
+        dev: options.dev,
+    };
+    let results = run(&options.host, &contents, cache, || Ok(()))?;
+    println!("\n{results}");
+    ensure!(results.passed_all(), "not all passed");
+    Ok(())
+}
+
+/// Runs `contents` in a machine booted from the image. `meanwhile` runs when all is built and the machine does not run
+/// yet.
+fn run(
+    host: &Host,
+    contents: &Contents,
+    cache: &Cache,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Results> {
     apt::ensure(&[apt::COMPILER, apt::KERNEL, apt::AGENT, apt::PYTHON], cache)?;
-    let qemu = machine::qemu(options.qemu.as_deref(), options.accel)?;
-    let disk = image::prepare(&options.image, cache)?;
-    let groups = if options.only.is_empty() { payload::Group::ALL.to_vec() } else { options.only.clone() };
+    let qemu = machine::qemu(host.qemu.as_deref(), host.accel)?;
+    let disk = image::prepare(&host.image, cache)?;
     heading("What goes into the machine");
-    let payload = payload::build(&groups, &options.arguments, options.dev, cache)?;
+    let payload = payload::build(contents, cache)?;
+    meanwhile()?;
     heading("FreeBSD");
     let directory = workspace::target_dir().join("freebsd-harness");
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    let mut machine = Machine::start(&qemu, &disk, &payload, options, &directory)?;
+    let mut machine = Machine::start(&qemu, &disk, &payload, host, &directory)?;
     line(&format!("its console and all logs: {}", directory.display()));
     let step = Step::start("booting");
     let mut console = Console::open(&machine)?;
@@ -97,8 +131,5 @@ pub(crate) fn test(options: &Options, cache: &Cache) -> Result<()> {
         Ok(path) => line(&format!("logs of the machine: {}", path.display())),
         Err(error) => line(&format!("no logs came back: {error:#}")),
     }
-    let results = outcome?;
-    println!("\n{results}");
-    ensure!(results.passed_all(), "not all passed");
-    Ok(())
+    outcome
 }

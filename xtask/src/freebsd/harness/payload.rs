@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::ValueEnum;
 use serde_json::Value;
 use skep_tests::image::{APPLETS, BUSYBOX_VARIABLE};
-use skep_tests::suite::{BIN_VARIABLE, GUEST_VARIABLE};
+use skep_tests::suite::{BIN_VARIABLE, FREEBSD_GUEST_VARIABLE, GUEST_VARIABLE};
 
 use super::containerd;
 use crate::cache::Cache;
@@ -62,23 +62,42 @@ const TESTS: &[Program] = &[
     Program { group: Group::E2e, package: "skep-tests", target: "e2e", limit: 7200 },
 ];
 
+/// How long the benchmark of sandboxes may run, in seconds.
+const BENCH_LIMIT: u32 = 3600;
+
 /// The second disk.
 pub(crate) struct Payload {
     /// A tar archive, as long as a disk has to be.
     pub(crate) disk: PathBuf,
 }
 
-/// Builds everything for `groups`. `arguments` go to the end-to-end tests.
-pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &Cache) -> Result<Payload> {
+/// What is to run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contents {
+    /// Which tests.
+    pub(crate) groups: Vec<Group>,
+    /// Arguments of the end-to-end tests.
+    pub(crate) arguments: Vec<String>,
+    /// How often the benchmark of sandboxes boots one; none without it.
+    pub(crate) rounds: Option<usize>,
+    /// A directory with a FreeBSD guest.
+    pub(crate) freebsd_guest: Option<PathBuf>,
+    /// Without optimisation.
+    pub(crate) dev: bool,
+}
+
+/// Builds everything that is to run.
+pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
+    let Contents { groups, arguments, rounds, freebsd_guest, dev } = contents;
     let toolchain = Toolchain::make(cache)?;
     let cargo = || {
         let mut cargo = toolchain.cargo("zigbuild");
-        if !dev {
+        if !*dev {
             cargo.arg("--release");
         }
         cargo
     };
-    let profile = if dev { "debug" } else { "release" };
+    let profile = if *dev { "debug" } else { "release" };
     let mut files: Vec<(String, PathBuf)> = Vec::new();
 
     line("building programs and tests for FreeBSD");
@@ -94,6 +113,13 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
         .args(["--tests", "--message-format=json-render-diagnostics"]);
     let built = executables(&mut tests).context("the tests do not build")?;
     let mut plan = String::new();
+    if let Some(rounds) = rounds {
+        let name = "bench-guest";
+        command::run(cargo().args(["--package", "skep-tests", "--features", "bench", "--bin", name]))
+            .context("the benchmark does not build")?;
+        files.push((format!("tests/{name}"), toolchain.target_dir().join(TARGET).join(profile).join(name)));
+        let _ = writeln!(plan, "{name} {BENCH_LIMIT} {rounds}");
+    }
     for test in chosen() {
         let found = built
             .iter()
@@ -102,7 +128,7 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
             &found.with_context(|| format!("cargo built no test {} of {}", test.target, test.package))?.path;
         let name = format!("{}-{}", test.package, test.target);
         let more = if test.group == Group::E2e { arguments.join(" ") } else { String::new() };
-        let _ = writeln!(plan, "{name} {} {more}", test.limit);
+        let _ = writeln!(plan, "{name} {} --color=never {more}", test.limit);
         files.push((format!("tests/{name}"), path.clone()));
     }
     let containers = groups.contains(&Group::E2e);
@@ -114,10 +140,8 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
     );
     let _ = writeln!(environment, "containers={}", u8::from(containers));
     let work = tempfile::tempdir_in(workspace::target_dir()).context("cannot make a directory")?;
-    if containers {
-        for name in ["containerd", "ctr"] {
-            files.push((format!("containerd/{name}"), containerd::build(cache)?.join(name)));
-        }
+    // The loader's tests plan the boot of a real kernel.
+    if containers || groups.contains(&Group::Unit) {
         let directory = guest::build(std::env::consts::ARCH, None, cache)?;
         for entry in
             std::fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?
@@ -128,12 +152,21 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
                 files.push((format!("guest/{name}"), path));
             }
         }
+    }
+    if containers {
+        for name in ["containerd", "ctr"] {
+            files.push((format!("containerd/{name}"), containerd::build(cache)?.join(name)));
+        }
         let busybox = apt::unpacked("busybox-static", cache)?.join("bin/busybox");
         let list = command::output(Command::new(&busybox).arg("--list"), std::time::Duration::from_secs(30))?;
         let applets = work.path().join("applets");
         std::fs::write(&applets, list).context("cannot write the list of applets")?;
         files.push((format!("busybox.{APPLETS}"), applets));
         files.push(("busybox".to_owned(), busybox));
+    }
+    if let Some(directory) = freebsd_guest {
+        let _ = writeln!(environment, "export {FREEBSD_GUEST_VARIABLE}={ROOT}/guest-freebsd");
+        tree(directory, "guest-freebsd", &mut files)?;
     }
     for (name, text) in [("runner.sh", RUNNER), ("environment", &environment), ("plan", &plan)] {
         let path = work.path().join(name);
@@ -144,6 +177,23 @@ pub(crate) fn build(groups: &[Group], arguments: &[String], dev: bool, cache: &C
     let size = write(&disk, &files, work.path())?;
     line(&format!("{:<16} {}", "payload", megabytes(size)));
     Ok(Payload { disk })
+}
+
+/// All files below a directory.
+fn tree(directory: &Path, name: &str, files: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    for entry in
+        std::fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?
+    {
+        let path = entry.with_context(|| format!("cannot list {}", directory.display()))?.path();
+        let name = format!("{name}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+        if path.is_dir() {
+            files.push((name.clone(), path.clone()));
+            tree(&path, &name, files)?;
+        } else {
+            files.push((name, path));
+        }
+    }
+    Ok(())
 }
 
 /// A test program that cargo has built.
@@ -167,6 +217,10 @@ fn executables(cargo: &mut Command) -> Result<Vec<Built>> {
 fn artifact(line: &str) -> Option<Built> {
     let message: Value = serde_json::from_str(line).ok()?;
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    // A program has the name of its package's library, which is what has the tests.
+    if message["target"]["kind"].as_array()?.iter().any(|kind| kind == "bin") {
         return None;
     }
     // path+file:///w/tests#skep-tests@0.1.0, or path+file:///w/skep-tests#0.1.0 where the directory has the name.
@@ -222,15 +276,17 @@ mod tests {
 
     #[test]
     fn tests_are_known_by_cargos_messages() {
-        let message = |package: &str, test: bool| {
+        let message = |package: &str, kind: &str, test: bool| {
             serde_json::json!({"reason": "compiler-artifact", "package_id": package, "profile": {"test": test},
-                "target": {"name": "e2e", "kind": ["test"]}, "executable": "/t/e2e-1"})
+                "target": {"name": "e2e", "kind": [kind]}, "executable": "/t/e2e-1"})
             .to_string()
         };
-        let built = artifact(&message("path+file:///w/tests#skep-tests@0.1.0", true)).unwrap();
+        let built = artifact(&message("path+file:///w/tests#skep-tests@0.1.0", "test", true)).unwrap();
         assert_eq!((built.package.as_str(), built.target.as_str()), ("skep-tests", "e2e"));
-        assert_eq!(artifact(&message("path+file:///w/skep-cni#0.1.0", true)).unwrap().package, "skep-cni");
-        assert!(artifact(&message("path+file:///w/skep-cni#0.1.0", false)).is_none());
+        let library = artifact(&message("path+file:///w/skep-cni#0.1.0", "lib", true));
+        assert_eq!(library.unwrap().package, "skep-cni");
+        assert!(artifact(&message("path+file:///w/skep-cni#0.1.0", "lib", false)).is_none());
+        assert!(artifact(&message("path+file:///w/skep-cni#0.1.0", "bin", true)).is_none());
         assert!(artifact("warning: not JSON").is_none());
     }
 

@@ -9,6 +9,7 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use skep_tests::figures::Figure;
 use skep_tests::process::check_interrupt;
 
 use super::machine::Machine;
@@ -18,12 +19,14 @@ const SILENCE: Duration = Duration::from_secs(1500);
 const TICK: Duration = Duration::from_millis(200);
 
 /// What came of the tests so far.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Results {
     passed: usize,
     failed: usize,
     /// The names of what failed, of tests and of programs that ended without counting.
     failures: Vec<String>,
+    /// What was measured.
+    figures: Vec<Figure>,
     /// What the image lacks.
     missing: Vec<String>,
     /// The program that runs, and whether it has counted its tests.
@@ -67,6 +70,16 @@ impl Results {
         }
     }
 
+    /// What was measured, in the order in which it was told.
+    pub(crate) fn figures(&self) -> &[Figure] {
+        &self.figures
+    }
+
+    /// Whether none failed.
+    pub(crate) fn none_failed(&self) -> bool {
+        self.failed == 0
+    }
+
     /// Whether there were tests, and none failed.
     pub(crate) fn passed_all(&self) -> bool {
         self.passed > 0 && self.failed == 0
@@ -105,6 +118,13 @@ impl Results {
                     if let Some((_, counted)) = &mut self.program {
                         *counted = true;
                     }
+                }
+            }
+            ["figure:", ..] => {
+                self.figures.extend(Figure::parse(line));
+                // Whoever measures has no tests to count.
+                if let Some((_, counted)) = &mut self.program {
+                    *counted = true;
                 }
             }
             ["test", name, "...", "FAILED", ..] => self.failures.push((*name).to_owned()),
@@ -160,6 +180,15 @@ mod tests {
         assert_eq!(died.to_string(), "failed: unit itself (status 139)\n0 passed, 1 failed");
         let hung = results("@@ begin unit\ntest result: ok. 2 passed; 0 failed;\n@@ end unit 124\n@@ done");
         assert!(!hung.passed_all() && hung.to_string().contains("took too long"));
+    }
+
+    #[test]
+    fn figures_are_kept_and_are_no_tests() {
+        let results = results("@@ begin bench\nfigure: pause = 1.5 ms\n@@ end bench 0\n@@ done");
+        assert_eq!(results.figures(), [Figure::new("pause", 1.5, "ms")]);
+        assert!(results.none_failed() && !results.passed_all());
+        let failed = self::results("@@ begin bench\nfigure: pause = 1.5 ms\n@@ end bench 1\n@@ done");
+        assert!(!failed.none_failed());
     }
 
     #[test]

@@ -39,7 +39,7 @@ if [ $lacking = 0 ]; then
 	while read -r name limit arguments; do
 		echo "@@ begin $name"
 		# shellcheck disable=SC2086 # a filter is several words
-		timeout -k 20 "$limit" "tests/$name" --color=never $arguments 2>&1 </dev/null
+		timeout -k 20 "$limit" "tests/$name" $arguments 2>&1 </dev/null
 		echo "@@ end $name $?"
 	done <plan
 fi
