@@ -13,7 +13,7 @@ use ttrpc::Code;
 
 use crate::Case;
 
-pub(crate) const CASES: &[Case] = &[Case::both("calls", calls)];
+pub(crate) const CASES: &[Case] = &[Case::both("calls", calls).on_freebsd()];
 
 /// No signal of a Linux guest: on Linux the first number beyond them, on FreeBSD the last that it has for real-time use.
 const NO_SIGNAL: u32 = if cfg!(target_os = "linux") { 65 } else { 126 };

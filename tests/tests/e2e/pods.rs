@@ -12,7 +12,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("pod_shares_a_sandbox", pod_shares_a_sandbox).everywhere(),
-    Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits),
+    Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits).on_freebsd(),
 ];
 
 /// Runs until it is asked to end.

@@ -11,7 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::skep("overlay_forgets_writes", overlay_forgets_writes).on_freebsd(),
     Case::both("native_snapshots", native_snapshots).on_freebsd(),
     Case::both("read_only", read_only).on_freebsd(),
-    Case::both("file_operations", file_operations),
+    Case::both("file_operations", file_operations).on_freebsd(),
     Case::skep("file_operations_on_overlay", file_operations_on_overlay).on_freebsd(),
     Case::both("special_files", special_files).on_freebsd(),
     Case::both("bind_mount", bind_mount).on_freebsd(),

@@ -13,7 +13,7 @@ use skep_tests::suite::Lease;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    Case::both("volumes_follow_the_host", volumes_follow_the_host),
+    Case::both("volumes_follow_the_host", volumes_follow_the_host).on_freebsd(),
     Case::both("tmpfs_has_its_size", tmpfs_has_its_size),
     Case::skep("sockets_are_refused", sockets_are_refused).on_freebsd(),
 ];

@@ -77,8 +77,9 @@ pub(super) fn rewrite(
                 kept.push(made("sysfs", "sysfs", mount.destination(), &["nosuid", "noexec", "nodev", "ro"])?);
             }
             "tmpfs" if freebsd => {
-                // FreeBSD's options (size in its own notation, uid, gid) mean something else to Linux.
-                kept.push(made("tmpfs", "tmpfs", mount.destination(), &["nosuid", "nodev"])?);
+                let options = linux_tmpfs_options(&mount, &field, notes);
+                let options: Vec<&str> = options.iter().map(String::as_str).collect();
+                kept.push(made("tmpfs", "tmpfs", mount.destination(), &options)?);
             }
             _ if is_bind(&mount) && mount.destination() == Path::new(GUEST_SHM) => {
                 // The caller made it on the host for all of a pod; the guest has one that its containers share.
@@ -269,6 +270,23 @@ pub(super) fn made(
         .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
         .build()
         .map_err(|error| SpecError::invalid("mounts", error.to_string()))
+}
+
+/// FreeBSD's options of tmpfs (tmpfs(4), mount(8)) as Linux has them. What it has not is left out and noted.
+fn linux_tmpfs_options(mount: &Mount, field: &str, notes: &mut Vec<String>) -> Vec<String> {
+    let mut translated = vec!["nosuid".to_owned(), "nodev".to_owned()];
+    for option in options(mount) {
+        let (name, value) = option.split_once('=').unwrap_or((option, ""));
+        match name {
+            // Both take the units k, m, g, t and p.
+            "size" | "mode" | "uid" | "gid" => translated.push(option.to_owned()),
+            "inodes" => translated.push(format!("nr_inodes={value}")),
+            "ro" | "noexec" | "noatime" | "nosymfollow" => translated.push(name.to_owned()),
+            "" | "rw" | "nosuid" | "nodev" => {}
+            _ => notes.push(format!("{field}: tmpfs option {option} is FreeBSD's alone, left out")),
+        }
+    }
+    translated
 }
 
 fn linux_dev(destination: &Path) -> Result<Mount, SpecError> {

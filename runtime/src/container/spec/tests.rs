@@ -290,6 +290,21 @@ fn freebsd_mounts_become_the_linux_set() {
     assert!(after.volumes[0].readonly);
 }
 
+#[test]
+fn options_of_freebsds_tmpfs_are_those_of_linux() {
+    let mut spec = freebsd();
+    let options = ["rw", "size=1m", "mode=1700", "inodes=20", "nosuid", "noexec", "pgread", "maxfilesize=5"];
+    let mount = json!({"destination": "/t", "type": "tmpfs", "source": "tmpfs", "options": options});
+    spec["mounts"].as_array_mut().unwrap().push(mount);
+    let after = run(spec).unwrap();
+    let mount = after.spec.mounts().iter().flatten().find(|m| m.destination() == Path::new("/t")).unwrap();
+    let expected = ["nosuid", "nodev", "size=1m", "mode=1700", "nr_inodes=20", "noexec"];
+    assert_eq!(mount.options().as_deref().unwrap(), expected.map(str::to_owned));
+    for left_out in ["pgread", "maxfilesize=5"] {
+        assert!(after.notes.iter().any(|note| note.contains(left_out)), "{:?}", after.notes);
+    }
+}
+
 /// As containerd's CRI plugin sends it with a volume that follows the host.
 #[test]
 fn recursive_propagation_of_the_root_has_the_specifications_name() {
