@@ -165,7 +165,7 @@ impl AddResult {
             .collect::<Result<Vec<_>, _>>()?;
         let dns = match object.get("dns") {
             None | Some(Value::Null) => Dns::default(),
-            Some(value) => Dns::deserialize(value).map_err(|error| field("dns", &error.to_string()))?,
+            Some(value) => dns(value)?,
         };
         Ok(Self { interfaces, ips, routes, dns })
     }
@@ -218,6 +218,25 @@ where
             text.parse().map_err(|error| field(&format!("{at}.{key}"), &format!("`{text}`: {error}")))
         })
         .transpose()
+}
+
+/// Other plugins' resolver settings: what they say beyond the specification is none of ours, as everywhere in a result.
+fn dns(value: &Value) -> Result<Dns, ResultError> {
+    let object = value.as_object().ok_or_else(|| field("dns", "is not an object"))?;
+    let texts = |key: &str| {
+        let wrong = || field(&format!("dns.{key}"), "has something that is not a text");
+        list(object, key)
+            .map_err(|_| field(&format!("dns.{key}"), "is not a list"))?
+            .iter()
+            .map(|text| text.as_str().map(ToOwned::to_owned).ok_or_else(wrong))
+            .collect::<Result<Vec<_>, _>>()
+    };
+    Ok(Dns {
+        nameservers: texts("nameservers")?,
+        domain: text(value, "domain", "dns")?.map(ToOwned::to_owned),
+        search: texts("search")?,
+        options: texts("options")?,
+    })
 }
 
 fn interface(value: &Value, at: &str) -> Result<Interface, ResultError> {
@@ -292,8 +311,23 @@ mod tests {
     }
 
     #[test]
+    fn what_other_plugins_say_beyond_the_specification_is_passed_over() {
+        let json = json!({"cniVersion": "1.0.0", "extra": 1,
+            "interfaces": [{"name": "eth0", "pciID": "0000:00:01.0", "socketPath": ""}],
+            "ips": [{"address": "10.1.0.5/16", "interface": 0, "lease": 3600}],
+            "routes": [{"dst": "0.0.0.0/0", "onlink": true}],
+            "dns": {"nameservers": ["10.1.0.1"], "search": null, "domain": "", "policies": ["tcp"]}});
+        let result = AddResult::from_json(&json).unwrap();
+        assert_eq!(result.dns, Dns { nameservers: vec!["10.1.0.1".into()], ..Dns::default() });
+        assert_eq!((result.interfaces.len(), result.ips.len(), result.routes.len()), (1, 1, 1));
+    }
+
+    #[test]
     fn errors_name_the_field() {
         for (json, want) in [
+            (json!({"dns": []}), "dns"),
+            (json!({"dns": {"search": "a"}}), "dns.search"),
+            (json!({"dns": {"nameservers": [1]}}), "dns.nameservers"),
             (json!({"ips": [{"address": "10.0.0.1"}]}), "ips[0].address"),
             (json!({"ips": [{"address": "10.0.0.1/8", "interface": 3}]}), "ips[0].interface"),
             (json!({"interfaces": [{}]}), "interfaces[0].name"),

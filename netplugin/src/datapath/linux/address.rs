@@ -115,6 +115,16 @@ impl Route {
 
     /// Every route of the main table.
     pub(super) fn routes(&mut self, ipv6: bool) -> Result<Vec<KnownRoute>, DatapathError> {
+        let all = self.routes_of_all_tables(ipv6)?;
+        let main = |(table, _): &(u8, KnownRoute)| *table == RouteHeader::RT_TABLE_MAIN;
+        Ok(all.into_iter().filter(main).map(|(_, route)| route).collect())
+    }
+
+    /// Every route, with its table's number (that of one above 255 is some number other than the main table's).
+    pub(super) fn routes_of_all_tables(
+        &mut self,
+        ipv6: bool,
+    ) -> Result<Vec<(u8, KnownRoute)>, DatapathError> {
         let mut message = RouteMessage::default();
         message.header.address_family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
         let answers = self.dump(Message::GetRoute(message)).map_err(|error| kernel("list routes", error))?;
@@ -122,9 +132,6 @@ impl Route {
         let mut found = Vec::new();
         for answer in answers {
             let Message::NewRoute(message) = answer else { continue };
-            if message.header.table != RouteHeader::RT_TABLE_MAIN {
-                continue;
-            }
             let (mut dst, mut gateway, mut oif) = (any, None, None);
             for attribute in &message.attributes {
                 match attribute {
@@ -137,7 +144,7 @@ impl Route {
                 }
             }
             let net = IpNet::new(dst, message.header.destination_prefix_length).ok();
-            found.extend(net.map(|net| (net, gateway, oif)));
+            found.extend(net.map(|net| (message.header.table, (net, gateway, oif))));
         }
         Ok(found)
     }

@@ -66,8 +66,9 @@ fn inside(attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
     if !link.up {
         found.push(format!("{name} is down"));
     }
-    if link.mtu != attachment.mtu {
-        found.push(format!("{name} has an MTU of {}, not {}", link.mtu, attachment.mtu));
+    // A later plugin of the chain may have made it smaller; what is longer than ours gets lost.
+    if link.mtu > attachment.mtu {
+        found.push(format!("{name} has an MTU of {}, more than {}", link.mtu, attachment.mtu));
     }
     let addresses = route.addresses()?;
     for address in &attachment.addresses {
@@ -80,10 +81,12 @@ fn inside(attachment: &Attachment) -> Result<Vec<String>, DatapathError> {
         let mut present = None;
         for wanted in wanted.filter(|wanted| wanted.table.is_none()) {
             if present.is_none() {
-                present = Some(route.routes(ipv6)?);
+                present =
+                    Some(route.routes_of_all_tables(ipv6)?.into_iter().map(|(_, route)| route).collect());
             }
             let key = (wanted.dst.trunc(), gateway_of(attachment, wanted), Some(link.index));
-            // Where two interfaces bring the same route, the first had it and keeps it.
+            // Where two interfaces bring the same route, the first had it and keeps it. A later plugin of the chain (sbr)
+            // may have moved it to another table.
             let there = |routes: &Vec<KnownRoute>| {
                 routes.iter().any(|route| *route == key || (route.0 == key.0 && route.2 != key.2))
             };
