@@ -6,7 +6,7 @@ mod support;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{Container, Host, Ns};
@@ -82,5 +82,68 @@ fn what_a_kill_left_behind_goes_with_gc_too() {
     gc["cni.dev/valid-attachments"] = json!([]);
     host.call("GC", "", "", "", &gc).unwrap();
     assert_eq!(host.ns.census(), before);
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+/// The files of a data directory that end so.
+fn ending(host: &Host, end: &str) -> usize {
+    host.files().iter().filter(|name| name.ends_with(end)).count()
+}
+
+#[test]
+fn a_change_of_policy_killed_at_any_instant_is_made_whole() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"ingress": {"allow": ["any"]}}}));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.ns.serve_tcp("0.0.0.0:80");
+    let target = format!("{}:80", b.ip());
+    let dir = host.data_dir();
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_skep-cni"));
+        command.args(["--data-dir", dir.to_str().unwrap()]).args(arguments);
+        command
+    };
+    // As many addresses as take the kernel some milliseconds; with one more, everybody is allowed.
+    let many: Vec<String> =
+        (0..4000_u32).map(|n| std::net::Ipv4Addr::from(0x0b00_0000 + n * 2).to_string()).collect();
+    let policies =
+        [json!({"egress": {"allow": many}}), json!({"egress": {"allow": ["10.1.0.0/24"], "deny": many}})];
+    // Kills a change after a while; without one, what a whole change takes.
+    let change = |policy: &Value, kill: Option<Duration>| {
+        host.ns.run(|| {
+            let mut child = command(&["policy", "pods", "a"]).stdin(Stdio::piped()).spawn().unwrap();
+            child.stdin.take().unwrap().write_all(policy.to_string().as_bytes()).unwrap();
+            let start = Instant::now();
+            if let Some(after) = kill {
+                std::thread::sleep(after);
+                child.kill().unwrap();
+            }
+            child.wait().unwrap();
+            start.elapsed()
+        })
+    };
+    let whole = change(&policies[1], None);
+    let (mut staged, mut rounds) = (0, 0_u32);
+    while staged < 3 && rounds < 300 {
+        change(&policies[rounds as usize % 2], Some(whole * (rounds % 50) / 50));
+        rounds += 1;
+        if ending(&host, ".next") == 0 {
+            continue;
+        }
+        staged += 1;
+        assert!(host.ns.run(|| command(&["restore"]).status().unwrap()).success());
+        assert_eq!(ending(&host, ".next"), 0);
+        // What is written down is what holds, whichever of the two it came to be.
+        let store = skep_cni::network::Store::new(&dir);
+        let record =
+            store.attachments("pods").unwrap().into_iter().find(|one| one.container_id == "a").unwrap();
+        let open = !record.policy.egress.deny.is_empty();
+        assert_eq!(if open { a.ns.reaches(&target) } else { !a.ns.blocked(&target) }, open, "round {rounds}");
+        host.check(&a, &conf).unwrap();
+    }
+    assert!(staged > 0, "no kill in {rounds} came in time");
+    host.del(&a, &conf);
+    host.del(&b, &conf);
     assert_eq!(host.files(), Vec::<String>::new());
 }

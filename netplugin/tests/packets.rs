@@ -473,3 +473,51 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
     let error = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
     assert!(error["msg"].as_str().unwrap().contains("nic0 has the host's address"), "{error}");
 }
+
+#[test]
+fn a_policy_kept_open_follows_what_other_calls_do() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.ns.serve_tcp("0.0.0.0:80");
+    let target = format!("{}:80", b.ip());
+    let store = skep_cni::network::Store::new(host.data_dir());
+    let lists = |text: Value| serde_json::from_value::<skep_cni::policy::Policy>(text).unwrap();
+    let open = || lists(json!({"egress": {"allow": ["any"]}}));
+    host.ns.run(|| {
+        let datapath = skep_cni::datapath::Host::new().unwrap();
+        let mut live = plugin::LivePolicy::open(&datapath, &store, "pods", "a", "eth0").unwrap();
+        assert!(a.ns.blocked(&target));
+        live.replace(open()).unwrap();
+        assert!(a.ns.reaches(&target));
+        live.replace(lists(json!({"egress": {"allow": ["any"], "deny": [b.ip()]}}))).unwrap();
+        assert!(a.ns.blocked(&target));
+        // Another process's change, then one of ours.
+        set_policy(&host, "a", &json!({"egress": {"allow": ["any"]}}));
+        assert!(a.ns.reaches(&target));
+        live.replace(lists(json!({}))).unwrap();
+        assert!(a.ns.blocked(&target));
+        // The network's policy changes by an ADD, and the tables go: both are seen.
+        let mut closed = conf.clone();
+        closed["policy"]["ingress"] = json!({});
+        let c = host.add("c", &closed);
+        host.ns.nft("flush ruleset");
+        live.replace(open()).unwrap();
+        assert!(a.ns.blocked(&target));
+        host.check(&a, &closed).unwrap();
+        let d = host.add("d", &conf);
+        assert!(a.ns.reaches(&target));
+        // It ends with its sandbox, whoever has the name next.
+        host.del(&a, &conf);
+        let error = live.replace(open()).unwrap_err();
+        assert!(matches!(error, skep_cni::cni::CniError::NotAttached { .. }), "{error}");
+        let again = host.add("a", &conf);
+        assert!(again.ns.blocked(&target), "the next of this name inherits no policy");
+        live.replace(open()).unwrap_err();
+        for container in [&again, &b, &c, &d] {
+            host.del(container, &conf);
+        }
+    });
+    assert_eq!(host.files(), Vec::<String>::new());
+}

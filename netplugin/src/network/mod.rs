@@ -1,11 +1,17 @@
 //! What a network is, what an attachment to it is, and the files that remember both.
 
 mod attachment;
+mod claims;
+mod files;
+mod live_policy;
+mod lock;
 mod store;
 
 pub use attachment::{Address, Attachment, Kind};
-pub use store::{HostState, Lock, StateError, Store};
-pub(crate) use store::{create_dir, io, names, remove};
+pub use files::StateError;
+pub(crate) use files::{Opened, create_dir, io, names, remove};
+pub use lock::Lock;
+pub use store::{HostState, Store};
 
 use std::collections::BTreeSet;
 
@@ -82,5 +88,29 @@ impl Network {
         self.owns_bridge = earlier.owns_bridge;
         self.groups.extend(earlier.groups.iter().cloned());
         self.keep |= earlier.keep;
+    }
+}
+
+impl files::Record for Network {
+    const VERSION: u32 = Self::VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl files::Record for Attachment {
+    const VERSION: u32 = Self::VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl files::Record for crate::ipam::Used {
+    const VERSION: u32 = Self::VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
     }
 }

@@ -3,59 +3,17 @@
 //! A file is written under another name, synced and renamed, so a reader sees the old or the new one. The default
 //! directory does not survive a reboot, and neither does anything the files speak of.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
-use super::{Attachment, Network};
+use super::files::{Opened, create_dir, io, list, names, open, read, remove, write};
+use super::lock::Lock;
+use super::{Attachment, Network, StateError};
 use crate::ipam::Used;
 
-/// How long a call waits for others to be done with the files.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What a file is called until it is complete.
-const UNFINISHED: &str = "new";
-
-/// Why our files failed us.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// The file system said no.
-    #[error("cannot {what} {}: {error}", .path.display())]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// A file is not what this code writes.
-    #[error("{}: {why}", .path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// The lock was held for too long.
-    #[error("{}: still locked by another call after {} s", .0.display(), LOCK_TIMEOUT.as_secs())]
-    Locked(PathBuf),
-}
-
-impl StateError {
-    /// Whether the file system is to blame, not a file's content.
-    pub fn is_io(&self) -> bool {
-        matches!(self, Self::Io { .. })
-    }
-}
+/// The names of what a killed call never made complete.
+const UNFINISHED: [&str; 2] = [super::files::UNFINISHED, super::live_policy::STAGED];
 
 /// Everything known of this host.
 #[derive(Clone, Debug, Default)]
@@ -70,39 +28,6 @@ pub struct HostState {
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
-}
-
-/// Holds the lock until dropped (and, by the kernel, no longer than the process lives).
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Waits for the lock that the file at `path` is, for a bounded time.
-    pub(crate) fn take(path: &Path) -> Result<Self, StateError> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(io("open", path))?;
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        let mut pause = Duration::from_micros(200);
-        loop {
-            match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(io("lock", path)(errno.into())),
-            }
-            if Instant::now() > deadline {
-                return Err(StateError::Locked(path.to_owned()));
-            }
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(5));
-        }
-    }
 }
 
 impl Store {
@@ -130,18 +55,20 @@ impl Store {
                 create_dir(&path)?;
             }
         }
-        Lock::take(&self.dir.join("lock"))
+        let lock = Lock::take(&self.dir.join("lock"))?;
+        self.ensure_claims()?;
+        Ok(lock)
     }
 
     fn network_path(&self, name: &str) -> PathBuf {
         self.dir.join("networks").join(format!("{name}.json"))
     }
 
-    fn attachment_dir(&self, network: &str) -> PathBuf {
+    pub(super) fn attachment_dir(&self, network: &str) -> PathBuf {
         self.dir.join("attachments").join(network)
     }
 
-    fn attachment_path(&self, network: &str, id: &str) -> PathBuf {
+    pub(super) fn attachment_path(&self, network: &str, id: &str) -> PathBuf {
         self.attachment_dir(network).join(format!("{id}.json"))
     }
 
@@ -151,10 +78,12 @@ impl Store {
 
     /// A network's record.
     pub fn network(&self, name: &str) -> Result<Option<Network>, StateError> {
-        let path = self.network_path(name);
-        let network: Option<Network> = read(&path)?;
-        check_version(&path, network.as_ref().map(|network| network.version), Network::VERSION)?;
-        Ok(network)
+        read(&self.network_path(name))
+    }
+
+    /// A network's record, with which to find out whether it still is.
+    pub(crate) fn open_network(&self, name: &str) -> Result<Option<Opened<Network>>, StateError> {
+        open(&self.network_path(name))
     }
 
     /// Writes a network's record.
@@ -165,14 +94,14 @@ impl Store {
     /// Removes a network's record and what was known of its addresses. Fails while it has attachments.
     pub fn remove_network(&self, name: &str) -> Result<(), StateError> {
         let dir = self.attachment_dir(name);
-        // Halves of records that a killed call never renamed.
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == UNFINISHED) {
-                remove(&entry.path())?;
+        for entry in list(&dir)? {
+            let path = dir.join(entry?);
+            if path.extension().is_some_and(|end| UNFINISHED.iter().any(|unfinished| end == *unfinished)) {
+                remove(&path)?;
             }
         }
-        remove(&self.used_path(name).with_extension(UNFINISHED))?;
-        remove(&self.network_path(name).with_extension(UNFINISHED))?;
+        remove(&self.used_path(name).with_extension(super::files::UNFINISHED))?;
+        remove(&self.network_path(name).with_extension(super::files::UNFINISHED))?;
         match fs::remove_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("remove", &dir)(error)),
             _ => {}
@@ -181,15 +110,27 @@ impl Store {
         remove(&self.network_path(name))
     }
 
-    /// An attachment's record.
+    /// An attachment's record, with the policy that it has now.
     pub fn attachment(&self, network: &str, id: &str) -> Result<Option<Attachment>, StateError> {
-        let path = self.attachment_path(network, id);
-        let attachment: Option<Attachment> = read(&path)?;
-        check_version(&path, attachment.as_ref().map(|one| one.version), Attachment::VERSION)?;
+        let mut attachment: Option<Attachment> = read(&self.attachment_path(network, id))?;
+        if let Some(attachment) = &mut attachment
+            && let Some(policy) = self.live_policy(network, id)?
+        {
+            attachment.policy = policy;
+        }
         Ok(attachment)
     }
 
-    /// Writes an attachment's record.
+    /// An attachment's record as ADD wrote it, with which to find out whether it still is.
+    pub(crate) fn open_attachment(
+        &self,
+        network: &str,
+        id: &str,
+    ) -> Result<Option<Opened<Attachment>>, StateError> {
+        open(&self.attachment_path(network, id))
+    }
+
+    /// Writes an attachment's record. A policy that it was given at run time stays what it is.
     pub fn save_attachment(&self, attachment: &Attachment) -> Result<(), StateError> {
         let dir = self.attachment_dir(&attachment.network);
         if !dir.is_dir() {
@@ -198,16 +139,16 @@ impl Store {
         write(&self.attachment_path(&attachment.network, &attachment.id), attachment)
     }
 
-    /// Removes an attachment's record.
+    /// Removes an attachment's record and the policy it was given at run time. What it has claimed is free from then on.
     pub fn remove_attachment(&self, network: &str, id: &str) -> Result<(), StateError> {
+        // The record last: a policy without one would be the next attachment's of this name.
+        self.remove_policies(network, id)?;
         remove(&self.attachment_path(network, id))
     }
 
     /// Which addresses of a network are taken.
     pub fn used(&self, network: &str) -> Result<Used, StateError> {
-        let path = self.used_path(network);
-        let used: Option<Used> = read(&path)?;
-        check_version(&path, used.as_ref().map(|used| used.version), Used::VERSION)?;
+        let used: Option<Used> = read(&self.used_path(network))?;
         Ok(used.unwrap_or_else(|| Used { version: Used::VERSION, ..Used::default() }))
     }
 
@@ -240,79 +181,12 @@ impl Store {
 
     /// Whether a network has an attachment besides `except`.
     pub fn has_others(&self, network: &str, except: &str) -> Result<bool, StateError> {
-        Ok(names(&self.attachment_dir(network))?.iter().any(|id| id != except))
-    }
-}
-
-pub(crate) fn create_dir(path: &Path) -> Result<(), StateError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))
-}
-
-pub(crate) fn io<'a>(what: &'static str, path: &'a Path) -> impl Fn(io::Error) -> StateError + use<'a> {
-    move |error| StateError::Io { what, path: path.to_owned(), error }
-}
-
-pub(crate) fn names(dir: &Path) -> Result<Vec<String>, StateError> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io("read", dir)(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(io("read", dir))?.file_name();
-        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(".json")) {
-            names.push(name.to_owned());
+        for name in list(&self.attachment_dir(network))? {
+            if name?.strip_suffix(".json").is_some_and(|id| id != except) {
+                return Ok(true);
+            }
         }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io("read", path)(error)),
-    };
-    serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_slice(&text)).map(Some).map_err(
-        |error| StateError::Format {
-            path: path.to_owned(),
-            why: format!("{}: {}", error.path(), error.inner()),
-        },
-    )
-}
-
-fn check_version(path: &Path, found: Option<u32>, known: u32) -> Result<(), StateError> {
-    match found {
-        Some(version) if version != known => {
-            let why = format!("is of version {version}, this program knows version {known}");
-            Err(StateError::Format { path: path.to_owned(), why })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError> {
-    let text = serde_json::to_vec(value)
-        .map_err(|error| StateError::Format { path: path.to_owned(), why: error.to_string() })?;
-    // Without the suffix, so that a leftover of a crash is not taken for a record.
-    let temporary = path.with_extension(UNFINISHED);
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io("create", &temporary))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(io("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(io("rename", &temporary))
-}
-
-pub(crate) fn remove(path: &Path) -> Result<(), StateError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io("remove", path)(error)),
-        _ => Ok(()),
+        Ok(false)
     }
 }
 
@@ -344,25 +218,5 @@ mod tests {
         fs::write(dir.path().join("attachments/pods/0123456789ab.new"), "{\"half").unwrap();
         assert!(store.attachments("pods").unwrap().is_empty());
         assert!(!store.has_others("pods", "x").unwrap());
-    }
-
-    #[test]
-    fn the_lock_keeps_others_out() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
-        let counter = dir.path().join("counter");
-        fs::write(&counter, "0").unwrap();
-        thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..20 {
-                        let _lock = store.lock().unwrap();
-                        let n: u32 = fs::read_to_string(&counter).unwrap().parse().unwrap();
-                        fs::write(&counter, (n + 1).to_string()).unwrap();
-                    }
-                });
-            }
-        });
-        assert_eq!(fs::read_to_string(&counter).unwrap(), "160");
     }
 }

@@ -9,7 +9,7 @@ use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, NetConf,
 use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
 use crate::mac::Mac;
-use crate::network::{Address, Attachment, Kind, Network, Store};
+use crate::network::{Address, Attachment, Kind, Network, StateError, Store};
 use crate::policy::from_annotations;
 
 impl<D: Datapath> Plugin<'_, D> {
@@ -66,7 +66,7 @@ impl<D: Datapath> Plugin<'_, D> {
             let _lock = self.store.lock()?;
             self.check_addresses(&attachment)?;
             // The record knows the addresses before anything else does.
-            self.store.save_attachment(&attachment)?;
+            self.write_down(&attachment)?;
             Ok(())
         });
         let given =
@@ -190,7 +190,7 @@ impl<D: Datapath> Plugin<'_, D> {
             if let Some(used) = leased {
                 self.store.save_used(&network.name, &used)?;
             }
-            if let Err(error) = self.store.save_attachment(attachment) {
+            if let Err(error) = self.write_down(attachment) {
                 // Undoing takes the lock itself.
                 drop(lock);
                 return Err(self.fail(attachment, error.into()));
@@ -248,12 +248,10 @@ impl<D: Datapath> Plugin<'_, D> {
     /// Looks for another sandbox of the bridge that has one of the addresses (given by another plugin): making the
     /// rules would find out as well, but undoing what was made until then would take the other's. The lock is held.
     fn check_addresses(&self, attachment: &Attachment) -> Result<(), CniError> {
-        for other in self.store.attachments(&attachment.network)? {
-            let taken = other.ips().find(|ip| attachment.ips().any(|own| own == *ip));
-            if let Some(ip) = taken.filter(|_| other.id != attachment.id && other.bridge == attachment.bridge)
-            {
+        for ip in attachment.ips() {
+            if let Some(owner) = self.store.owner_of_address(&attachment.bridge, ip, &attachment.id)? {
                 let why =
-                    format!("address {ip} belongs to another sandbox, container `{}`", other.container_id);
+                    format!("address {ip} belongs to another sandbox, container `{}`", owner.container_id);
                 return Err(conflict(why));
             }
         }
@@ -262,21 +260,18 @@ impl<D: Datapath> Plugin<'_, D> {
 
     /// Looks for another sandbox that has one of the wanted ports. The lock is held.
     fn check_ports(&self, attachment: &Attachment) -> Result<(), CniError> {
-        if attachment.ports.is_empty() {
-            return Ok(());
-        }
-        let state = self.store.load()?;
-        for other in state.attachments.iter().filter(|other| other.id != attachment.id) {
-            for port in &attachment.ports {
-                if other.ports.iter().any(|taken| taken.collides(port)) {
-                    return Err(CniError::PortTaken {
-                        port: port.to_string(),
-                        owner: other.container_id.clone(),
-                    });
-                }
+        for port in &attachment.ports {
+            if let Some(owner) = self.store.owner_of_port(port, &attachment.id)? {
+                return Err(CniError::PortTaken { port: port.to_string(), owner: owner.container_id });
             }
         }
         Ok(())
+    }
+
+    /// Writes the record, and before it the claims that it makes good. The lock is held.
+    fn write_down(&self, attachment: &Attachment) -> Result<(), StateError> {
+        self.store.claim(attachment)?;
+        self.store.save_attachment(attachment)
     }
 
     fn result(&self, network: &Network, attachment: &Attachment, mut dns: Dns) -> AddResult {

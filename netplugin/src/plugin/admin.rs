@@ -7,12 +7,13 @@ use ipnet::IpNet;
 use serde::Serialize;
 
 use super::add::{network_of, settle};
-use super::{drop_network, not_attached, undo};
-use crate::cni::{Args, Attach, CniError, NetConf};
+use super::live::end_changes;
+use super::{drop_network, undo};
+use crate::cni::{CniError, NetConf};
 use crate::datapath::{Counters, Datapath, DatapathError, Orphan};
 use crate::ipam::IpamConfig;
 use crate::network::{Attachment, HostState, Network, Store};
-use crate::policy::{GroupName, Policy};
+use crate::policy::GroupName;
 
 /// A network's state.
 #[derive(Clone, Debug, Serialize)]
@@ -206,43 +207,6 @@ pub fn down<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<(), 
     CniError::collect(drop_network(datapath, store, name)?)
 }
 
-/// Replaces a live sandbox's own lists, at once, and ends what they forbid now.
-pub fn set_policy<D: Datapath>(
-    datapath: &D,
-    store: &Store,
-    network: &str,
-    container_id: &str,
-    ifname: &str,
-    policy: Policy,
-) -> Result<(), CniError> {
-    let _lock = store.lock()?;
-    let id = Attachment::id_of(network, container_id, ifname);
-    let (Some(mut attachment), Some(mut record)) = (store.attachment(network, &id)?, store.network(network)?)
-    else {
-        let attach = Attach {
-            container_id: container_id.to_owned(),
-            ifname: ifname.to_owned(),
-            netns: None,
-            args: Args::default(),
-        };
-        return Err(not_attached(network, &attach));
-    };
-    record.groups.extend(policy.groups().cloned());
-    attachment.policy = policy;
-    // Who is in a group matters only where a list names one.
-    let grouped = !record.groups.is_empty();
-    let members_of = if grouped { store.attachments(network)? } else { Vec::new() };
-    let members = |group: &GroupName, ip: IpAddr| {
-        members_of.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
-    };
-    // Written down first: rules restored from now on are the new ones.
-    store.save_network(&record)?;
-    store.save_attachment(&attachment)?;
-    datapath.restore(&|| store.load())?;
-    datapath.update_policy(&record, &attachment, &members)?;
-    Ok(())
-}
-
 /// What has our names and is in no record. The lock is held, `state` was read under it.
 fn find_orphans<D: Datapath>(
     datapath: &D,
@@ -286,10 +250,13 @@ pub fn remove_orphans<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<Or
     CniError::collect(errors).map(|()| found)
 }
 
-/// Puts back rules that somebody removed; true if there was something to put back.
+/// Puts back rules that somebody removed, and ends changes of policy that were cut short; true if there was something
+/// to put back.
 pub fn restore<D: Datapath>(datapath: &D, store: &Store) -> Result<bool, CniError> {
     let _lock = store.lock()?;
-    Ok(datapath.restore(&|| store.load())?)
+    let restored = datapath.restore(&|| store.load())?;
+    end_changes(datapath, store)?;
+    Ok(restored)
 }
 
 /// Undoes attachments whose namespace is gone, or whose ADD never ended, and networks without attachments. Gives
@@ -322,6 +289,8 @@ pub fn collect<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<String>, 
             }
         }
         datapath.restore(&|| store.load())?;
+        errors.extend(end_changes(datapath, store).err());
+        store.prune_claims()?;
     }
     CniError::collect(errors).map(|()| undone)
 }

@@ -1,5 +1,6 @@
 //! GC.
 
+use super::live::end_changes;
 use super::{Plugin, drop_network, rebuild, undo};
 use crate::cni::CniError;
 use crate::datapath::Datapath;
@@ -38,7 +39,8 @@ impl<D: Datapath> Plugin<'_, D> {
             let used = self.store.used(name)?;
             self.store.save_used(name, &rebuild(&self.store, name, own, &used)?)?;
         }
+        self.store.prune_claims()?;
         self.datapath.restore(&|| self.store.load())?;
-        Ok(())
+        end_changes(self.datapath, &self.store)
     }
 }

@@ -11,11 +11,13 @@ mod add;
 mod admin;
 mod del;
 mod gc;
+mod live;
 
 pub use admin::{
     AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
-    set_policy, status, up,
+    status, up,
 };
+pub use live::{LivePolicy, set_policy};
 
 use std::net::IpAddr;
 
@@ -135,6 +137,12 @@ fn forget<D: Datapath>(
     let _lock = store.lock()?;
     // Another call may have been faster, and the addresses another's since.
     let known = store.attachment(&attachment.network, &attachment.id)?.is_some();
+    // The record first: were its address another's before it is gone, undoing it once more would take it from that one.
+    // An address that a kill leaves taken by nobody is found when there is no other.
+    store.remove_attachment(&attachment.network, &attachment.id)?;
+    if known {
+        store.unclaim(attachment)?;
+    }
     if known && attachment.own_ipam && !attachment.addresses.is_empty() {
         let mut used = store.used(&attachment.network)?;
         for ip in attachment.ips() {
@@ -142,7 +150,6 @@ fn forget<D: Datapath>(
         }
         store.save_used(&attachment.network, &used)?;
     }
-    store.remove_attachment(&attachment.network, &attachment.id)?;
     match network {
         Some(network) if !network.keep && !store.has_others(&network.name, &attachment.id)? => {
             drop_network(datapath, store, &network.name)
@@ -170,6 +177,7 @@ fn drop_network<D: Datapath>(datapath: &D, store: &Store, name: &str) -> Result<
         datapath.remove_network(&network, last).into_iter().map(CniError::from).collect();
     if errors.is_empty() {
         store.remove_network(name)?;
+        store.prune_claims()?;
     }
     Ok(errors)
 }

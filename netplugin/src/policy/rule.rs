@@ -1,11 +1,11 @@
 //! One entry of a list, as written and as understood.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Flow, PolicyError};
 
@@ -126,8 +126,8 @@ impl Transport {
 }
 
 /// An entry of an allow or deny list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawRule", into = "RawRule")]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "RawRule")]
 pub struct Rule {
     /// The other end.
     pub peer: Peer,
@@ -157,7 +157,7 @@ impl Rule {
 }
 
 /// A rule as it is written: `"10.0.0.0/8"`, or an object.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum RawRule {
     /// A range, an address or `any`.
@@ -229,15 +229,49 @@ impl TryFrom<RawRule> for Rule {
     }
 }
 
-impl From<Rule> for RawRule {
-    fn from(rule: Rule) -> Self {
-        let (cidr, group) = match rule.peer {
+/// A short text that is not on the heap.
+struct Line {
+    bytes: [u8; 64],
+    len: usize,
+}
+
+impl Line {
+    fn of(value: &impl fmt::Display) -> Option<Self> {
+        let mut line = Self { bytes: [0; 64], len: 0 };
+        write!(line, "{value}").ok()?;
+        Some(line)
+    }
+
+    fn text(&self) -> &str {
+        str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
+}
+
+impl fmt::Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.len + text.len();
+        self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+impl Serialize for Rule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (cidr, group) = match &self.peer {
+            // Lists of thousands of addresses are written at run time: nothing is put on the heap for each.
+            Peer::Net(net) if self.transport.is_none() => {
+                return match Line::of(net) {
+                    Some(line) => serializer.serialize_str(line.text()),
+                    None => serializer.collect_str(net),
+                };
+            }
             Peer::Any => (None, None),
             Peer::Net(net) => (Some(net.to_string()), None),
-            Peer::Group(group) => (None, Some(group.into())),
+            Peer::Group(group) => (None, Some(group.as_str().to_owned())),
         };
-        let ports = rule.ports.iter().map(|range| RawPort::Text(range.to_string())).collect();
-        Self::Long(LongRule { cidr, group, protocol: rule.transport, ports })
+        let ports = self.ports.iter().map(|range| RawPort::Text(range.to_string())).collect();
+        LongRule { cidr, group, protocol: self.transport, ports }.serialize(serializer)
     }
 }
 
@@ -281,11 +315,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_rule_survives_being_written(addr: u128, len in 0u8..=128, first: u16, last: u16) {
+        fn a_rule_survives_being_written(addr: Option<u128>, len in 0u8..=128, first: u16, last: u16, tcp: bool) {
+            let net = |addr: u128| Peer::Net(IpNet::new(IpAddr::from(addr.to_be_bytes()), len).unwrap().trunc());
             let rule = Rule {
-                peer: Peer::Net(IpNet::new(IpAddr::from(addr.to_be_bytes()), len).unwrap().trunc()),
-                transport: Some(Transport::Tcp),
-                ports: vec![PortRange { first: first.min(last), last: first.max(last) }],
+                peer: addr.map_or(Peer::Any, net),
+                transport: tcp.then_some(Transport::Tcp),
+                ports: tcp.then_some(PortRange { first: first.min(last), last: first.max(last) }).into_iter().collect(),
             };
             let text = serde_json::to_string(&rule).unwrap();
             prop_assert_eq!(serde_json::from_str::<Rule>(&text).unwrap(), rule);

@@ -248,31 +248,24 @@ impl Batch {
     /// are all of one family. They go into anonymous sets of the same transaction: single addresses into a hash,
     /// which takes them several times faster, ranges into a tree.
     pub(crate) fn within(&mut self, rule: &Rule, nets: &[IpNet]) -> Vec<Rule> {
-        let (hosts, ranges): (Vec<IpNet>, Vec<IpNet>) =
+        let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
+        let (hosts, ranges): (Vec<&IpNet>, Vec<&IpNet>) =
             nets.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
         let mut rules = Vec::new();
         if !hosts.is_empty() {
-            let mut keys: Vec<Vec<u8>> = hosts.iter().map(|net| octets(net.addr())).collect();
-            keys.sort_unstable();
-            keys.dedup();
-            let bounds: Vec<_> = keys.into_iter().map(|key| (key, false)).collect();
-            rules.push(self.in_anonymous(rule, &hosts, false, &bounds));
+            let mut hosts: Vec<u128> = hosts.into_iter().map(|net| number(net.addr())).collect();
+            hosts.sort_unstable();
+            hosts.dedup();
+            let bounds: Vec<Bound> = hosts.into_iter().map(|address| (address, false)).collect();
+            rules.push(self.in_anonymous(rule, ipv6, false, &bounds));
         }
         if !ranges.is_empty() {
-            let bounds = bounds(&ranges);
-            rules.push(self.in_anonymous(rule, &ranges, true, &bounds));
+            rules.push(self.in_anonymous(rule, ipv6, true, &bounds(ranges.into_iter(), ipv6)));
         }
         rules
     }
 
-    fn in_anonymous(
-        &mut self,
-        rule: &Rule,
-        nets: &[IpNet],
-        ranges: bool,
-        bounds: &[(Vec<u8>, bool)],
-    ) -> Rule {
-        let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
+    fn in_anonymous(&mut self, rule: &Rule, ipv6: bool, ranges: bool, bounds: &[Bound]) -> Rule {
         self.sets += 1;
         let id = self.sets;
         // The kernel puts a number in place of the %d.
@@ -281,6 +274,7 @@ impl Batch {
         self.message(NEWSET, CREATE, "create an address list".into(), |attrs, table| {
             encode_anonymous(attrs, table, name, ipv6, ranges, size, id);
         });
+        self.buffer.reserve(bounds.len() * BOUND_ROOM);
         for chunk in bounds.chunks(ELEMENTS_PER_MESSAGE) {
             self.message(NEWSETELEM, CREATE, "fill an address list".into(), |attrs, table| {
                 attrs.text(1, table);
@@ -288,7 +282,8 @@ impl Batch {
                 attrs.be32(4, id);
                 attrs.nest(3, |list| {
                     for (address, end) in chunk {
-                        encode_bound(list, address, *end);
+                        let octets = address.to_be_bytes();
+                        encode_bound(list, if ipv6 { &octets } else { &octets[12..] }, *end);
                     }
                 });
             });
@@ -297,10 +292,16 @@ impl Batch {
     }
 }
 
-fn octets(ip: IpAddr) -> Vec<u8> {
+/// Where a range starts, or (true) the first address behind it.
+type Bound = (u128, bool);
+
+/// What a bound takes in a message at most.
+const BOUND_ROOM: usize = 40;
+
+fn number(ip: IpAddr) -> u128 {
     match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
+        IpAddr::V4(ip) => u128::from(u32::from(ip)),
+        IpAddr::V6(ip) => u128::from(ip),
     }
 }
 
@@ -308,21 +309,12 @@ fn append_step(chain: &str) -> String {
     format!("append a rule to chain {chain}")
 }
 
-/// The bounds of the ranges that `nets` make together: a start, and the first address behind; in order, neither
-/// overlapping nor touching. A range up to the last address of all has no end.
-fn bounds(nets: &[IpNet]) -> Vec<(Vec<u8>, bool)> {
-    let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
-    let number = |ip: IpAddr| match ip {
-        IpAddr::V4(ip) => u128::from(u32::from(ip)),
-        IpAddr::V6(ip) => u128::from(ip),
-    };
-    let bytes_of = |number: u128| {
-        let bytes = number.to_be_bytes();
-        if ipv6 { bytes.to_vec() } else { bytes[12..].to_vec() }
-    };
+/// The bounds of the ranges that `nets` make together, in order, neither overlapping nor touching. A range up to the
+/// last address of all has no end.
+fn bounds<'a>(nets: impl Iterator<Item = &'a IpNet>, ipv6: bool) -> Vec<Bound> {
     let max = if ipv6 { u128::MAX } else { u128::from(u32::MAX) };
     let mut ranges: Vec<(u128, u128)> =
-        nets.iter().map(|net| (number(net.network()), number(net.broadcast()))).collect();
+        nets.map(|net| (number(net.network()), number(net.broadcast()))).collect();
     ranges.sort_unstable();
     let mut merged: Vec<(u128, u128)> = Vec::new();
     for (start, end) in ranges {
@@ -333,9 +325,9 @@ fn bounds(nets: &[IpNet]) -> Vec<(Vec<u8>, bool)> {
     }
     let mut bounds = Vec::new();
     for (start, end) in merged {
-        bounds.push((bytes_of(start), false));
+        bounds.push((start, false));
         if end < max {
-            bounds.push((bytes_of(end + 1), true));
+            bounds.push((end + 1, true));
         }
     }
     bounds
@@ -348,27 +340,26 @@ mod tests {
 
     #[test]
     fn touching_and_nested_ranges_become_one() {
-        let nets =
+        let nets: [IpNet; 4] =
             ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "255.255.255.0/24"].map(|net| net.parse().unwrap());
         assert_eq!(
-            bounds(&nets),
-            [(vec![10, 0, 0, 0], false), (vec![11, 0, 0, 0], true), (vec![255, 255, 255, 0], false)]
+            bounds(nets.iter(), false),
+            [(0x0a00_0000, false), (0x0b00_0000, true), (0xffff_ff00, false)]
         );
-        assert_eq!(bounds(&["::/0".parse().unwrap()]), [(vec![0; 16], false)]);
+        assert_eq!(bounds([&"::/0".parse().unwrap()].into_iter(), true), [(0, false)]);
     }
 
     proptest! {
         #[test]
         fn bounds_mean_what_the_nets_mean(nets in proptest::collection::vec((any::<u32>(), 0u8..=32), 1..12), probe: u32, near in 0usize..12, step in -1i64..=1) {
             let nets: Vec<IpNet> = nets.into_iter().map(|(ip, len)| IpNet::new(IpAddr::from(ip.to_be_bytes()), len).unwrap().trunc()).collect();
-            let bounds = bounds(&nets);
+            let bounds = bounds(nets.iter(), false);
             prop_assert!(bounds.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1));
             // Random addresses rarely hit an edge: try the edges too.
-            let edge = bounds.get(near).map_or(probe, |(bytes, _)| u32::from_be_bytes(bytes[..].try_into().unwrap()));
+            let edge = bounds.get(near).map_or(probe, |(edge, _)| u32::try_from(*edge).unwrap());
             for probe in [probe, u32::try_from((i64::from(edge) + step).clamp(0, i64::from(u32::MAX))).unwrap()] {
-                let bytes = probe.to_be_bytes();
-                let inside = bounds.iter().rev().find(|(start, _)| start[..] <= bytes[..]).is_some_and(|(_, end)| !end);
-                prop_assert_eq!(inside, nets.iter().any(|net| net.contains(&IpAddr::from(bytes))));
+                let inside = bounds.iter().rev().find(|(start, _)| *start <= u128::from(probe)).is_some_and(|(_, end)| !end);
+                prop_assert_eq!(inside, nets.iter().any(|net| net.contains(&IpAddr::from(probe.to_be_bytes()))));
             }
         }
     }

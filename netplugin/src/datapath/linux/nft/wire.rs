@@ -19,9 +19,12 @@ impl Attrs<'_> {
 
     /// A text, with the zero byte the kernel wants.
     pub(crate) fn text(&mut self, kind: u16, value: &str) {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.bytes(kind, &bytes);
+        let len = u16::try_from(value.len() + 5).unwrap_or(u16::MAX);
+        self.0.extend_from_slice(&len.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value.as_bytes());
+        self.0.push(0);
+        self.pad();
     }
 
     /// A number in network byte order.
@@ -40,9 +43,7 @@ impl Attrs<'_> {
     }
 
     fn pad(&mut self) {
-        while !self.0.len().is_multiple_of(4) {
-            self.0.push(0);
-        }
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 }
 

@@ -1,10 +1,13 @@
 //! The rules for flows: who may open what to whom, and address translation.
+//!
+//! To the maps that lead to sandboxes' chains there is one way each from a hook: for every change that has a jump in it
+//! the kernel walks all ways through the table, and twice as many rules in front would double the cost of an ADD.
 
 use super::base::{
     ICMPV6, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT,
     ROUTER_SOLICITATION, UDP, append, icmp_type,
 };
-use crate::datapath::linux::nft::{Base, Batch, ChainType, Hook, Meta, Rule};
+use crate::datapath::linux::nft::{Base, Batch, ChainType, Hook, Meta, Rule, Verdict};
 
 const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_DSTNAT: i32 = -100;
@@ -16,18 +19,10 @@ pub(super) fn flows(batch: &mut Batch) {
     batch.base_chain("input", ChainType::Filter, Hook::Input, PRIORITY_FILTER);
     batch.base_chain("output", ChainType::Filter, Hook::Output, PRIORITY_FILTER);
     for chain in
-        ["through", "outbound", "inbound", "to_host", "from_host", "refuse_out", "refuse_in", "from_peers"]
+        ["unlinked", "outbound", "inbound", "to_host", "from_host", "refuse_out", "refuse_in", "from_peers"]
     {
         batch.chain(chain);
     }
-    append(
-        batch,
-        "forward",
-        &[
-            Rule::new().iifname().in_set("bridges").goto("through"),
-            Rule::new().oifname().in_set("bridges").goto("through"),
-        ],
-    );
     append(
         batch,
         "input",
@@ -55,8 +50,9 @@ pub(super) fn flows(batch: &mut Batch) {
     };
     append(
         batch,
-        "through",
+        "forward",
         &[
+            Rule::new().iifname().not_in_set("bridges").oifname().not_in_set("bridges").accept(),
             Rule::new().ct_established().accept(),
             Rule::new().ct_invalid().drop(),
             // The frames' rules have looked at it.
@@ -76,8 +72,6 @@ pub(super) fn flows(batch: &mut Batch) {
                 .and_payload(Base::Network, 16, 4)
                 .in_set("leased4")
                 .accept(),
-            // A published port may be used from another network, anything else needs the two to be peers.
-            Rule::new().ct_dnat().goto("outbound"),
             Rule::new()
                 .iifname()
                 .in_set("bridges")
@@ -86,8 +80,18 @@ pub(super) fn flows(batch: &mut Batch) {
                 .iifname()
                 .meta(Meta::Oifname, 4)
                 .not_in_set("linked")
-                .goto("refuse_out"),
+                .jump("unlinked"),
             Rule::new().goto("outbound"),
+        ],
+    );
+    append(
+        batch,
+        "unlinked",
+        &[
+            // A published port may be used from another network, anything else needs the two to be peers. (Written this
+            // way round because a packet that is not tracked matches no rule about its connection.)
+            Rule::new().ct_dnat().verdict(&Verdict::Return),
+            Rule::new().goto("refuse_out"),
         ],
     );
     let source = |rule: Rule, ipv6: bool| {
