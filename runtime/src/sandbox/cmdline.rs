@@ -7,8 +7,9 @@ use crate::guest::GuestOs;
 
 /// Linux. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's timer
 /// works, but on a busy host the kernel may find it too late and panic. A `dummy0` that the kernel makes by itself would
-/// be a link nobody asked for.
-const LINUX: &str = "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 no_timer_check panic=-1";
+/// be a link nobody asked for. `lastbus=0`: the machine has one PCI bus; the kernel would ask each of 256 buses for 32
+/// devices by port, which is 16384 exits to the VMM (`pcibios_fixup_peer_bridges`, arch/x86/pci/legacy.c).
+const LINUX: &str = "console=ttyS0 quiet loglevel=1 dummy.numdummies=0 no_timer_check pci=lastbus=0 panic=-1";
 
 /// FreeBSD, whose kernel takes the words for its environment, loader(8)'s tunables and hints among them. Entered by PVH
 /// it takes Xen's clock for its first delays, which is not there: nothing may wait before its own clocks run, so the

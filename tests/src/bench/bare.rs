@@ -35,7 +35,7 @@ pub(super) fn boot(build: &Build) -> Result<Sample> {
             kernel: guest.kernel(),
             os: skep::guest::GuestOs::Linux,
             initramfs: Some(archive),
-            cmdline: "console=ttyS0 quiet loglevel=1 no_timer_check panic=-1".to_owned(),
+            cmdline: "console=ttyS0 quiet loglevel=1 no_timer_check pci=lastbus=0 panic=-1".to_owned(),
             memory: config.sandbox.memory_mib,
             vcpus: config.sandbox.vcpus,
             shares: vec![Share { tag: "skep".to_owned(), path: share, readonly: false }],
