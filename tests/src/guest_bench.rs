@@ -19,30 +19,24 @@ use crate::process::run as output;
 /// How long it stays stopped.
 const STOPPED: Duration = Duration::from_secs(1);
 const MIB: f64 = 1_048_576.0;
-/// How long the agent may take to tell its size.
-const SOON: Duration = Duration::from_secs(60);
 
 /// Boots, stops, wakes and ends `rounds` sandboxes of the guest in `guest`, after one that does not count.
 pub fn run(guest: &Path, rounds: usize, tell: &mut dyn FnMut(Figure)) -> Result<()> {
     ensure!(rounds > 0, "0 rounds measure nothing");
     let state = tempfile::Builder::new().prefix("skep-g-").tempdir_in("/tmp")?;
-    let config = |log: &str| {
-        let text = format!(
-            "state_dir = {:?}\n[guest]\ndir = {:?}\n[timeouts]\nboot_s = 300\n[agent]\nlog = \"{log}\"\n",
-            state.path().join("s").to_string_lossy(),
-            guest.to_string_lossy()
-        );
-        Config::parse(&text, "the benchmark's")
-    };
+    let text = format!(
+        "state_dir = {:?}\n[guest]\ndir = {:?}\n[timeouts]\nboot_s = 300\n",
+        state.path().join("s").to_string_lossy(),
+        guest.to_string_lossy()
+    );
+    let config = Config::parse(&text, "the benchmark's")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let quiet = config("warn")?;
         // What is read for the first time comes from the disk.
-        round(&quiet, &mut |_| {}).await?;
+        round(&config, &mut |_| {}).await?;
         for _ in 0..rounds {
-            round(&quiet, tell).await?;
+            round(&config, tell).await?;
         }
-        tell(agent(&config("debug")?).await?);
         Ok(())
     })
 }
@@ -133,25 +127,6 @@ fn resident(pid: u32) -> Result<(f64, f64)> {
         }
     }
     Ok((own.with_context(|| format!("process {pid} is gone"))?, children))
-}
-
-/// The agent's size, which it tells on the console where it is asked to tell much.
-async fn agent(config: &Config) -> Result<Figure> {
-    let sandbox = create(config).await?;
-    let begin = Instant::now();
-    let size = loop {
-        let console = sandbox.vm().console_tail();
-        let told = console
-            .rsplit_once("resident_kib=")
-            .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
-        if told.is_some() || begin.elapsed() > SOON {
-            break told;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
-    sandbox.destroy().await?;
-    let kib = size.context("the agent does not tell its size on the console")?;
-    Ok(Figure::new("agent resident", f64::from(kib) / 1024.0, "MiB"))
 }
 
 fn milliseconds(duration: Duration) -> f64 {
