@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 use skep_tests::ctr::{Exec, Run, Subject};
 use skep_tests::image::Image;
 use skep_tests::process::{LIMIT, wait_for};
@@ -14,9 +13,7 @@ use crate::Case;
 const CASES: &[Case] = &[
     Case::skep("jail_runs", runs).on_freebsd(),
     Case::skep("jail_execs", execs).on_freebsd(),
-    Case::skep("jail_limits", limits).on_freebsd(),
     Case::skep("jail_pauses", pauses).on_freebsd(),
-    Case::skep("jail_volumes", volumes).on_freebsd(),
 ];
 
 const IMAGE: &str = "skep.test/freebsd:latest";
@@ -139,35 +136,6 @@ fn execs(lease: &mut Lease) -> Result<()> {
     subject.remove("host")
 }
 
-fn metric(subject: &Subject<'_>, id: &str, pointer: &str) -> Result<u64> {
-    let text = subject.ctr(["task", "metrics", "--format", "json", id])?.text()?;
-    let all: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
-    Ok(all.pointer(pointer).and_then(Value::as_u64).unwrap_or_default())
-}
-
-/// rctl(8) and racct: a process beyond the limit is killed, the container goes on, and the figures say what is used.
-fn limits(lease: &mut Lease) -> Result<()> {
-    let limit = 64 << 20;
-    start(lease, "limited", &["--memory-limit", &limit.to_string()])?;
-    let subject = lease.subject();
-    let greedy =
-        exec(subject, "limited", "greedy").args(["dd", "if=/dev/zero", "of=/dev/null", "bs=200m", "count=1"]);
-    let output = greedy.output()?;
-    ensure!(output.code() != 0, "{}", output.describe());
-    let modest =
-        exec(subject, "limited", "modest").args(["dd", "if=/dev/zero", "of=/dev/null", "bs=8m", "count=1"]);
-    modest.output()?.succeeded()?;
-    ensure!(metric(&subject, "limited", "/memory/usage_limit")? == limit, "the limit is not told");
-    ensure!(metric(&subject, "limited", "/memory/usage")? > 0, "no memory is used");
-    ensure!(metric(&subject, "limited", "/pids/current")? >= 1, "no process runs");
-    let work = exec(subject, "limited", "work").sh("i=0; while test $i -lt 300000; do i=$((i + 1)); done");
-    work.output()?.succeeded()?;
-    wait_for("processor time to be counted", LIMIT, || {
-        Ok((metric(&subject, "limited", "/cpu/usage_usec")? > 0).then_some(()))
-    })?;
-    subject.remove("limited")
-}
-
 /// What is paused does nothing, and goes on afterwards.
 fn pauses(lease: &mut Lease) -> Result<()> {
     let script = "trap 'exit 7' TERM; while :; do echo >>/tmp/ticks; touch /tmp/ready; sleep 0.1; done";
@@ -196,29 +164,4 @@ fn pauses(lease: &mut Lease) -> Result<()> {
     subject.wait_status("still", "STOPPED")?;
     ensure!(subject.delete_task("still")? == 7);
     subject.remove("still")
-}
-
-/// Directories of the host, once read-only and once not; and what is not there yet is refused by name.
-fn volumes(lease: &mut Lease) -> Result<()> {
-    let (given, taken) = (lease.scratch("given")?, lease.scratch("taken")?);
-    std::fs::write(given.join("file"), "from the host\n")?;
-    let mount = |source: &std::path::Path, target: &str, access: &str| {
-        format!("type=nullfs,src={},dst={target},options={access}", source.display())
-    };
-    let script = "cat /given/file; cat /given/file >/taken/copy; echo changed >/given/file; echo $?";
-    let output = run(lease, "volumes")?
-        .flags(["--mount", &mount(&given, "/given", "ro"), "--mount", &mount(&taken, "/taken", "rw")])
-        .sh(script)
-        .output()?;
-    ensure!(
-        output.out().starts_with("from the host\n") && !output.out().ends_with("\n0\n"),
-        "{}",
-        output.describe()
-    );
-    ensure!(std::fs::read_to_string(taken.join("copy"))? == "from the host\n");
-    ensure!(std::fs::read_to_string(given.join("file"))? == "from the host\n");
-    let linux = "type=linprocfs,src=linprocfs,dst=/proc,options=rw";
-    let output = run(lease, "linux")?.flags(["--mount", linux]).args(["true"]).output()?;
-    ensure!(output.code() != 0 && output.err().contains("linprocfs"), "{}", output.describe());
-    Ok(())
 }
