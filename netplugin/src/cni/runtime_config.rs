@@ -1,4 +1,7 @@
 //! `runtimeConfig`: what the runtime fills in for the capabilities a configuration declares.
+//!
+//! The conventions spell fields as `hostPort`. containerd and nerdctl (by their library go-cni) write `HostPort`, and
+//! `null` for an empty list: to plugins written in Go that is the same, so it is to us.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,15 +53,18 @@ impl fmt::Display for Protocol {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PortMapping {
     /// The host's port.
+    #[serde(alias = "HostPort")]
     pub host_port: u16,
     /// The sandbox's port.
+    #[serde(alias = "ContainerPort")]
     pub container_port: u16,
     /// The transport.
-    #[serde(default = "tcp")]
+    #[serde(default = "tcp", alias = "Protocol")]
     pub protocol: Protocol,
     /// The host's address it is bound to; none means every address of the host.
     #[serde(
         rename = "hostIP",
+        alias = "HostIP",
         default,
         deserialize_with = "optional_ip",
         skip_serializing_if = "Option::is_none"
@@ -79,6 +85,11 @@ fn optional_ip<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Opti
     let ip: IpAddr =
         text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is not an IP address")))?;
     Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
+}
+
+/// A list, or `null` for an empty one.
+fn list<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl PortMapping {
@@ -107,12 +118,16 @@ impl fmt::Display for PortMapping {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Bandwidth {
     /// Towards the sandbox, bits per second.
+    #[serde(alias = "IngressRate")]
     pub ingress_rate: u64,
     /// Towards the sandbox, bits.
+    #[serde(alias = "IngressBurst")]
     pub ingress_burst: u64,
     /// From the sandbox, bits per second.
+    #[serde(alias = "EgressRate")]
     pub egress_rate: u64,
     /// From the sandbox, bits.
+    #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
 }
 
@@ -121,10 +136,13 @@ pub struct Bandwidth {
 #[serde(default)]
 pub struct RuntimeDns {
     /// Addresses of resolvers.
+    #[serde(alias = "Servers", deserialize_with = "list")]
     pub servers: Vec<String>,
     /// Search list.
+    #[serde(alias = "Searches", deserialize_with = "list")]
     pub searches: Vec<String>,
     /// Resolver options.
+    #[serde(alias = "Options", deserialize_with = "list")]
     pub options: Vec<String>,
 }
 
@@ -133,10 +151,12 @@ pub struct RuntimeDns {
 #[serde(rename_all = "camelCase", default)]
 pub struct RuntimeConfig {
     /// Capability `portMappings`.
+    #[serde(deserialize_with = "list")]
     pub port_mappings: Vec<PortMapping>,
     /// Capability `bandwidth`.
     pub bandwidth: Option<Bandwidth>,
     /// Capability `ips`: the addresses wanted.
+    #[serde(deserialize_with = "list")]
     pub ips: Vec<IpOrNet>,
     /// Capability `mac`: the Ethernet address wanted.
     pub mac: Option<Mac>,
@@ -178,6 +198,24 @@ mod tests {
         assert_eq!(config.port_mappings[1].protocol, Protocol::Tcp);
         assert!(config.port_mappings[1].host_ip.is_some() && config.port_mappings[2].host_ip.is_none());
         assert_eq!(config.ips.len(), 2);
+    }
+
+    #[test]
+    fn what_go_cni_writes_is_read_as_what_the_conventions_say() {
+        let read = |text: &str| serde_json::from_str::<RuntimeConfig>(text).unwrap();
+        let by_go_cni = read(
+            r#"{"portMappings":[{"HostPort":80,"ContainerPort":8080,"Protocol":"udp","HostIP":"192.0.2.1"}],
+                "bandwidth":{"IngressRate":1,"IngressBurst":2,"EgressRate":3,"EgressBurst":4},"ips":null,
+                "dns":{"Servers":["192.0.2.53"],"Searches":null,"Options":["ndots:5"]}}"#,
+        );
+        let by_convention = read(
+            r#"{"portMappings":[{"hostPort":80,"containerPort":8080,"protocol":"udp","hostIP":"192.0.2.1"}],
+                "bandwidth":{"ingressRate":1,"ingressBurst":2,"egressRate":3,"egressBurst":4},
+                "dns":{"servers":["192.0.2.53"],"options":["ndots:5"]}}"#,
+        );
+        assert_eq!(by_go_cni, by_convention);
+        assert_eq!(by_go_cni.dns.unwrap().servers, ["192.0.2.53"]);
+        assert_eq!(read(r#"{"portMappings":null}"#), RuntimeConfig::default());
     }
 
     #[test]

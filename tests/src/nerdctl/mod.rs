@@ -4,7 +4,8 @@ mod build;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,10 +29,18 @@ pub struct Nerdctl<'a> {
 impl<'a> Nerdctl<'a> {
     /// For the containers of `subject`.
     pub fn new(subject: Subject<'a>) -> Result<Self> {
-        let tools = require()?;
+        Self::with_plugin(subject, None)
+    }
+
+    /// For the containers of `subject`, with one more CNI plugin.
+    pub fn with_plugin(subject: Subject<'a>, plugin: Option<&Path>) -> Result<Self> {
+        let mut tools = require()?;
         let directory = subject.containerd.directory();
         let own = directory.join("scratch/nerdctl");
         fs::create_dir_all(&own).with_context(|| format!("creating {}", own.display()))?;
+        if let Some(plugin) = plugin {
+            tools.cni = plugins(&tools.cni, plugin, &own.join("plugins"))?;
+        }
         let quoted = |path: PathBuf| format!("{:?}", path.to_string_lossy());
         let configuration = own.join("nerdctl.toml");
         let text = format!(
@@ -50,6 +59,13 @@ impl<'a> Nerdctl<'a> {
         loopback.args(["link", "set", "lo", "up"]);
         run(loopback)?.succeeded()?;
         Ok(nerdctl)
+    }
+
+    /// Where it looks for networks.
+    pub fn networks(&self) -> Result<PathBuf> {
+        let networks = self.configuration.with_file_name("networks");
+        fs::create_dir_all(&networks).with_context(|| format!("creating {}", networks.display()))?;
+        Ok(networks)
     }
 
     /// nerdctl with `arguments`, where containerd's network is.
@@ -98,4 +114,21 @@ impl<'a> Nerdctl<'a> {
         command.args(arguments);
         run(command)
     }
+}
+
+/// A directory with all plugins of another and one more, by links.
+fn plugins(others: &Path, plugin: &Path, directory: &Path) -> Result<PathBuf> {
+    if directory.exists() {
+        return Ok(directory.to_owned());
+    }
+    let at = || format!("filling {}", directory.display());
+    fs::create_dir_all(directory).with_context(at)?;
+    let others =
+        fs::read_dir(others).with_context(at)?.collect::<std::io::Result<Vec<_>>>().with_context(at)?;
+    for path in others.into_iter().map(|entry| entry.path()).chain([plugin.to_owned()]) {
+        let path = path.canonicalize().with_context(at)?;
+        let name = path.file_name().with_context(at)?;
+        symlink(&path, directory.join(name)).with_context(at)?;
+    }
+    Ok(directory.to_owned())
 }

@@ -1,5 +1,7 @@
 //! nerdctl's commands, with networks made by CNI plugins: what people type.
 
+#[cfg(target_os = "linux")]
+mod filtered;
 mod flags;
 
 use std::fs;
@@ -28,6 +30,10 @@ pub(crate) const CASES: &[Case] = &[
     on_2(Case::both("nerdctl_init", flags::init)),
     on_2(Case::both("nerdctl_of_the_host", flags::of_the_host)),
     on_2(Case::skep("nerdctl_host_network", host_network)),
+    #[cfg(target_os = "linux")]
+    on_2(Case::skep("nerdctl_skep_cni", filtered::filtered)),
+    #[cfg(target_os = "linux")]
+    on_2(Case::skep("nerdctl_skep_cni_compose", filtered::compose)),
 ];
 
 /// nerdctl is used with the containerd of its time.
