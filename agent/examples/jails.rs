@@ -105,7 +105,12 @@ impl Vm {
         };
         let program = std::env::var_os("SKEP_QEMU").unwrap_or_else(|| "qemu-system-x86_64".into());
         let mut qemu = Command::new(&program);
-        qemu.args(["-machine", "q35,accel=tcg,usb=off,vmport=off,sata=off,i8042=off", "-cpu", "max,erms=off,fsrm=off"]);
+        qemu.args([
+            "-machine",
+            "q35,accel=tcg,usb=off,vmport=off,sata=off,i8042=off",
+            "-cpu",
+            "max,erms=off,fsrm=off",
+        ]);
         qemu.args([
             "-m",
             "256",

@@ -23,14 +23,23 @@ const REGULAR: u32 = 0o100_000;
 
 /// An uncompressed initramfs with nothing but such a process and the console that it writes to.
 pub fn initramfs(message: &str, ending: Ending) -> Result<Vec<u8>> {
+    archive(&[("init", &program(message, ending)?)])
+}
+
+/// One whose first process is busybox' shell, which runs `script`.
+pub fn shell(busybox: &[u8], script: &str) -> Result<Vec<u8>> {
+    archive(&[("busybox", busybox), ("init", format!("#!/busybox sh\n{script}\n").as_bytes())])
+}
+
+/// These programs and the console.
+fn archive(programs: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     let mut archive = Vec::new();
-    let program = program(message, ending)?;
-    let entries = [
+    let mut entries = vec![
         (Builder::new("dev").mode(DIRECTORY | 0o755), &[][..]),
         // Device 5:1 of Linux' Documentation/admin-guide/devices.txt.
         (Builder::new("dev/console").mode(CHARACTER_DEVICE | 0o600).rdev_major(5).rdev_minor(1), &[][..]),
-        (Builder::new("init").mode(REGULAR | 0o755), &program[..]),
     ];
+    entries.extend(programs.iter().map(|(name, bytes)| (Builder::new(name).mode(REGULAR | 0o755), *bytes)));
     for (number, (builder, content)) in entries.into_iter().enumerate() {
         let builder = builder.ino(u32::try_from(number)? + 1).nlink(1);
         let mut writer = builder.write(&mut archive, u32::try_from(content.len())?);

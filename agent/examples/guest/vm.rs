@@ -54,7 +54,14 @@ impl Machine {
         let virtio = "disable-modern=on,disable-legacy=off";
         let started = Instant::now();
         let qemu = Command::new("qemu-system-x86_64")
-            .args(["-machine", "q35,accel=tcg,usb=off,vmport=off,hpet=off", "-cpu", "max,erms=off,fsrm=off", "-m", "256"])
+            .args([
+                "-machine",
+                "q35,accel=tcg,usb=off,vmport=off,hpet=off",
+                "-cpu",
+                "max,erms=off,fsrm=off",
+                "-m",
+                "256",
+            ])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
             .arg("-kernel")
             .arg(&image.kernel)

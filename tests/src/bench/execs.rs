@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 
-use super::sample::{Sample, memory, milliseconds, processor_time};
+use super::sample::{Sample, megabytes_per_second, memory, milliseconds, per_mib, processor_time};
 use crate::census;
 use crate::ctr::Runtime;
 use crate::process::LIMIT;
@@ -22,11 +22,11 @@ const ID: &str = "bench";
 /// Round trips of which one run takes the mean.
 const TRIPS: usize = 20;
 /// Bytes that go over a stream.
-const AMOUNT: usize = 16 << 20;
+pub(super) const AMOUNT: usize = 32 << 20;
 /// The same over a terminal, which is slower.
 const TERMINAL_AMOUNT: usize = 4 << 20;
 /// What the process in the container reads or writes at once.
-const BLOCK: usize = 64 << 10;
+pub(super) const BLOCK: usize = 64 << 10;
 
 fn refused((code, text): Refusal) -> anyhow::Error {
     anyhow!("the shim refused: {text} ({code:?})")
@@ -58,43 +58,54 @@ pub(super) fn take(lease: &Lease, runtime: Runtime) -> Result<Sample> {
             let spent = per_trip(processor_time(vmm)? - before);
             sample.push(("exec round trip: VMM's processor time".to_owned(), spent));
         }
-        for (name, terminal, amount) in
-            [("of a process", false, AMOUNT), ("of a terminal", true, TERMINAL_AMOUNT)]
-        {
-            let before = vmm.map(processor_time).transpose()?;
-            let out = output(shim, &Fifos::new(lease)?, terminal, amount)?;
-            sample.push((format!("throughput of output {name}"), out));
-            if let (Some(vmm), Some(before)) = (vmm, before) {
-                let spent = (processor_time(vmm)? - before) / f64::from(u32::try_from(amount >> 20)?);
-                sample.push((format!("each MiB of output {name}: VMM's processor time"), spent));
+        let of = |pid: Option<i32>| pid.map(processor_time).transpose();
+        let shim_pid = shim_process(lease)?;
+        for (way, move_bytes) in [("output", output as Mover), ("input", input)] {
+            for (name, terminal, amount) in
+                [("of a process", false, AMOUNT), ("of a terminal", true, TERMINAL_AMOUNT)]
+            {
+                let (vmm_before, shim_before) = (of(vmm)?, of(Some(shim_pid))?);
+                let rate = move_bytes(shim, &Fifos::new(lease)?, terminal, amount)?;
+                sample.push((format!("throughput of {way} {name}"), rate));
+                for (whose, before, after) in
+                    [("VMM", vmm_before, of(vmm)?), ("shim", shim_before, of(Some(shim_pid))?)]
+                {
+                    if let (Some(before), Some(after)) = (before, after) {
+                        let spent = per_mib(after - before, amount)?;
+                        sample.push((format!("each MiB of {way} {name}: {whose}'s processor time"), spent));
+                    }
+                }
             }
         }
-        // Nobody types that fast, so there is no figure for a terminal.
-        let input = input(shim, &Fifos::new(lease)?)?;
-        sample.push(("throughput of input of a process".to_owned(), input));
         Ok(sample)
     })
+}
+
+/// Moves so many bytes one way, by a terminal or by pipes; MB/s.
+type Mover = fn(&Shim, &Fifos, bool, usize) -> Result<f64>;
+
+fn shim_process(lease: &Lease) -> Result<i32> {
+    let all = census::processes(&lease.containerd.scope())?;
+    let shim = all.into_iter().find(|member| member.program().starts_with("containerd-shim"));
+    shim.map(|member| member.pid).context("no shim runs")
 }
 
 /// The shim's memory before and after so many execs.
 pub(super) fn many(lease: &Lease, count: usize) -> Result<Sample> {
     with_container(lease, Runtime::Skep, |shim| {
-        let process = census::processes(&lease.containerd.scope())?
-            .into_iter()
-            .find(|member| member.program().starts_with("containerd-shim"))
-            .context("no shim runs")?;
+        let pid = shim_process(lease)?;
         // As many as it takes for every buffer to be there.
         for number in 0..TRIPS {
             trip(shim, &format!("w{number}"))?;
         }
-        let before = memory(process.pid)?;
+        let before = memory(pid)?;
         for number in 0..count {
             trip(shim, &format!("m{number}"))?;
         }
         let named = |when: String, sizes: Sample| {
             sizes.into_iter().map(move |(name, size)| (format!("after {when} execs: shim {name}"), size))
         };
-        let after = named(format!("{count} more"), memory(process.pid)?);
+        let after = named(format!("{count} more"), memory(pid)?);
         Ok(named(TRIPS.to_string(), before).chain(after).collect())
     })
 }
@@ -161,10 +172,10 @@ fn run(
         shim.add(ID, &process).map_err(refused)?;
         shim.start(ID, exec).map_err(refused)?;
         let (begin, bytes) = working.join().map_err(|_| anyhow!("the other end of a stream panicked"))??;
-        let took = begin.elapsed().as_secs_f64();
+        let took = begin.elapsed();
         shim.wait(ID, exec).map_err(refused)?;
         shim.delete(ID, exec).map_err(refused)?;
-        Ok(f64::from(u32::try_from(bytes)?) / 1e6 / took)
+        megabytes_per_second(bytes, took)
     })
 }
 
@@ -188,12 +199,15 @@ fn output(shim: &Shim, fifos: &Fifos, terminal: bool, amount: usize) -> Result<f
     })
 }
 
-fn input(shim: &Shim, fifos: &Fifos) -> Result<f64> {
-    let count = AMOUNT / BLOCK;
+fn input(shim: &Shim, fifos: &Fifos, terminal: bool, amount: usize) -> Result<f64> {
+    let count = amount / BLOCK;
+    // A terminal that is not raw would take no line of that length.
+    let raw = if terminal { "stty raw -echo; " } else { "" };
     let script = format!(
-        "echo ready; dd of=/dev/null bs={BLOCK} count={count} iflag=fullblock 2>/dev/null; echo done"
+        "{raw}echo ready; dd of=/dev/null bs={BLOCK} count={count} iflag=fullblock 2>/dev/null; echo done"
     );
-    let process = NewProcess { exec: "in", args: &["sh", "-c", &script], ..Default::default() };
+    let args = ["sh", "-c", &script];
+    let process = NewProcess { exec: "in", args: &args, terminal, ..Default::default() };
     run(shim, fifos, process, |fifos| {
         let (mut to, mut from) = (open(&fifos.stdin)?, open(&fifos.stdout)?);
         let mut said = String::new();
@@ -210,12 +224,12 @@ fn input(shim: &Shim, fifos: &Fifos) -> Result<f64> {
         let begin = Instant::now();
         // As much as a pipe takes at once, where there is room for any.
         let block = [b'x'; 4096];
-        for _ in 0..AMOUNT / block.len() {
+        for _ in 0..amount / block.len() {
             wait(&to, PollFlags::POLLOUT)?;
             to.write_all(&block)?;
         }
         expect("done")?;
-        Ok((begin, AMOUNT))
+        Ok((begin, amount))
     })
 }
 

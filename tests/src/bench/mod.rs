@@ -46,7 +46,8 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Report> 
         // The first of each is not counted: it reads what the later ones find in the page cache.
         for round in 0..=options.runs {
             progress(&format!("round {round} of {}", options.runs));
-            let bare = bare::boot(&build)?;
+            let mut bare = bare::boot(&build)?;
+            bare.extend(bare::channel(&build)?);
             let mut skep = sample::take(lease, Runtime::Skep)?;
             let mut runc = sample::take(lease, Runtime::Runc)?;
             skep.extend(execs::take(lease, Runtime::Skep)?);

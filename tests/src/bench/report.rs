@@ -100,14 +100,32 @@ impl Report {
     pub(super) fn compare(&mut self) {
         let median =
             |name: &str| self.figures.iter().find(|figure| figure.name == name).map(|it| it.skep.median());
+        let mut ratios = Vec::new();
         if let (Some(bare), Some(boot)) =
             (median("bare kernel to its first process"), median("boot to agent-ready"))
         {
-            self.add("boot by bare kernel", Runtime::Skep, boot / bare);
+            ratios.push(("boot by bare kernel".to_owned(), boot / bare));
+        }
+        for (way, bare) in [
+            ("output of a process", "output by a pipe and the bare port"),
+            ("input of a process", "input by the bare port and a pipe"),
+        ] {
+            for (what, of) in [
+                ("throughput", ["throughput of ", ""]),
+                ("VMM's processor time", ["each MiB of ", ": VMM's processor time"]),
+            ] {
+                let figure = |name: &str| median(&[of[0], name, of[1]].concat());
+                if let (Some(ours), Some(bound)) = (figure(way), figure(bare)) {
+                    ratios.push((format!("ratio of {what}: {way} to {bare}"), ours / bound));
+                }
+            }
         }
         let trip = self.figures.iter().find(|figure| figure.name == "exec round trip");
         if let Some(ratio) = trip.map(|trip| trip.skep.median() / trip.runc.median()) {
-            self.add("exec by runc's", Runtime::Skep, ratio);
+            ratios.push(("exec by runc's".to_owned(), ratio));
+        }
+        for (name, ratio) in ratios {
+            self.add(&name, Runtime::Skep, ratio);
         }
     }
 
@@ -175,7 +193,7 @@ impl Unit {
             Self::Bytes
         } else if name.starts_with("round trips") {
             Self::Count
-        } else if name.starts_with("boot by") || name.starts_with("exec by") {
+        } else if ["boot by", "exec by", "ratio of"].iter().any(|of| name.starts_with(of)) {
             Self::Ratio
         } else if name.starts_with("throughput") {
             Self::Throughput
@@ -220,10 +238,18 @@ mod tests {
         report.add_size("kernel on disk", 9_000_000);
         report.add("bare kernel to its first process", Runtime::Skep, 100.0);
         report.add("boot to agent-ready", Runtime::Skep, 140.0);
+        report.add("throughput of output of a process", Runtime::Skep, 30.0);
+        report.add("throughput of output by a pipe and the bare port", Runtime::Skep, 40.0);
         report.compare();
         let missed: Vec<&str> = report.missed().map(|figure| figure.name.as_str()).collect();
         assert_eq!(missed, ["kernel on disk"]);
         let text = report.to_string();
-        assert!(text.contains("9.00 MB") && text.contains("1.40") && text.contains("missed"), "{text}");
+        assert!(
+            text.contains("9.00 MB")
+                && text.contains("1.40")
+                && text.contains("0.75")
+                && text.contains("missed"),
+            "{text}"
+        );
     }
 }

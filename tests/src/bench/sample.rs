@@ -161,6 +161,16 @@ pub(super) fn processor_time(pid: i32) -> Result<f64> {
         / f64::from(u32::try_from(procfs::ticks_per_second())?))
 }
 
+/// So many bytes in that time.
+pub(super) fn megabytes_per_second(bytes: usize, took: Duration) -> Result<f64> {
+    Ok(f64::from(u32::try_from(bytes)?) / 1e6 / took.as_secs_f64())
+}
+
+/// Something that `bytes` bytes took, for each MiB of them.
+pub(super) fn per_mib(total: f64, bytes: usize) -> Result<f64> {
+    Ok(total / (f64::from(u32::try_from(bytes)?) / f64::from(1 << 20)))
+}
+
 /// A duration in milliseconds.
 pub(super) fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
