@@ -136,7 +136,7 @@ impl Vm {
         qemu.arg("-device").arg(format!("virtio-rng-pci,{virtio}"));
         qemu.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console).kill_on_drop(true);
         let qemu = qemu.spawn().with_context(|| program.display().to_string())?;
-        let endpoint = Endpoint::Console(at("agent.sock"));
+        let endpoint = Endpoint::PacedConsole(at("agent.sock"));
         let text = at("console.log");
         let session = Session::connect(&endpoint, Duration::from_secs(40)).await.with_context(|| {
             format!("--- console\n{}---", String::from_utf8_lossy(&fs::read(text).unwrap_or_default()))

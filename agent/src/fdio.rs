@@ -1,12 +1,13 @@
 //! A descriptor that the event loop can wait for, as a byte stream: pipes, terminals and sockets.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::readv;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -27,6 +28,23 @@ impl FdStream {
     pub(crate) fn get_ref(&self) -> &OwnedFd {
         self.fd.get_ref()
     }
+
+    /// One `readv` as soon as there is something: fills `buffers` in their order, and says how many bytes. 0 at the end.
+    pub(crate) async fn read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        loop {
+            let mut guard = self.fd.readable().await?;
+            match guard.try_io(|fd| readv(fd, buffers).map_err(io::Error::from)) {
+                Ok(Err(error)) if is_hangup(&error) => return Ok(0),
+                Ok(done) => return done,
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// A terminal whose last other end is closed says EIO where a pipe says end of file.
+fn is_hangup(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EIO)
 }
 
 /// Registers a descriptor with the event loop.
@@ -71,8 +89,7 @@ impl AsyncRead for FdStream {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match guard.try_io(|fd| read_once(fd, buf)) {
-                // A terminal whose last other end is closed says EIO where a pipe says end of file.
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) if is_hangup(&error) => return Poll::Ready(Ok(())),
                 Ok(done) => return Poll::Ready(done.map(drop)),
                 Err(_would_block) => {}
             }
@@ -128,6 +145,21 @@ mod tests {
     }
 
     #[test]
+    fn one_read_takes_all_that_a_pipe_holds() {
+        block_on(async {
+            let (read, write) = nix::unistd::pipe().expect("pipe");
+            let read = FdStream::new(read).expect("fd");
+            nix::unistd::write(&write, b"0123456789").expect("write");
+            let (mut a, mut b, mut c) = ([0; 4], [0; 4], [0; 4]);
+            let mut buffers = [&mut a, &mut b, &mut c].map(|buffer| IoSliceMut::new(buffer));
+            assert_eq!(read.read_vectored(&mut buffers).await.expect("read"), 10);
+            assert_eq!((&a, &b, &c), (b"0123", b"4567", b"89\0\0"));
+            drop(write);
+            assert_eq!(read.read_vectored(&mut [IoSliceMut::new(&mut a)]).await.expect("end"), 0);
+        });
+    }
+
+    #[test]
     fn a_terminal_ends_when_its_other_side_is_gone() {
         block_on(async {
             let pty = nix::pty::openpty(None, None).expect("openpty");
@@ -137,6 +169,8 @@ mod tests {
             master.read_exact(&mut got).await.expect("read");
             drop(pty.slave);
             assert_eq!(master.read(&mut got).await.expect("end"), 0);
+            let mut buffers = [IoSliceMut::new(&mut got)];
+            assert_eq!(master.read_vectored(&mut buffers).await.expect("end"), 0);
         });
     }
 }

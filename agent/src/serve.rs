@@ -78,10 +78,12 @@ async fn serve_host(
     service: impl FnOnce(i64) -> Arc<Service>,
 ) -> Result<Infallible, ServeError> {
     match channel {
-        Channel::Console => {
+        Channel::Console | Channel::PacedConsole => {
             let port = Port::open().await?;
             let handler: Arc<dyn Agent + Send + Sync> = service(clock::boottime_ns());
-            serve_channel(port, ChannelKind::Console, handler, stdio).await.map_err(ServeError::Channel)?;
+            let paced = channel == Channel::PacedConsole;
+            let kind = if paced { ChannelKind::PacedConsole } else { ChannelKind::Console };
+            serve_channel(port, kind, handler, stdio).await.map_err(ServeError::Channel)?;
             Err(ServeError::Channel(std::io::ErrorKind::UnexpectedEof.into()))
         }
         Channel::Vsock(number) => {

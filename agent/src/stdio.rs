@@ -1,24 +1,27 @@
 //! The bytes of a process: pipes or a terminal on its side, streams of the channel on the host's.
 //!
-//! Each direction is copied by a task of its own through one small buffer, so a slow host slows the process
+//! Each direction is copied by a task of its own through a bounded buffer, so a slow host slows the process
 //! and nothing piles up in the guest. Output ends when its last writer is gone, and that end is passed on.
 //! When the host's side breaks, output is read on and dropped: nobody is there any more to be slow for.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use skep_protocol::api::Stdio;
-use skep_protocol::{StdioRegistry, StdioStream};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use skep_protocol::{Chunk, StdioRegistry, StdioStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::error::Refusal;
 use crate::fdio::FdStream;
+use crate::os::descriptors;
 
-/// What one direction of one stream holds at most.
-const BUFFER: usize = 16 * 1024;
+/// What is read at once of a process's input.
+const BUFFER: usize = 32 * 1024;
+/// What is read at most at once of its output: a pipe as [`descriptors::widen_pipe`] leaves it.
+const CHUNKS: usize = 8;
 /// A call may overtake the streams it names, but not by much.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
@@ -73,14 +76,14 @@ impl Streams {
             if !wanted {
                 return Ok((null()?, None));
             }
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            let (read, write) = pipe()?;
             Ok((read, Some(write)))
         };
         let output = |wanted: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
             if !wanted {
                 return Ok((null()?, None));
             }
-            let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+            let (read, write) = pipe()?;
             Ok((write, Some(read)))
         };
         let (in_process, stdin) = input(self.stdin.is_some()).map_err(fail)?;
@@ -149,6 +152,36 @@ impl Terminal {
     }
 }
 
+/// Sends the first `count` bytes of `chunks`.
+async fn send(stream: &mut StdioStream, chunks: &mut [Chunk], count: usize) -> io::Result<()> {
+    let mut left = count;
+    for chunk in chunks {
+        let length = left.min(Chunk::ROOM);
+        stream.send(chunk, length).await?;
+        left -= length;
+    }
+    Ok(())
+}
+
+/// How many chunks the next read is given, after one of `count` bytes into `chunks` of them: more while they get full, so that
+/// a read empties the pipe and its writer runs once for all of that; one again when there is little to read.
+fn room_after(count: usize, chunks: usize) -> usize {
+    match count {
+        full if full == chunks * Chunk::ROOM => (chunks * 2).min(CHUNKS),
+        little if little < Chunk::ROOM => 1,
+        _ => chunks,
+    }
+}
+
+/// A pipe with much room.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
+    if let Err(error) = descriptors::widen_pipe(&read) {
+        tracing::debug!("a pipe stays small: {error}");
+    }
+    Ok((read, write))
+}
+
 /// Host to process. The end of the stream, or its break, closes the process's input.
 async fn feed(mut from: StdioStream, mut to: FdStream) {
     let mut buffer = vec![0; BUFFER];
@@ -170,10 +203,11 @@ async fn feed(mut from: StdioStream, mut to: FdStream) {
 }
 
 /// Process to host, to the end.
-async fn drain(mut from: impl AsyncRead + Unpin, mut to: Option<StdioStream>) {
-    let mut buffer = vec![0; BUFFER];
+async fn drain(from: FdStream, mut to: Option<StdioStream>) {
+    let mut chunks = vec![Chunk::default()];
     loop {
-        let count = match from.read(&mut buffer).await {
+        let mut room: Vec<_> = chunks.iter_mut().map(|chunk| IoSliceMut::new(chunk.space())).collect();
+        let count = match from.read_vectored(&mut room).await {
             Ok(0) => break,
             Ok(count) => count,
             Err(error) => {
@@ -183,15 +217,34 @@ async fn drain(mut from: impl AsyncRead + Unpin, mut to: Option<StdioStream>) {
             }
         };
         if let Some(stream) = &mut to
-            && let Err(error) = stream.write_all(&buffer[..count]).await
+            && let Err(error) = send(stream, &mut chunks, count).await
         {
             tracing::info!("output broke: {error}");
             to = None;
         }
+        chunks.resize_with(room_after(count, chunks.len()), Chunk::default);
     }
     if let Some(mut stream) = to
         && let Err(error) = stream.shutdown().await
     {
         tracing::info!("output broke at its end: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_grows_while_it_is_filled_and_goes_when_it_is_not() {
+        let mut chunks = 1;
+        for expected in [2, 4, 8, 8] {
+            chunks = room_after(chunks * Chunk::ROOM, chunks);
+            assert_eq!(chunks, expected);
+        }
+        assert_eq!(room_after(chunks * Chunk::ROOM - 1, chunks), 8);
+        assert_eq!(room_after(Chunk::ROOM, chunks), 8);
+        assert_eq!(room_after(Chunk::ROOM - 1, chunks), 1);
+        assert_eq!(room_after(1, 1), 1);
     }
 }

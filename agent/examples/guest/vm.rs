@@ -68,7 +68,7 @@ impl Machine {
             .arg("-initrd")
             .arg(at("initramfs.cpio"))
             .arg("-append")
-            .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 {append}"))
+            .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 skep.channel=paced-console {append}"))
             .arg("-device")
             .arg(format!("virtio-serial-pci,{virtio}"))
             .arg("-chardev")
@@ -122,7 +122,7 @@ impl Machine {
 impl Vm {
     pub(crate) async fn boot(image: &Image, append: &str) -> anyhow::Result<Self> {
         let machine = Machine::start(image, append)?;
-        let endpoint = Endpoint::Console(machine.dir.path().join("agent.sock"));
+        let endpoint = Endpoint::PacedConsole(machine.dir.path().join("agent.sock"));
         match Session::connect(&endpoint, Duration::from_secs(30)).await {
             Ok(session) => Ok(Self { machine, session }),
             Err(error) => anyhow::bail!("{error}\n--- console\n{}---", machine.console()),
@@ -131,7 +131,7 @@ impl Vm {
 
     /// Opens another session.
     pub(crate) async fn connect(&self) -> anyhow::Result<Session> {
-        let endpoint = Endpoint::Console(self.machine.dir.path().join("agent.sock"));
+        let endpoint = Endpoint::PacedConsole(self.machine.dir.path().join("agent.sock"));
         Ok(Session::connect(&endpoint, Duration::from_secs(10)).await?)
     }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use skep_protocol::api::{self, Agent, TtrpcContext};
 use skep_protocol::link::Limits;
-use skep_protocol::testing::{console_session_over, serve_console, session_over};
-use skep_protocol::{Session, StdioRegistry};
+use skep_protocol::testing::{console_session_over, paced_session_over, serve_console, session_over};
+use skep_protocol::{PROTOCOL_VERSION, Session, StdioRegistry};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufStream, ReadBuf};
 use tokio::net::UnixStream;
 
@@ -120,7 +120,7 @@ async fn measure(
         #[allow(clippy::cast_precision_loss, reason = "figures for people")]
         let rate = (AMOUNT / MB) as f64 / seconds;
         let way = if to_guest { "to the guest" } else { "to the host" };
-        println!("{name:<28} {way:<13} {rate:7.0} MB/s, calls per MB: host {host:5.0}, guest {guest:5.0}");
+        println!("{name:<32} {way:<13} {rate:7.0} MB/s, calls per MB: host {host:5.0}, guest {guest:5.0}");
     }
     Ok(())
 }
@@ -149,11 +149,13 @@ async fn run(name: &str, console: Option<Limits>, threads: bool) -> Result<(), B
         tokio::spawn(serve);
     }
     let mut host = Counted(host, Arc::clone(&counts[0]));
-    let session = if console.is_some() {
+    let session = if console == Some(Limits::PACED_GUEST) {
+        paced_session_over(host).await.ok_or("no session")?
+    } else if console.is_some() {
         console_session_over(host).await.ok_or("no session")?
     } else {
         let mut greeting = [0; 7];
-        host.write_all(b"skep 1\n").await?;
+        host.write_all(format!("skep {PROTOCOL_VERSION}\n").as_bytes()).await?;
         host.read_exact(&mut greeting).await?;
         session_over(BufStream::new(host)).await?
     };
@@ -167,6 +169,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (suffix, threads) in [("", false), (", 2 threads", true)] {
         run(&format!("plain{suffix}"), None, threads).await?;
         run(&format!("Linux console{suffix}"), Some(Limits::LINUX_GUEST), threads).await?;
+        run(&format!("paced Linux console{suffix}"), Some(Limits::PACED_GUEST), threads).await?;
         run(&format!("FreeBSD console{suffix}"), Some(Limits::FREEBSD_GUEST), threads).await?;
     }
     Ok(())

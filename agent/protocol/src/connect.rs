@@ -18,6 +18,9 @@ use crate::link::{Config, Event, Link};
 pub enum Endpoint {
     /// The unix socket of the guest's virtio-console port. Carries the link layer.
     Console(PathBuf),
+    /// The same where the VMM paces the port: it takes from either side no more than the other has room for, and loses
+    /// nothing. Frames and window are larger.
+    PacedConsole(PathBuf),
     /// A unix socket that is a reliable byte channel to the agent.
     Stream(PathBuf),
     /// A unix socket on which `CONNECT <port>` reaches the guest's vsock, as vhost-device-vsock offers it.
@@ -32,7 +35,7 @@ pub enum Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Console(path) => write!(f, "console socket {}", path.display()),
+            Self::Console(path) | Self::PacedConsole(path) => write!(f, "console socket {}", path.display()),
             Self::Stream(path) => write!(f, "socket {}", path.display()),
             Self::Vsock { uds, port } => write!(f, "vsock port {port} behind {}", uds.display()),
         }
@@ -132,10 +135,11 @@ async fn attempt(endpoint: &Endpoint, doing: &mut String) -> Result<Channel, Att
     let mut say = |text: &str| text.clone_into(doing);
     say("connecting");
     match endpoint {
-        Endpoint::Console(path) => {
+        Endpoint::Console(path) | Endpoint::PacedConsole(path) => {
             let socket = open(path).await?;
             say("waiting for the agent to take up the session");
-            take_up(socket).await
+            let paced = matches!(endpoint, Endpoint::PacedConsole(_));
+            take_up(socket, if paced { Config::PACED_HOST } else { Config::HOST }).await
         }
         Endpoint::Stream(path) => {
             let socket = open(path).await?;
@@ -183,9 +187,12 @@ pub(crate) async fn read_greeting(io: &mut (impl AsyncReadExt + Unpin)) -> Resul
 }
 
 /// Begins a session of the link layer. Waits as long as it takes: the guest may still have to boot.
-pub(crate) async fn take_up(socket: impl Bytes + Unpin + 'static) -> Result<Channel, Attempt> {
+pub(crate) async fn take_up(
+    socket: impl Bytes + Unpin + 'static,
+    config: Config,
+) -> Result<Channel, Attempt> {
     let session = draw_session();
-    let mut driver = Driver::new(socket, |now| Link::host(Config::HOST, session, now));
+    let mut driver = Driver::new(socket, |now| Link::host(config, session, now));
     match driver.next_event().await? {
         Event::Began { .. } => {
             let link = driver.link().clone();

@@ -27,8 +27,8 @@ pub use connect::{ConnectError, Endpoint};
 pub use registry::{ClaimError, StdioRegistry};
 pub use serve::{ChannelKind, serve_channel};
 pub use session::{Closed, OpenError, Session};
-pub use stdio::StdioStream;
+pub use stdio::{Chunk, StdioStream};
 pub use ttrpc::Code;
 
 /// Version of the calls and streams; both sides must have the same.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

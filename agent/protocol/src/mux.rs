@@ -22,6 +22,8 @@ use yamux::{Config, Connection, ConnectionError, FrameDecodeError, Mode};
 use gather::{Demand, Gatherer, Gathering};
 use pings::WithoutPings;
 
+use crate::link::{self, Limits};
+
 /// Streams a host has open at once, the calls included.
 pub(crate) const MAX_STREAMS: usize = 1024;
 
@@ -29,8 +31,10 @@ pub(crate) const MAX_STREAMS: usize = 1024;
 /// connection at its limit: so its limit has room above ours.
 const YAMUX_STREAMS: usize = 4 * MAX_STREAMS;
 
-/// Payload of one yamux data frame. Up to 12 frames wait per stream while the channel is slower than the writer.
-pub(crate) const FRAME_PAYLOAD: usize = 8 * 1024;
+/// Payload of one yamux data frame: it and its header fill a frame of the link that a paced port carries. What waits of a
+/// stream while the channel is slower than the writer is at most its window.
+pub(crate) const FRAME_PAYLOAD: usize =
+    Limits::PACED_HOST.frame as usize - link::frame::HEADER - frame::HEADER;
 
 /// A stream of the mux.
 #[derive(Debug)]

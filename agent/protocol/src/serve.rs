@@ -30,6 +30,8 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum ChannelKind {
     /// A virtio-console port, which loses what it carries when nobody listens: the link layer goes over it.
     Console,
+    /// The same where the VMM paces the port: see [`crate::Endpoint::PacedConsole`].
+    PacedConsole,
     /// A reliable byte stream with an end, such as an accepted vsock connection.
     Stream,
 }
@@ -69,6 +71,7 @@ pub async fn serve_channel(
             sessions.run(io).await
         }
         ChannelKind::Console => console(io, sessions, Config::GUEST).await,
+        ChannelKind::PacedConsole => console(io, sessions, Config::PACED_GUEST).await,
     }
 }
 

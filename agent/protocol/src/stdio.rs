@@ -8,16 +8,37 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::mux::{FRAME_PAYLOAD, MuxStream};
+
+/// Room for the bytes of one chunk, which [`StdioStream::send`] sends as they lie there.
+#[derive(Debug)]
+pub struct Chunk(Box<[u8]>);
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self(vec![0; HEAD + CHUNK].into_boxed_slice())
+    }
+}
+
+impl Chunk {
+    /// How many bytes it has room for.
+    pub const ROOM: usize = CHUNK;
+
+    /// The room, to be filled from its beginning.
+    pub fn space(&mut self) -> &mut [u8] {
+        &mut self.0[HEAD..]
+    }
+}
 
 /// Length of a chunk's head.
 const HEAD: usize = 2;
 
 /// Longest chunk written: it and its head fill one frame of the mux.
 const CHUNK: usize = FRAME_PAYLOAD - HEAD;
+const _: () = assert!(CHUNK <= u16::MAX as usize);
 
 /// Bytes of a process, to or from it.
 ///
@@ -37,6 +58,12 @@ pub struct StdioStream {
 impl StdioStream {
     pub(crate) fn new(stream: MuxStream, permit: Option<OwnedSemaphorePermit>) -> Self {
         Self { chunks: Chunked::new(stream), _permit: permit }
+    }
+
+    /// Writes the first `length` bytes of a chunk, all of them: what `write_all` does without a copy on the way. Errors
+    /// are those of a write. If it is not awaited to its end, the stream is cut off there, as by a write.
+    pub async fn send(&mut self, chunk: &mut Chunk, length: usize) -> io::Result<()> {
+        self.chunks.send(chunk, length).await
     }
 }
 
@@ -121,50 +148,90 @@ impl<S: AsyncRead + Unpin> AsyncRead for Chunked<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if buf.remaining() == 0 {
-            return Poll::Ready(Ok(()));
+        let before = buf.filled().len();
+        while buf.remaining() > 0 {
+            let step = this.poll_step(cx, buf);
+            match step {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(Ok(false)) => break,
+                // As many chunks as are there, in one read. What stopped it is met again by the next.
+                _ if buf.filled().len() > before => break,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
         }
-        loop {
-            match this.read {
-                ReadState::Ended => return Poll::Ready(Ok(())),
-                ReadState::Head | ReadState::HalfHead(_) => {
-                    let mut head = [0; HEAD];
-                    let have = if let ReadState::HalfHead(first) = this.read {
-                        head[0] = first;
-                        1
-                    } else {
-                        0
-                    };
-                    let mut part = ReadBuf::new(&mut head[have..]);
-                    ready!(Pin::new(&mut this.io).poll_read(cx, &mut part))?;
-                    this.read = match have + part.filled().len() {
-                        HEAD => match u16::from_be_bytes(head) {
-                            0 => ReadState::Ended,
-                            length => ReadState::Chunk(length),
-                        },
-                        n if n > have => ReadState::HalfHead(head[0]),
-                        _ => return Poll::Ready(Err(broken())),
-                    };
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> Chunked<S> {
+    /// Reads a head or some of a chunk; false at the end.
+    fn poll_step(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
+        let this = self;
+        match this.read {
+            ReadState::Ended => Poll::Ready(Ok(false)),
+            ReadState::Head | ReadState::HalfHead(_) => {
+                let mut head = [0; HEAD];
+                let have = if let ReadState::HalfHead(first) = this.read {
+                    head[0] = first;
+                    1
+                } else {
+                    0
+                };
+                let mut part = ReadBuf::new(&mut head[have..]);
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut part))?;
+                this.read = match have + part.filled().len() {
+                    HEAD => match u16::from_be_bytes(head) {
+                        0 => ReadState::Ended,
+                        length => ReadState::Chunk(length),
+                    },
+                    n if n > have => ReadState::HalfHead(head[0]),
+                    _ => return Poll::Ready(Err(broken())),
+                };
+                Poll::Ready(Ok(true))
+            }
+            ReadState::Chunk(left) => {
+                let room = buf.remaining().min(usize::from(left));
+                let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut part))?;
+                let n = part.filled().len();
+                if n == 0 {
+                    return Poll::Ready(Err(broken()));
                 }
-                ReadState::Chunk(left) => {
-                    let room = buf.remaining().min(usize::from(left));
-                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
-                    ready!(Pin::new(&mut this.io).poll_read(cx, &mut part))?;
-                    let n = part.filled().len();
-                    if n == 0 {
-                        return Poll::Ready(Err(broken()));
-                    }
-                    buf.advance(n);
-                    let n = u16::try_from(n).unwrap_or(left);
-                    this.read = if n < left { ReadState::Chunk(left - n) } else { ReadState::Head };
-                    return Poll::Ready(Ok(()));
-                }
+                buf.advance(n);
+                let n = u16::try_from(n).unwrap_or(left);
+                this.read = if n < left { ReadState::Chunk(left - n) } else { ReadState::Head };
+                Poll::Ready(Ok(true))
             }
         }
     }
 }
 
 impl<S: AsyncWrite + Unpin> Chunked<S> {
+    async fn send(&mut self, chunk: &mut Chunk, length: usize) -> io::Result<()> {
+        match self.write {
+            _ if length == 0 => return Ok(()),
+            WriteState::Idle => {}
+            WriteState::Ended => return Err(io::ErrorKind::BrokenPipe.into()),
+            WriteState::HalfHead(_) | WriteState::Chunk(_) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the write before was not finished"));
+            }
+        }
+        let length = u16::try_from(length.min(CHUNK)).unwrap_or(u16::MAX);
+        chunk.0[..HEAD].copy_from_slice(&length.to_be_bytes());
+        let mut rest = &chunk.0[..HEAD + usize::from(length)];
+        // Until all of it is out, a shutdown cuts the stream off.
+        self.write = WriteState::Chunk(length);
+        while !rest.is_empty() {
+            match self.io.write(rest).await.map_err(write_error)? {
+                0 => return Err(write_error(io::ErrorKind::WriteZero.into())),
+                n => rest = &rest[n..],
+            }
+        }
+        self.write = WriteState::Idle;
+        Ok(())
+    }
+
     /// Writes a chunk's head and as much of it as the mux takes; how many of `buf`'s bytes that were.
     fn poll_begin(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let length = u16::try_from(buf.len().min(CHUNK)).unwrap_or(u16::MAX);
@@ -314,6 +381,37 @@ mod tests {
         assert_eq!(a.write(b"").await.unwrap(), 0);
     }
 
+    #[tokio::test]
+    async fn chunks_that_are_there_come_in_one_read() {
+        let (mut a, mut b) = pair(1000);
+        for text in ["one ", "two ", "three"] {
+            a.write_all(text.as_bytes()).await.unwrap();
+        }
+        let mut data = [0; 100];
+        assert_eq!(b.read(&mut data).await.unwrap(), 13);
+        assert_eq!(&data[..13], b"one two three");
+        // And what comes before a break is not lost to it.
+        a.write_all(b"last").await.unwrap();
+        drop(a);
+        assert_eq!(b.read(&mut data).await.unwrap(), 4);
+        assert_eq!(b.read(&mut data).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_is_not_sent_to_its_end_is_a_break() {
+        let (mut a, mut b) = pair(5);
+        let mut chunk = Chunk::default();
+        chunk.space()[..8].copy_from_slice(b"12345678");
+        let sent = tokio::time::timeout(std::time::Duration::from_millis(20), a.send(&mut chunk, 8)).await;
+        assert!(sent.is_err(), "there is room for 3 of 8 bytes");
+        assert_eq!(a.send(&mut chunk, 8).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        a.shutdown().await.unwrap();
+        let mut data = Vec::new();
+        assert_eq!(b.read_to_end(&mut data).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(data, b"123");
+        assert_eq!(a.send(&mut chunk, 8).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         /// Any windows and write sizes deliver the same bytes and then EOF.
@@ -321,7 +419,7 @@ mod tests {
         fn delivers_what_was_written(
             window in 1usize..40,
             sizes in proptest::collection::vec(1usize..20_000, 0..6),
-            room in 1usize..9000,
+            room in 1usize..40_000,
         ) {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
@@ -339,9 +437,15 @@ mod tests {
                 };
                 let write = async {
                     let mut rest = &sent[..];
-                    for size in &sizes {
+                    let mut chunk = Chunk::default();
+                    for (number, size) in sizes.iter().enumerate() {
                         let (now, later) = rest.split_at(*size);
-                        a.write_all(now).await.unwrap();
+                        if number % 2 == 0 {
+                            a.write_all(now).await.unwrap();
+                        } else {
+                            chunk.space()[..*size].copy_from_slice(now);
+                            a.send(&mut chunk, *size).await.unwrap();
+                        }
                         rest = later;
                     }
                     a.shutdown().await.unwrap();

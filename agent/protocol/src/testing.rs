@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::api::Agent;
 use crate::channel::Channel;
-use crate::link::Limits;
+use crate::link::{Config, Limits};
 use crate::{Closed, Session, StdioRegistry};
 
 /// [`crate::serve_channel`] on a console, as a guest with these limits.
@@ -37,11 +37,16 @@ pub async fn session_over(io: impl AsyncRead + AsyncWrite + Send + 'static) -> R
     Session::over(Channel::plain(io)).await
 }
 
+/// A host's session over the paced console port `io`; `None` if the guest did not take it up.
+pub async fn paced_session_over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Session> {
+    Session::over(crate::connect::take_up(io, Config::PACED_HOST).await.ok()?).await.ok()
+}
+
 /// A host's session over the console port `io`; `None` if the guest did not take it up.
 pub async fn console_session_over(
     io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> Option<Session> {
-    Session::over(crate::connect::take_up(io).await.ok()?).await.ok()
+    Session::over(crate::connect::take_up(io, Config::HOST).await.ok()?).await.ok()
 }
 
 pub use bhyve::{BhyveConsole, Buffers, ClosedPort, Counts, GuestPort, Travel, bhyve_console};

@@ -208,6 +208,11 @@ fn speech(seed: u64, length: usize) -> Vec<u8> {
     speech
 }
 
+/// A host's and its guest's.
+fn configs(paced: bool) -> (Config, Config) {
+    if paced { (Config::PACED_HOST, Config::PACED_GUEST) } else { (Config::HOST, Config::GUEST) }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -215,15 +220,17 @@ proptest! {
     #[test]
     fn delivers_exactly_what_was_said(
         seed: u64, down in faults(), up in faults(), delays in (0u64..20, 0u64..20),
-        host_says in 0usize..60_000, guest_says in 0usize..60_000,
+        host_says in 0usize..60_000, guest_says in 0usize..60_000, paced: bool,
     ) {
         let mut world = World::new(
             seed, Wire::new(down, delays.0), Wire::new(up, delays.1),
             speech(seed, host_says), speech(!seed, guest_says),
         );
+        let (host, guest) = configs(paced);
         // Losses on end are not the end here.
-        let patient = Config { patience: 0, ..Config::HOST };
+        let patient = Config { patience: 0, ..host };
         world.host.link = Link::host(patient, SESSION, Duration::ZERO);
+        world.guest.link = Link::guest(guest, Duration::ZERO);
         world.run(World::all_heard);
         prop_assert!(world.host.heard == world.guest.to_say);
         prop_assert!(world.guest.heard == world.host.to_say);
@@ -233,11 +240,16 @@ proptest! {
 
     /// A wire that only delays and cuts has nothing sent twice.
     #[test]
-    fn sends_nothing_twice_without_loss(seed: u64, longest_piece in 1u64..9000, delay in 0u64..700) {
+    fn sends_nothing_twice_without_loss(
+        seed: u64, longest_piece in 1u64..9000, delay in 0u64..700, paced: bool,
+    ) {
         let faults = Faults { longest_piece, ..NONE };
         let mut world = World::new(
             seed, Wire::new(faults, delay), Wire::new(faults, delay), speech(seed, 100_000), speech(!seed, 200_000),
         );
+        let (host, guest) = configs(paced);
+        world.host.link = Link::host(host, SESSION, Duration::ZERO);
+        world.guest.link = Link::guest(guest, Duration::ZERO);
         world.run(World::all_heard);
         prop_assert!(world.host.heard == world.guest.to_say && world.guest.heard == world.host.to_say);
         prop_assert_eq!((world.host.link.retransmitted(), world.guest.link.retransmitted()), (0, 0));

@@ -11,6 +11,8 @@ use crate::limits;
 pub(crate) enum Channel {
     /// The virtio-console port named `skep.agent`.
     Console,
+    /// The same, and the VMM paces it.
+    PacedConsole,
     /// A vsock listener on this port.
     Vsock(u32),
 }
@@ -29,7 +31,7 @@ pub(crate) struct Options {
 pub(crate) enum CmdlineError {
     #[error("unknown parameter {0:?} (known: skep.channel, skep.log, skep.call_s)")]
     Unknown(String),
-    #[error("skep.channel={0:?}: not \"console\" or \"vsock:<port>\"")]
+    #[error("skep.channel={0:?}: not \"console\", \"paced-console\" or \"vsock:<port>\"")]
     Channel(String),
     #[error("skep.log={0:?}: not one of error, warn, info, debug, trace")]
     Log(String),
@@ -37,7 +39,7 @@ pub(crate) enum CmdlineError {
     Call(String),
 }
 
-/// Reads the `skep.*` parameters; everything else on the line is the kernel's.
+/// Reads the `skep.*` parameters, of several with one name the last; everything else on the line is the kernel's.
 pub(crate) fn parse(line: &str) -> Result<Options, CmdlineError> {
     let mut options = Options { channel: Channel::Console, log: Level::WARN, call: limits::CALL };
     for word in line.split_ascii_whitespace().filter(|word| word.starts_with("skep.")) {
@@ -53,8 +55,10 @@ pub(crate) fn parse(line: &str) -> Result<Options, CmdlineError> {
 }
 
 fn channel(value: &str) -> Result<Channel, CmdlineError> {
-    if value == "console" {
-        return Ok(Channel::Console);
+    match value {
+        "console" => return Ok(Channel::Console),
+        "paced-console" => return Ok(Channel::PacedConsole),
+        _ => {}
     }
     value
         .strip_prefix("vsock:")
@@ -90,11 +94,13 @@ mod tests {
     }
 
     #[test]
-    fn both_channels_and_the_level_are_read() {
+    fn all_channels_and_the_level_are_read() {
         let options = parse("quiet skep.channel=vsock:1024 skep.log=debug skep.call_s=120").expect("parse");
         let call = Duration::from_secs(120);
         assert_eq!(options, Options { channel: Channel::Vsock(1024), log: Level::DEBUG, call });
         assert_eq!(parse("skep.channel=console").expect("parse").channel, Channel::Console);
+        let paced = parse("skep.channel=console skep.log=info skep.channel=paced-console").expect("parse");
+        assert_eq!(paced.channel, Channel::PacedConsole);
     }
 
     #[test]

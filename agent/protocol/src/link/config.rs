@@ -24,13 +24,19 @@ impl Config {
         patience: 13,
     };
 
-    /// This guest's.
+    /// A host's, on a port that the VMM paces: it takes from either side no more than the other has room for.
+    pub const PACED_HOST: Self = Self { limits: Limits::PACED_HOST, most: Limits::PACED_GUEST, ..Self::HOST };
+
+    /// This guest's. It trusts its host.
     pub const GUEST: Self = Self {
         limits: Limits::this_guest(),
-        most: Limits::HOST,
+        most: Limits::PACED_HOST,
         version: crate::PROTOCOL_VERSION,
         patience: 0,
     };
+
+    /// This guest's, on a port that the VMM paces.
+    pub const PACED_GUEST: Self = Self { limits: Limits::this_paced_guest(), ..Self::GUEST };
 }
 
 /// Why a session ended.

@@ -24,11 +24,18 @@ impl Limits {
     /// A FreeBSD guest. Its driver posts 64 buffers of 128 bytes each.
     pub const FREEBSD_GUEST: Self = Self { frame: 1024, frames: 12, bytes: 4096 };
 
-    /// What a host sends at most, whatever the guest asks for.
+    /// What a host sends at most over a port that is not paced, whatever the guest asks for.
     pub const TO_ANY_GUEST: Self = Self::LINUX_GUEST;
 
     /// A host. The Linux driver takes writes of at most 32 KiB.
     pub const HOST: Self = Self { frame: 32 * 1024, frames: 16, bytes: 128 * 1024 };
+
+    /// A Linux guest whose port is paced: the VMM hands over no more than the driver has posted buffers for, and what is
+    /// on its way waits with the VMM. So the window is only a bound, and as wide as a few turns of both sides' tasks.
+    pub const PACED_GUEST: Self = Self { frame: 32 * 1024, frames: 32, bytes: 256 * 1024 };
+
+    /// A host whose guest's port is paced.
+    pub const PACED_HOST: Self = Self { frame: 32 * 1024, frames: 64, bytes: 512 * 1024 };
 
     /// The smallest that works.
     const LEAST: Self = Self { frame: 256, frames: 1, bytes: 256 };
@@ -36,6 +43,12 @@ impl Limits {
     /// The guest that this is compiled for.
     pub const fn this_guest() -> Self {
         if cfg!(target_os = "freebsd") { Self::FREEBSD_GUEST } else { Self::LINUX_GUEST }
+    }
+
+    /// The guest that this is compiled for, on a paced port. FreeBSD's driver hands what arrives to a terminal, which
+    /// drops what it has no room for: pacing up to the driver is of no use there.
+    pub const fn this_paced_guest() -> Self {
+        if cfg!(target_os = "freebsd") { Self::FREEBSD_GUEST } else { Self::PACED_GUEST }
     }
 
     /// The peer's limits, held between what works and `most`.

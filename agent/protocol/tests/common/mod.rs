@@ -152,6 +152,22 @@ pub(crate) fn plain() -> Guest {
     Guest { endpoint: Endpoint::Stream(path), agent, vmm: None, task, _dir: dir }
 }
 
+/// A guest behind QEMU's virtio-console, which loses nothing.
+pub(crate) fn paced() -> Guest {
+    let (dir, path) = socket_path();
+    let listener = UnixListener::bind(&path).unwrap();
+    let agent = Arc::new(TestAgent::default());
+    let serving = Arc::clone(&agent);
+    let task = tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let (kind, stdio) = (ChannelKind::PacedConsole, serving.stdio.clone());
+            let _ = serve_channel(socket, kind, serving.clone(), stdio).await;
+        }
+    });
+    Guest { endpoint: Endpoint::PacedConsole(path), agent, vmm: None, task, _dir: dir }
+}
+
 /// A guest behind vhost-device-vsock, which closes the first connection: the guest does not listen yet.
 pub(crate) fn vsock() -> Guest {
     let (dir, uds) = socket_path();
@@ -198,6 +214,7 @@ pub(crate) fn all_kinds() -> Vec<(&'static str, Guest)> {
     vec![
         ("plain", plain()),
         ("vsock", vsock()),
+        ("paced console", paced()),
         ("Linux console", console()),
         (
             "FreeBSD console",
@@ -246,6 +263,9 @@ pub(crate) async fn echoes(session: &Session, count: usize, seed: u8) {
 
 /// A raw connection to a guest's socket.
 pub(crate) async fn raw(endpoint: &Endpoint) -> UnixStream {
-    let (Endpoint::Console(path) | Endpoint::Stream(path) | Endpoint::Vsock { uds: path, .. }) = endpoint;
+    let (Endpoint::Console(path)
+    | Endpoint::PacedConsole(path)
+    | Endpoint::Stream(path)
+    | Endpoint::Vsock { uds: path, .. }) = endpoint;
     UnixStream::connect(path).await.unwrap()
 }

@@ -3,15 +3,16 @@
 //! A port whose host side is closed polls as hung up and reads as ended, again and again, and comes back to
 //! life when the host opens it anew. Neither may end the agent or keep it busy, so the port is watched through
 //! an epoll instance of its own, edge-triggered: it reports changes, and an end of file is only a reason to
-//! wait for the next one.
+//! wait for the next one. That the port takes more is asked for only when it took nothing: the driver reports
+//! each buffer that the host has taken, which is one for each write.
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -46,13 +47,22 @@ fn list(names: &[String]) -> String {
 /// The port as a byte stream that never ends.
 #[derive(Debug)]
 pub(crate) struct Port {
-    fd: OwnedFd,
-    wakers: Arc<Mutex<Wakers>>,
+    watched: Arc<Watched>,
     watch: tokio::task::JoinHandle<()>,
 }
 
+#[derive(Debug)]
+struct Watched {
+    fd: OwnedFd,
+    epoll: AsyncFd<OwnedFd>,
+    waiting: Mutex<Waiting>,
+}
+
+/// Who waits for a change.
 #[derive(Debug, Default)]
-struct Wakers {
+struct Waiting {
+    /// Nothing has changed since a read found nothing.
+    dry: bool,
     read: Option<Waker>,
     write: Option<Waker>,
 }
@@ -72,16 +82,45 @@ impl Port {
 
     fn new(fd: OwnedFd) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        epoll.add(&fd, EpollEvent::new(changes, 0))?;
-        let wakers = Arc::new(Mutex::new(Wakers::default()));
+        epoll.add(&fd, EpollEvent::new(changes(false), 0))?;
         let epoll = watched(epoll.0)?;
-        let watch = tokio::spawn(watch(epoll, Arc::clone(&wakers)));
-        Ok(Self { fd, wakers, watch })
+        let watched = Arc::new(Watched { fd, epoll, waiting: Mutex::default() });
+        let watch = tokio::spawn(watch(Arc::clone(&watched)));
+        Ok(Self { watched, watch })
+    }
+}
+
+impl Watched {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn park(&self, put: impl FnOnce(&mut Wakers)) {
-        put(&mut self.wakers.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Asks for changes from now on, and for one now if the port is ready already.
+    fn ask(&self, room: bool) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: changes(room).bits().cast_unsigned(), u64: 0 };
+        // SAFETY: the event is live, and both descriptors are open as long as this is.
+        let done = unsafe {
+            libc::epoll_ctl(
+                self.epoll.get_ref().as_raw_fd(),
+                libc::EPOLL_CTL_MOD,
+                self.fd.as_raw_fd(),
+                &raw mut event,
+            )
+        };
+        if done == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn changes(room: bool) -> EpollFlags {
+    let changes = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    if room { changes | EpollFlags::EPOLLOUT } else { changes }
+}
+
+/// Keeps `waker`, unless what is kept already wakes the same.
+fn keep(kept: &mut Option<Waker>, waker: &Waker) {
+    match kept {
+        Some(kept) => kept.clone_from(waker),
+        None => *kept = Some(waker.clone()),
     }
 }
 
@@ -92,18 +131,20 @@ impl Drop for Port {
 }
 
 /// Wakes whoever waits for the port at each change.
-async fn watch(epoll: AsyncFd<OwnedFd>, wakers: Arc<Mutex<Wakers>>) {
+async fn watch(watched: Arc<Watched>) {
     loop {
-        let Ok(mut ready) = epoll.readable().await else { return };
+        let Ok(mut ready) = watched.epoll.readable().await else { return };
         // Taking the events re-arms them. One descriptor is watched, so there is at most one.
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         // SAFETY: room for one event is passed with its count, and the descriptor is an epoll instance.
-        let _ = unsafe {
-            libc::epoll_wait(std::os::fd::AsRawFd::as_raw_fd(epoll.get_ref()), &raw mut event, 1, 0)
-        };
+        let _ = unsafe { libc::epoll_wait(watched.epoll.get_ref().as_raw_fd(), &raw mut event, 1, 0) };
         ready.clear_ready();
-        let Wakers { read, write } =
-            std::mem::take(&mut *wakers.lock().unwrap_or_else(PoisonError::into_inner));
+        let Waiting { read, write, .. } = std::mem::take(&mut *watched.waiting());
+        if write.is_some()
+            && let Err(error) = watched.ask(false)
+        {
+            tracing::warn!("the port is asked for room too often: {error}");
+        }
         for waker in [read, write].into_iter().flatten() {
             waker.wake();
         }
@@ -116,24 +157,36 @@ fn not_now(error: &io::Error) -> bool {
 
 impl AsyncRead for Port {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // Parked before looking: a change in between then wakes for nothing instead of being missed.
-        self.park(|wakers| wakers.read = Some(cx.waker().clone()));
-        match read_once(&self.fd, buf) {
-            Ok(0) if buf.remaining() > 0 => Poll::Pending,
-            Ok(_) => Poll::Ready(Ok(())),
-            Err(error) if not_now(&error) => Poll::Pending,
-            Err(error) => Poll::Ready(Err(error)),
+        // Held while looking: what changes meanwhile is noted after it, and not missed.
+        let mut waiting = self.watched.waiting();
+        if !waiting.dry {
+            match read_once(&self.watched.fd, buf) {
+                Ok(0) if buf.remaining() > 0 => {}
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(error) if not_now(&error) => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            waiting.dry = true;
         }
+        keep(&mut waiting.read, cx.waker());
+        Poll::Pending
     }
 }
 
 impl AsyncWrite for Port {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        self.park(|wakers| wakers.write = Some(cx.waker().clone()));
-        match write_once(&self.fd, data) {
-            Err(error) if not_now(&error) => Poll::Pending,
-            done => Poll::Ready(done),
+        match write_once(&self.watched.fd, data) {
+            Err(error) if not_now(&error) => {}
+            done => return Poll::Ready(done),
         }
+        let mut waiting = self.watched.waiting();
+        let asked = waiting.write.is_some();
+        keep(&mut waiting.write, cx.waker());
+        if !asked {
+            // If there is room again by now, this reports it.
+            self.watched.ask(true)?;
+        }
+        Poll::Pending
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

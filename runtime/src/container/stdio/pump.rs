@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Bytes moved at once. What is under way in a stream is bounded by this, the mux's window and the FIFO's buffer.
-const BUFFER: usize = 16 * 1024;
+const BUFFER: usize = 32 * 1024;
 
 /// The moving bytes of one process. Dropping it stops them.
 pub struct Pumps {

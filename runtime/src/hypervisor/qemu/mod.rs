@@ -44,6 +44,16 @@ const INSTALL: &str = if cfg!(target_os = "freebsd") {
     "install it with `apt-get install qemu-system-x86`"
 };
 
+/// Linux measures the local APIC's timer by waiting twice for 25 ticks of another (arch/x86/kernel/apic/apic.c), which is a fifth
+/// of a second of every boot, and under emulation often finds it wrong and does without it after all. A single processor
+/// has no need of it: the HPET's is its own.
+const ONE_TIMER: &str = " nolapic_timer";
+
+/// Tells the agent that its port is paced: QEMU reads from the host's socket no more than the guest has posted buffers
+/// for, and from the guest no more than the socket takes (`hw/char/virtio-console.c`). A FreeBSD guest would lose it after
+/// that, in its terminal.
+const PACED: &str = " skep.channel=paced-console";
+
 #[async_trait]
 impl Hypervisor for Qemu {
     fn name(&self) -> &'static str {
@@ -65,6 +75,12 @@ impl Hypervisor for Qemu {
         tracing::info!(vm = spec.name, "{accel}");
         if accel.accel == Accel::Tcg && spec.os == GuestOs::Linux {
             spec.cmdline.push_str(super::tsc::parameter().await);
+            if spec.vcpus.get() == 1 {
+                spec.cmdline.push_str(ONE_TIMER);
+            }
+        }
+        if !spec.console_ports.is_empty() && spec.os == GuestOs::Linux {
+            spec.cmdline.push_str(PACED);
         }
         let vm = vm::start(&binary, &accel, &self.vhost_device_vsock, &spec, &place).await?;
         Ok(Arc::new(vm))

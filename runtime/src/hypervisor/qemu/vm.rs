@@ -84,7 +84,7 @@ pub(super) async fn start(
     };
     let endpoint = match (&vsock, spec.console_ports.first()) {
         (Some(vsock), _) => vsock.endpoint.clone(),
-        (None, Some(port)) => Endpoint::Console(place.dir.join(&port.socket)),
+        (None, Some(port)) => Endpoint::PacedConsole(place.dir.join(&port.socket)),
         (None, None) => return Err(crate::hypervisor::SpecError::NoChannel.into()),
     };
     let mut command = Command::new(binary);
