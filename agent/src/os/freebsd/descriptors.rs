@@ -6,7 +6,7 @@ pub(crate) fn close_range(first: u32, last: u32) -> nix::Result<()> {
     nix::errno::Errno::result(unsafe { libc::close_range(first, last, 0) }).map(drop)
 }
 
-/// Nothing to do: a pipe grows by itself, as far as the kernel has memory for pipes (sys_pipe.c).
+/// Nothing to do: a pipe grows by itself, as far as the kernel has memory for pipes (`sys_pipe.c`).
 #[allow(clippy::unnecessary_wraps)] // as on Linux
 pub(crate) fn widen_pipe(_: &std::os::fd::OwnedFd) -> nix::Result<()> {
     Ok(())
