@@ -347,7 +347,7 @@ async fn faults(vm: &Vm) -> anyhow::Result<()> {
         change(&mut spec);
         broken.push((words, spec));
     };
-    with("no such file in the image", &|spec| spec["process"]["args"] = json!(["/no/such"]));
+    with("no such file or directory in the image", &|spec| spec["process"]["args"] = json!(["/no/such"]));
     with("$PATH", &|spec| spec["process"]["args"] = json!(["nonesuch"]));
     with("permission denied", &|spec| spec["process"]["args"] = json!(["/etc/plain"]));
     with("/etc/plain", &|spec| spec["process"]["cwd"] = "/etc/plain".into());

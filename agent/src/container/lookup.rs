@@ -14,19 +14,20 @@ use crate::error::{Code, Refusal};
 /// Where commands are looked for if the process has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Why a command cannot be run.
+/// Why a command cannot be run. Clients tell the kinds apart by words of Go's and the C library's, which runc passes on:
+/// Docker makes exit code 127 of the first two, 126 of `permission denied`.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum LookupError {
-    #[error("exec {0:?}: not found in the image's $PATH ({1})")]
+    #[error("exec {0:?}: executable file not found in $PATH ({1})")]
     NotInPath(String, String),
-    #[error("exec {0:?}: no such file in the image")]
+    #[error("exec {0:?}: no such file or directory in the image")]
     NoFile(String),
     #[error("exec {0:?}: is a directory")]
     Directory(String),
     #[error("exec {0:?}: permission denied (not executable for uid {1})")]
     NotExecutable(String, u32),
     #[error(
-        "exec {command:?}: built for {found}, this guest runs {}; use an image for linux/amd64",
+        "exec {command:?}: exec format error: built for {found}, this guest runs {}; use an image for linux/amd64",
         native()
     )]
     Machine { command: String, found: &'static str },
@@ -178,8 +179,8 @@ mod tests {
         let env = ["PATH=/nowhere:/bin".to_owned()];
         assert!(find("sh", &env, 0).is_ok());
         let text = |command: &str| find(command, &env, 7).expect_err(command).to_string();
-        assert_eq!(text("no-such"), "exec \"no-such\": not found in the image's $PATH (/nowhere:/bin)");
-        assert_eq!(text("/no/such"), "exec \"/no/such\": no such file in the image");
+        assert_eq!(text("no-such"), "exec \"no-such\": executable file not found in $PATH (/nowhere:/bin)");
+        assert_eq!(text("/no/such"), "exec \"/no/such\": no such file or directory in the image");
         assert_eq!(text("/bin"), "exec \"/bin\": is a directory");
         let plain = std::env::temp_dir().join(format!("skep-agent-plain-{}", std::process::id()));
         std::fs::write(&plain, "").expect("write");

@@ -55,8 +55,11 @@ fn fails(run: Run<'_>, words: &[&str]) -> Result<()> {
 }
 
 fn command_not_in_image(lease: &mut Lease) -> Result<()> {
-    fails(lease.subject().run("absent").args(["no-such-command", "argument"]), &["no-such-command"])?;
-    fails(lease.subject().run("absent").args(["/no/such/path"]), &["/no/such/path"])
+    // The words by which Docker and others tell a command that is missing.
+    let words = ["no-such-command", "executable file not found in $PATH"];
+    fails(lease.subject().run("absent").args(["no-such-command", "argument"]), &words)?;
+    let words = ["/no/such/path", "no such file or directory"];
+    fails(lease.subject().run("absent").args(["/no/such/path"]), &words)
 }
 
 fn command_not_executable(lease: &mut Lease) -> Result<()> {
@@ -68,7 +71,7 @@ fn wrong_architecture(lease: &mut Lease) -> Result<()> {
     lease.import(&Image::busybox(reference)?.foreign_program("bin/foreign"))?;
     let words: &[&str] = match lease.runtime {
         Runtime::Runc => &["exec format error"],
-        Runtime::Skep => &["/bin/foreign", "aarch64", "x86_64"],
+        Runtime::Skep => &["exec format error", "/bin/foreign", "aarch64", "x86_64"],
     };
     fails(lease.subject().run("foreign").image(reference).args(["/bin/foreign"]), words)
 }

@@ -88,8 +88,8 @@ pub(super) async fn faults(vm: &Vm) -> anyhow::Result<()> {
         ensure!(text.contains(wanted), "{text:?} does not say {wanted:?}");
         Ok(())
     };
-    is(fault(spec(&["nope"])).await?, "exec \"nope\": not found in the image's $PATH")?;
-    is(fault(spec(&["/bin/nope"])).await?, "exec \"/bin/nope\": no such file in the image")?;
+    is(fault(spec(&["nope"])).await?, "exec \"nope\": executable file not found in $PATH")?;
+    is(fault(spec(&["/bin/nope"])).await?, "exec \"/bin/nope\": no such file or directory in the image")?;
     is(fault(spec(&["/etc"])).await?, "is a directory")?;
     is(fault(spec(&["/etc/plain"])).await?, "permission denied")?;
     is(fault(spec(&["/bin/foreign"])).await?, "built for aarch64, this guest runs x86_64")?;
