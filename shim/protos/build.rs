@@ -4,7 +4,7 @@ use std::{env, fs, io, path::PathBuf};
 
 use ttrpc_codegen::{Codegen, Customize, ProtobufCustomize};
 
-const INPUTS: [&str; 17] = [
+const INPUTS: [&str; 18] = [
     "bootstrap",
     "details",
     "envelope",
@@ -16,6 +16,7 @@ const INPUTS: [&str; 17] = [
     "platform",
     "pod",
     "process",
+    "runc",
     "runtimeoptions",
     "sandbox",
     "streaming",

@@ -9,7 +9,7 @@ use std::{
 
 use protobuf::{Message, well_known_types::any::Any};
 use serde::{Deserialize, Serialize};
-use skep_containerd_api::{bootstrap::BootstrapParams, runtimeoptions::Options};
+use skep_containerd_api::{bootstrap::BootstrapParams, runc, runtimeoptions::Options};
 
 /// Most bytes that are read.
 const LIMIT: usize = 1 << 20;
@@ -17,6 +17,8 @@ const LIMIT: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The type of the options that `[...runtimes.X.options]` in containerd's configuration becomes.
 const OPTIONS: &str = "runtimeoptions.v1.Options";
+/// The type of runc's options, which clients may send whatever the shim.
+const RUNC_OPTIONS: &str = "containerd.runc.v1.Options";
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub(crate) struct Input {
     pub(crate) config: ConfigSource,
     /// Where events go, if containerd says so here.
     pub(crate) ttrpc_address: Option<String>,
+    /// The cgroup that the shim is to run in, as a path below the root of the cgroups' file systems.
+    pub(crate) shim_cgroup: Option<String>,
 }
 
 /// Standard input makes no sense.
@@ -58,8 +62,13 @@ pub(crate) enum InputError {
         error: protobuf::Error,
     },
     /// The options can't be decoded.
-    #[error("runtime options ({OPTIONS}): {0}")]
-    Options(protobuf::Error),
+    #[error("runtime options ({kind}): {error}")]
+    Options {
+        /// Their type.
+        kind: &'static str,
+        /// Why not.
+        error: protobuf::Error,
+    },
     /// The configuration in them is not text.
     #[error("runtime options: config_body is not UTF-8: {0}")]
     Body(#[from] std::string::FromUtf8Error),
@@ -76,33 +85,46 @@ impl Input {
             && params.instance_id == id
             && params.namespace == namespace
         {
-            let options = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
-            let mut config = ConfigSource::Default;
-            for any in options {
-                if let Some(named) = config_of(any)? {
-                    config = named;
-                }
+            let mut input = Self::default();
+            for any in params.extensions.iter().filter_map(|extension| extension.value.as_ref()) {
+                input.take_options(any)?;
             }
-            let address = Some(params.containerd_ttrpc_address).filter(|address| !address.is_empty());
-            return Ok(Self { config, ttrpc_address: address });
+            input.ttrpc_address = Some(params.containerd_ttrpc_address).filter(|address| !address.is_empty());
+            return Ok(input);
         }
         let any =
             Any::parse_from_bytes(bytes).map_err(|error| InputError::Format { len: bytes.len(), error })?;
-        Ok(Self { config: config_of(&any)?.unwrap_or_default(), ttrpc_address: None })
+        let mut input = Self::default();
+        input.take_options(&any)?;
+        Ok(input)
+    }
+
+    /// Of runc's options, which nerdctl sends to a runtime it takes for runc, only what is about the shim itself means
+    /// anything here. Options of other types are other shims'.
+    fn take_options(&mut self, any: &Any) -> Result<(), InputError> {
+        match any.type_url.rsplit('/').next() {
+            Some(OPTIONS) => {
+                let options = Options::parse_from_bytes(&any.value)
+                    .map_err(|error| InputError::Options { kind: OPTIONS, error })?;
+                self.config = config_of(options)?;
+            }
+            Some(RUNC_OPTIONS) => {
+                let options = runc::Options::parse_from_bytes(&any.value)
+                    .map_err(|error| InputError::Options { kind: RUNC_OPTIONS, error })?;
+                self.shim_cgroup = Some(options.shim_cgroup).filter(|path| !path.is_empty());
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
-/// Options of other types are other shims': nerdctl sends runc's to a runtime it takes for runc.
-fn config_of(any: &Any) -> Result<Option<ConfigSource>, InputError> {
-    if any.type_url.rsplit('/').next() != Some(OPTIONS) {
-        return Ok(None);
-    }
-    let options = Options::parse_from_bytes(&any.value).map_err(InputError::Options)?;
+fn config_of(options: Options) -> Result<ConfigSource, InputError> {
     if !options.config_path.is_empty() {
-        return Ok(Some(ConfigSource::File(options.config_path.into())));
+        return Ok(ConfigSource::File(options.config_path.into()));
     }
     let text = String::from_utf8(options.config_body)?;
-    Ok(Some(if text.trim().is_empty() { ConfigSource::Default } else { ConfigSource::Text(text) }))
+    Ok(if text.trim().is_empty() { ConfigSource::Default } else { ConfigSource::Text(text) })
 }
 
 /// Reads to the end, but never waits long: run by hand, standard input may be a terminal.
@@ -160,9 +182,23 @@ mod tests {
         let mut prefixed = options("/p", "");
         prefixed.type_url = format!("type.googleapis.com/{OPTIONS}");
         assert_eq!(decode(&prefixed), ConfigSource::File("/p".into()));
-        let foreign =
-            Any { type_url: "containerd.runc.v1.Options".into(), value: vec![8, 1], ..Any::default() };
+        let foreign = Any { type_url: "example.v1.Options".into(), value: vec![8, 1], ..Any::default() };
         assert_eq!(decode(&foreign), ConfigSource::Default);
+    }
+
+    #[test]
+    fn the_shims_cgroup_among_runcs_options() {
+        let decode = |options: &runc::Options| {
+            let value = options.write_to_bytes().unwrap();
+            let any = Any { type_url: RUNC_OPTIONS.into(), value, ..Any::default() };
+            Input::decode(&any.write_to_bytes().unwrap(), "ns", "id").unwrap()
+        };
+        let options = runc::Options { shim_cgroup: "/shims/a".into(), ..runc::Options::default() };
+        assert_eq!(decode(&options).shim_cgroup.as_deref(), Some("/shims/a"));
+        assert_eq!(decode(&runc::Options::default()), Input::default());
+        // What runc alone can follow is passed over: field 6, BinaryName.
+        let any = Any { type_url: RUNC_OPTIONS.into(), value: b"\x32\x04crun".into(), ..Any::default() };
+        assert_eq!(Input::decode(&any.write_to_bytes().unwrap(), "ns", "id").unwrap(), Input::default());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use skep::{config::Config, os::ProcessIdentity};
 
 use crate::{
     bundle::{Bundle, ShimState},
+    cgroup,
     cli::Args,
     input::{self, ConfigSource, Input},
     socket::{self, Claim},
@@ -52,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|address| !address.is_empty());
     bundle.write_state(&state)?;
     if let Claim::Bound(listener) = socket::claim(&path)? {
-        match spawn(args, &bundle, listener.into()) {
+        match spawn(args, &bundle, listener.into(), input.shim_cgroup.as_deref()) {
             Ok(server) => {
                 state.server = Some(server);
                 bundle.write_state(&state)?;
@@ -81,8 +82,13 @@ fn answer(address: &str, of_sandbox: bool) -> String {
     serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
 }
 
-/// Starts the shim with the listening socket as its standard input.
-fn spawn(args: &Args, bundle: &Bundle, listener: OwnedFd) -> anyhow::Result<ProcessIdentity> {
+/// Starts the shim with the listening socket as its standard input, in the cgroup that the caller named.
+fn spawn(
+    args: &Args,
+    bundle: &Bundle,
+    listener: OwnedFd,
+    cgroup: Option<&str>,
+) -> anyhow::Result<ProcessIdentity> {
     let program = std::env::current_exe().context("the path of this program")?;
     let mut command = Command::new(&program);
     command
@@ -93,10 +99,17 @@ fn spawn(args: &Args, bundle: &Bundle, listener: OwnedFd) -> anyhow::Result<Proc
         command.arg("-debug");
     }
     command.arg("serve").stdin(Stdio::from(listener)).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
     let identity = ProcessIdentity::of(child.id())?.ok_or_else(|| {
         anyhow::anyhow!("the shim (process {}) ended as soon as it was started", child.id())
     })?;
+    if let Some(path) = cgroup
+        && let Err(error) = cgroup::join(path, child.id())
+    {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error.into());
+    }
     yield_to_daemon(child.id());
     Ok(identity)
 }

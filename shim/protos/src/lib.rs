@@ -49,6 +49,8 @@ generated! {
     pod,
     /// Processes of a task and their states.
     process,
+    /// Options of runc's shim, which some clients send to every shim.
+    runc,
     /// Options of a runtime from containerd's configuration.
     runtimeoptions,
     /// Messages of the sandbox service.
@@ -118,6 +120,7 @@ mod tests {
         assert_eq!(metrics::Metrics::descriptor().full_name(), "io.containerd.cgroups.v2.Metrics");
         assert_eq!(introspection::RuntimeInfo::descriptor().full_name(), "containerd.types.RuntimeInfo");
         assert_eq!(pod::PodSandboxConfig::descriptor().full_name(), "runtime.v1.PodSandboxConfig");
+        assert_eq!(runc::Options::descriptor().full_name(), "containerd.runc.v1.Options");
         assert_eq!(runtimeoptions::Options::descriptor().full_name(), "runtimeoptions.v1.Options");
         assert_eq!(
             bootstrap::BootstrapParams::descriptor().full_name(),

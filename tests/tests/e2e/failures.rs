@@ -57,16 +57,21 @@ fn shim_killed(lease: &mut Lease) -> Result<()> {
     subject.remove("orphan")
 }
 
-fn is_vmm(member: &Member) -> bool {
+pub(crate) fn is_vmm(member: &Member) -> bool {
     let name = if cfg!(target_os = "linux") { "qemu-system" } else { "bhyve" };
     member.program().starts_with(name)
+}
+
+/// The VMM, of which there is one.
+pub(crate) fn vmm(lease: &Lease) -> Result<Pid> {
+    member(lease, "the VMM", is_vmm)
 }
 
 fn vmm_killed(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("crashed").flags(["--null-io"]).sh(FOREVER).detached()?;
-    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGKILL).context("killing the VMM")?;
+    kill(vmm(lease)?, Signal::SIGKILL).context("killing the VMM")?;
     let exit = recorder.wait("crashed", "exit")?;
     ensure!(exit.number("exit_status") == 137, "{exit:?}");
     subject.wait_status("crashed", "STOPPED")?;
@@ -83,7 +88,7 @@ fn vmm_stopped(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("stuck").flags(["--null-io"]).sh(FOREVER).detached()?;
-    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGSTOP).context("stopping the VMM")?;
+    kill(vmm(lease)?, Signal::SIGSTOP).context("stopping the VMM")?;
     let exec = subject.exec("stuck", "e1").args(["true"]).output()?;
     ensure!(exec.code() != 0 && exec.err().contains("deadline exceeded"), "{}", exec.describe());
     ensure!(subject.task("stuck")?.is_some_and(|task| task.status == "RUNNING"));
@@ -115,7 +120,7 @@ fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
     wait_for("both to say something", Duration::from_secs(30), || {
         Ok(running.first_output().and(exec.first_output()))
     })?;
-    kill(member(lease, "the VMM", is_vmm)?, Signal::SIGKILL).context("killing the VMM")?;
+    kill(vmm(lease)?, Signal::SIGKILL).context("killing the VMM")?;
     for attached in [running, exec] {
         let output = attached.wait(skep_tests::process::LIMIT)?;
         ensure!(output.code() == 137 && output.out() == "begun\n", "{}", output.describe());
@@ -142,11 +147,9 @@ fn ctr_killed_during_boot(lease: &mut Lease) -> Result<()> {
         configuration.boot = 3600;
     })?;
     let running = lease.subject().run("unwanted").keep().args(["true"]).start()?;
-    wait_for("the VM to be started", Duration::from_secs(30), || Ok(member(lease, "the VMM", is_vmm).ok()))?;
+    wait_for("the VM to be started", Duration::from_secs(30), || Ok(vmm(lease).ok()))?;
     drop(running);
-    wait_for("the VM to be ended", Duration::from_secs(30), || {
-        Ok(member(lease, "the VMM", is_vmm).is_err().then_some(()))
-    })?;
+    wait_for("the VM to be ended", Duration::from_secs(30), || Ok(vmm(lease).is_err().then_some(())))?;
     lease.subject().remove("unwanted")
 }
 

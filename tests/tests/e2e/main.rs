@@ -28,6 +28,8 @@ mod pods;
 mod resources;
 mod rootfs;
 #[cfg(target_os = "linux")]
+mod shim_cgroup;
+#[cfg(target_os = "linux")]
 mod skep_cni;
 #[cfg(target_os = "linux")]
 mod stand_in;
@@ -119,6 +121,8 @@ fn main() -> ExitCode {
         rootfs::CASES,
         lifecycle::CASES,
         calls::CASES,
+        #[cfg(target_os = "linux")]
+        shim_cgroup::CASES,
         resources::CASES,
         network::CASES,
         cni::CASES,
