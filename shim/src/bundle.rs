@@ -9,10 +9,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use skep::{
-    container::{HostHooks, spec::FreeBsd},
-    os::ProcessIdentity,
-};
+use skep::{container::spec::FreeBsd, os::ProcessIdentity};
 
 use crate::input::ConfigSource;
 
@@ -66,8 +63,6 @@ pub(crate) enum BundleError {
 const STATE_VERSION: u32 = 1;
 /// Where containerd keeps the bundles of its Sandbox API.
 const SANDBOX_PLUGIN: &str = "io.containerd.sandbox.controller.v1.shim";
-/// The file of the hooks that follow a container's end.
-const POSTSTOP: &str = "poststop.json";
 
 /// What `start` notes for the shim and for `delete`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,35 +175,7 @@ impl Bundle {
 
     /// Notes the state.
     pub(crate) fn write_state(&self, state: &ShimState) -> Result<(), BundleError> {
-        let path = self.path("skep.json");
-        let mut text =
-            serde_json::to_vec(state).map_err(|error| BundleError::Json { path: path.clone(), error })?;
-        text.push(b'\n');
-        self.replace("skep.json", &text)
-    }
-
-    /// Notes the hooks that are to be run when the container is gone.
-    pub(crate) fn write_poststop(&self, hooks: &HostHooks) -> Result<(), BundleError> {
-        let text = serde_json::to_vec(hooks)
-            .map_err(|error| BundleError::Json { path: self.path(POSTSTOP), error })?;
-        self.replace(POSTSTOP, &text)
-    }
-
-    /// The hooks that were noted and not run, if any.
-    pub(crate) fn poststop(&self) -> Result<Option<HostHooks>, BundleError> {
-        match self.read_json(POSTSTOP, STATE_LIMIT) {
-            Err(BundleError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other.map(Some),
-        }
-    }
-
-    /// Forgets the hooks: they are being run. The bundle may be gone already.
-    pub(crate) fn remove_poststop(&self) {
-        if let Err(error) = fs::remove_file(self.path(POSTSTOP))
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, "{}", self.path(POSTSTOP).display());
-        }
+        self.write_json("skep.json", state)
     }
 
     /// Notes where the shim listens, for containerd before 2.0, which looks here after a restart.
@@ -216,7 +183,20 @@ impl Bundle {
         self.replace("address", address.as_bytes())
     }
 
-    fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str, limit: u64) -> Result<T, BundleError> {
+    /// Replaces a file by `value`.
+    pub(crate) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), BundleError> {
+        let mut text =
+            serde_json::to_vec(value).map_err(|error| BundleError::Json { path: self.path(name), error })?;
+        text.push(b'\n');
+        self.replace(name, &text)
+    }
+
+    /// What is in a file of at most `limit` bytes.
+    pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
+        &self,
+        name: &str,
+        limit: u64,
+    ) -> Result<T, BundleError> {
         let path = self.path(name);
         let read = || -> io::Result<Vec<u8>> {
             use std::io::Read as _;

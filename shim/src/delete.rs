@@ -19,6 +19,7 @@ use crate::{
     bundle::Bundle,
     cli::Args,
     convert::{chain, timestamp},
+    poststop::Notes,
     socket,
     start::{bundle, load_config},
 };
@@ -34,7 +35,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Err(error) = clean(args, &bundle) {
         eprintln!("{}", chain(&error));
     }
-    if let Err(error) = finish_hooks(&bundle) {
+    if let Err(error) = finish_hooks(bundle) {
         eprintln!("{}", chain(&error));
     }
     // Whatever was left: the task is over.
@@ -47,11 +48,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Runs the hooks that the shim did not live to run.
-fn finish_hooks(bundle: &Bundle) -> anyhow::Result<()> {
-    if let Some(hooks) = bundle.poststop()? {
-        bundle.remove_poststop();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(hooks.poststop());
+fn finish_hooks(bundle: Bundle) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for noted in Notes::in_bundle(bundle).take() {
+        match noted {
+            Ok(hooks) => runtime.block_on(hooks.poststop()),
+            Err(error) => eprintln!("{error}"),
+        }
     }
     Ok(())
 }

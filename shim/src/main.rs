@@ -16,6 +16,7 @@ mod lingering;
 mod log;
 mod metrics;
 mod pod;
+mod poststop;
 mod sandbox;
 mod serve;
 mod service;

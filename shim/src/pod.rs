@@ -29,9 +29,10 @@ use skep_containerd_api::{
 use tokio::sync::watch;
 
 use crate::{
-    bundle::Bundle,
+    bundle::{Bundle, ShimState},
     convert::{Failure, optional_timestamp},
     events::Publisher,
+    poststop::Notes,
     sandbox::Managed,
     task::{Task, lock},
 };
@@ -57,6 +58,8 @@ pub(crate) struct Pod {
     namespace: String,
     group: String,
     socket: PathBuf,
+    /// The bundle that this shim was started for.
+    bundle: Bundle,
     config: Config,
     /// Where events go.
     pub(crate) publisher: Publisher,
@@ -86,18 +89,19 @@ impl Drop for Reservation<'_> {
 }
 
 impl Pod {
-    /// A pod without sandbox or tasks.
+    /// A pod without sandbox or tasks; `state` and `bundle` are those of the `start` that began it.
     pub(crate) fn new(
         namespace: String,
-        group: String,
-        socket: PathBuf,
+        state: ShimState,
+        bundle: Bundle,
         config: Config,
         publisher: Publisher,
     ) -> Self {
         Self {
             namespace,
-            group,
-            socket,
+            group: state.group,
+            socket: state.socket,
+            bundle,
             config,
             publisher,
             streams: Arc::default(),
@@ -201,7 +205,19 @@ impl Pod {
         if let Err(error) = container.delete(false).await {
             tracing::warn!(container = container.id(), %error, "a container nobody waits for any more");
         }
-        finish_hooks(container, bundle).await;
+        self.finish_hooks(container, bundle).await;
+    }
+
+    /// Where hooks of a container with this bundle are noted.
+    fn notes(&self, bundle: &Path) -> Notes {
+        let managed = lock(&self.managed).is_some();
+        Notes::in_bundle(if managed { self.bundle.clone() } else { Bundle::new(bundle.to_owned()) })
+    }
+
+    /// The last hooks of a container that is gone. The note of them goes first: twice would be worse than not at all.
+    async fn finish_hooks(&self, container: &Container, bundle: &Path) {
+        self.notes(bundle).remove(container.id());
+        container.poststop().await;
     }
 
     async fn make(
@@ -288,20 +304,22 @@ impl Pod {
             spec.provide_resolver(&file, &context).map_err(skep::container::ContainerError::from)?;
         }
         // Noted before anything is hooked: whoever cleans up after a kill of this process owes them as well.
+        let notes = self.notes(bundle.dir());
         if let Some(hooks) = hooks.as_ref().filter(|hooks| hooks.has_poststop()) {
-            bundle.write_poststop(hooks).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+            notes.write(&request.id, hooks).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
         }
         let call_limit = self.config.timeouts.call_s.duration();
         let guest = Arc::clone(&sandbox) as Arc<dyn Guest>;
         if annotations.get(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox") {
             let container = Container::placeholder(guest, &request.id, stdio, hooks, call_limit).await;
             if container.is_err() {
-                bundle.remove_poststop();
+                notes.remove(&request.id);
             }
             return Ok((container?, sandbox));
         }
+        let id = request.id.as_str();
         let request = CreateRequest {
-            id: request.id.clone(),
+            id: id.to_owned(),
             spec,
             rootfs,
             rootfs_mode: options.rootfs,
@@ -314,7 +332,7 @@ impl Pod {
         };
         let container = Container::create(guest, request).await;
         if container.is_err() {
-            bundle.remove_poststop();
+            notes.remove(id);
         }
         Ok((container?, sandbox))
     }
@@ -373,7 +391,7 @@ impl Pod {
                 destroy(&mut slot).await;
             }
         }
-        finish_hooks(&task.container, Path::new(&task.bundle)).await;
+        self.finish_hooks(&task.container, Path::new(&task.bundle)).await;
         // Never started and never killed: deleting it was its end.
         let exit = match init.exit() {
             Some(exit) => exit,
@@ -419,12 +437,6 @@ async fn destroy(slot: &mut Option<Arc<Sandbox>>) {
     {
         tracing::error!(sandbox = sandbox.id(), "{errors}");
     }
-}
-
-/// The last hooks of a container that is gone. The note of them goes first: twice would be worse than not at all.
-async fn finish_hooks(container: &Container, bundle: &Path) {
-    Bundle::new(bundle.to_owned()).remove_poststop();
-    container.poststop().await;
 }
 
 /// How large the /dev/shm of a container's pod has to be: what an annotation says, or what the caller made on this host

@@ -60,8 +60,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let served = runtime.block_on(async {
         let publisher = Publisher::start(&args.namespace, state.ttrpc_address.as_deref());
-        let pod = Pod::new(args.namespace.clone(), state.group, state.socket.clone(), config, publisher);
-        serve(Arc::new(pod), listener, &state.socket).await
+        let socket = state.socket.clone();
+        let pod = Pod::new(args.namespace.clone(), state, bundle, config, publisher);
+        serve(Arc::new(pod), listener, &socket).await
     });
     if let Err(error) = &served {
         tracing::error!("{}", chain(error));

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::census::Census;
 use crate::containerd::Containerd;
-use crate::containerd_versions::{self, Line, default_cache};
+use crate::containerd_versions::{self, Installation, Line, default_cache};
 use crate::ctr::BUSYBOX;
 use crate::go::Module;
 use crate::image::Image;
@@ -83,8 +84,11 @@ impl Cri {
             let networks = directory.join("networks");
             fs::create_dir(&networks)?;
             fs::create_dir(directory.join("logs"))?;
+            fs::create_dir(directory.join("ends"))?;
             fs::write(networks.join("10-pods.conflist"), network(directory).to_string())?;
-            Ok(config(&cni, &networks))
+            let base = directory.join("base.json");
+            fs::write(&base, base_spec(&installation, directory)?.to_string())?;
+            Ok(config(&cni, &networks, &base))
         })?;
         Configuration::new(&containerd, &build.guest).write(&containerd)?;
         let cri = Self { containerd, crictl };
@@ -166,6 +170,16 @@ impl Cri {
         command.arg(&pod.config);
         let id = Running::spawn(command, Input::Empty)?.wait(LIMIT)?.text()?.trim_end().to_owned();
         Ok(Pod { id, ..pod })
+    }
+
+    /// How many poststop hooks have run for a container.
+    pub fn ends(&self, container: &str) -> Result<usize> {
+        let path = self.containerd.directory().join("ends").join(container);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text.lines().count()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        }
     }
 
     fn write(&self, kind: &str, name: &str, config: &Value) -> Result<PathBuf> {
@@ -252,8 +266,22 @@ fn network(directory: &Path) -> Value {
     })
 }
 
+/// The specification that every container of Skep's begins with: containerd's usual one, and a hook that notes the end.
+fn base_spec(installation: &Installation, directory: &Path) -> Result<Value> {
+    let mut command = Command::new(installation.bin.join("ctr"));
+    command.args(["oci", "spec"]);
+    let mut spec: Value = serde_json::from_str(&run(command)?.text()?)?;
+    let note = format!(
+        "id=$(sed 's/.*\"id\": *\"\\([0-9a-f]*\\)\".*/\\1/'); echo ended >>{}/$id",
+        directory.join("ends").display()
+    );
+    let hook = json!({ "path": "/bin/sh", "args": ["sh", "-c", note], "env": ["PATH=/usr/bin:/bin"] });
+    spec["hooks"] = json!({ "poststop": [hook] });
+    Ok(spec)
+}
+
 /// CRI's part of containerd's configuration (version 2's notation, which 2.x migrates).
-fn config(plugins: &Path, networks: &Path) -> String {
+fn config(plugins: &Path, networks: &Path, base: &Path) -> String {
     let runtimes = [
         (Handler::Runc, "io.containerd.runc.v2", "podsandbox"),
         (Handler::Container, "io.containerd.skep.v2", "podsandbox"),
@@ -274,6 +302,9 @@ fn config(plugins: &Path, networks: &Path) -> String {
     for (handler, name, sandboxer) in runtimes {
         let table = format!("{cri}.containerd.runtimes.{:?}", handler.name());
         let _ = writeln!(text, "[{table}]\nruntime_type = {name:?}\nsandboxer = {sandboxer:?}");
+        if handler != Handler::Runc {
+            let _ = writeln!(text, "base_runtime_spec = {:?}", base.to_string_lossy());
+        }
     }
     text
 }

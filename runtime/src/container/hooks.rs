@@ -6,7 +6,7 @@
 
 use std::{
     os::unix::process::CommandExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitStatus},
     time::Duration,
 };
@@ -149,7 +149,9 @@ impl HostHooks {
         let json =
             serde_json::to_vec(&state).map_err(|error| fail(ProgramError::System(error.into()).into()))?;
         let mut command = command(hook);
-        command.current_dir(self.state.bundle());
+        // What follows a container's end may come after its bundle's.
+        let bundle = self.state.bundle();
+        command.current_dir(if bundle.is_dir() { bundle } else { Path::new("/") });
         tracing::debug!(hook = %hook.path().display(), kind, number, "running");
         let limit = hook
             .timeout()
@@ -221,6 +223,16 @@ mod tests {
         stored.poststop().await;
         let state: Value = serde_json::from_str(&read("stopped")).unwrap();
         assert_eq!((&state["status"], &state["pid"]), (&"stopped".into(), &Value::Null));
+    }
+
+    #[tokio::test]
+    async fn the_last_run_where_the_bundle_is_gone() {
+        let (bundle, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = out.path().join("where");
+        let hooks = hooks(&bundle, json!({ "poststop": [sh(&format!("pwd >{}", file.display()))] }));
+        drop(bundle);
+        hooks.poststop().await;
+        assert_eq!(std::fs::read_to_string(file).unwrap(), "/\n");
     }
 
     #[tokio::test]

@@ -164,14 +164,25 @@ fn losses(lease: &mut Lease) -> Result<()> {
     for handler in [Handler::Container, Handler::Sandbox] {
         for (name, program) in [("lost-vm", "qemu-system-x86_64"), ("lost-shim", "containerd-shim-skep-v2")] {
             let pod = cri.pod(handler, name, &json!({}))?;
-            let container = pod.run(&cri, "c", FOREVER, &json!({}))?;
+            let containers =
+                [pod.run(&cri, "a", FOREVER, &json!({}))?, pod.run(&cri, "b", FOREVER, &json!({}))?];
             kill_process(&cri, program, &pod.id)?;
-            exited(&cri, &container)?;
+            for container in &containers {
+                exited(&cri, container)?;
+            }
             wait_for("the pod's end to be known", Duration::from_secs(60), || {
                 Ok((pod.inspect(&cri)?["status"]["state"] == "SANDBOX_NOTREADY").then_some(()))
             })?;
             pod.remove(&cri)?;
             before.settle(&cri.containerd.scope())?;
+            // Whoever made something for a container takes it back by such a hook.
+            for container in &containers {
+                let ends = cri.ends(container)?;
+                ensure!(
+                    ends == 1,
+                    "{name}, {handler:?}: {ends} poststop hooks ran for container {container}"
+                );
+            }
         }
 
         let pod = cri.pod(handler, "paused", &json!({}))?;
