@@ -4,15 +4,20 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use skep_tests::ctr::{Runtime, Subject};
+use skep_tests::events::Recorder;
 use skep_tests::suite::Lease;
 
 use crate::Case;
+use crate::failures::vmm;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("pod_shares_a_sandbox", pod_shares_a_sandbox).everywhere(),
     Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits).on_freebsd(),
+    Case::skep("pod_loses_its_agent", pod_loses_its_agent),
+    Case::skep("pod_with_a_silent_agent", pod_with_a_silent_agent),
 ];
 
 /// Runs until it is asked to end.
@@ -127,4 +132,71 @@ fn pod_has_room_for_its_limits(lease: &mut Lease) -> Result<()> {
     // 128 MiB beside the 256 of the default, less what the kernel keeps for itself.
     ensure!((300..=384).contains(&total), "{text}");
     Ok(())
+}
+
+/// Cuts the guest's agent off from its host, by a container with the right to do so.
+const CUT: &str =
+    "cd /sys/bus/virtio/drivers/virtio_console; for device in virtio*; do echo $device >unbind; done";
+
+/// A pod of three: its own container, one that waits, and one that may do to the guest what it likes.
+fn pod_of_three(lease: &Lease) -> Result<()> {
+    let subject = lease.subject();
+    let shm = lease.scratch("shm")?;
+    subject.run("pod").spec(&sandbox(&subject, &lease.rootfs("pod")?)?)?.flags(["--null-io"]).detached()?;
+    let pod = subject.wait_status("pod", "RUNNING")?.pid;
+    for id in ["idle", "mighty"] {
+        let mut spec = member(&subject, id, &lease.rootfs(id)?, pod, &shm, "sleep 1000")?;
+        if id == "mighty" {
+            let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+            for set in ["bounding", "effective", "permitted"] {
+                spec["process"]["capabilities"][set] = all.clone();
+            }
+            spec["linux"]["readonlyPaths"] = json!([]);
+            for mount in spec["mounts"].as_array_mut().context("mounts")? {
+                if mount["destination"] == "/sys" {
+                    mount["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
+                }
+            }
+        }
+        subject.run(id).spec(&spec)?.flags(["--null-io"]).detached()?;
+    }
+    Ok(())
+}
+
+/// Every container of the pod is told to have been killed, and goes.
+fn all_are_over(lease: &Lease, recorder: &Recorder) -> Result<()> {
+    let subject = lease.subject();
+    for id in ["mighty", "idle", "pod"] {
+        let exit = recorder.wait(id, "exit")?;
+        ensure!(exit.number("exit_status") == 137, "{id}: {exit:?}");
+        subject.wait_status(id, "STOPPED")?;
+    }
+    for id in ["mighty", "idle", "pod"] {
+        ensure!(subject.delete_task(id)? == 137, "{id}");
+        subject.remove(id)?;
+    }
+    Ok(())
+}
+
+/// An agent that has lost its host ends the guest.
+fn pod_loses_its_agent(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    pod_of_three(lease)?;
+    let exec = lease.subject().exec("mighty", "cut").sh(CUT).output()?;
+    ensure!(exec.code() == 137, "the agent goes on: {}", exec.describe());
+    all_are_over(lease, &recorder)
+}
+
+/// One that does not answer may come back, until somebody kills what it looks after: then its guest ends.
+fn pod_with_a_silent_agent(lease: &mut Lease) -> Result<()> {
+    lease.configure(|configuration| configuration.call = Some(3))?;
+    let recorder = Recorder::start(&lease.containerd)?;
+    pod_of_three(lease)?;
+    kill(vmm(lease)?, Signal::SIGSTOP).context("stopping the VMM")?;
+    let subject = lease.subject();
+    let late = subject.exec("idle", "late").args(["true"]).output()?;
+    ensure!(late.code() != 0 && late.err().contains("deadline exceeded"), "{}", late.describe());
+    ensure!(subject.task("mighty")?.is_some_and(|task| task.status == "RUNNING"));
+    subject.kill("idle", "SIGKILL")?.succeeded()?;
+    all_are_over(lease, &recorder)
 }
