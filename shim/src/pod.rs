@@ -2,6 +2,7 @@
 
 mod managed;
 mod overhead;
+mod room;
 
 use std::{
     collections::HashMap,
@@ -232,8 +233,11 @@ impl Pod {
         let bundle = Bundle::new(PathBuf::from(&request.bundle));
         let mut spec = bundle.spec().map_err(|error| invalid(&error))?;
         let annotations = spec.annotations().clone().unwrap_or_default();
-        let options =
+        let mut options =
             PodOptions::from_annotations(&self.config, &annotations).map_err(|error| invalid(&error))?;
+        if !annotations.contains_key(CONTAINER_TYPE) {
+            options.make_room(&self.config, &annotations, room::own_limits(&spec), room::host());
+        }
         let stdio = StdioRequest::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)
             .map_err(skep::container::ContainerError::from)?;
         if let Some(process) = spec.process_mut() {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use load::ConfigError;
-pub use options::{AnnotationError, PodOptions};
+pub use options::{AnnotationError, HostSize, OwnLimits, PodOptions};
 pub use values::{Interfaces, Memory, RootfsMode, Seconds, Vcpus};
 
 use crate::guest::GuestOs;

@@ -48,6 +48,24 @@ pub struct PodOptions {
     pub os: Option<GuestOs>,
 }
 
+/// What a container may use at most, by its own specification.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnLimits {
+    /// Processor time and the period in which it may be used, both microseconds.
+    pub cpu: Option<(u64, u64)>,
+    /// Memory, bytes.
+    pub memory: Option<u64>,
+}
+
+/// What this host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostSize {
+    /// Processors.
+    pub processors: u64,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+}
+
 /// An annotation that is Skep's but makes no sense.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AnnotationError {
@@ -141,6 +159,36 @@ impl PodOptions {
             }
         }
         Ok(options)
+    }
+
+    /// Makes room for the limits of a container whose pod nobody gave a size, by the rules that hold for a pod's: then
+    /// the limit is what ends a process, and not the VM. A limit is no demand: of what is more than this host has, or
+    /// than the configuration lets a pod have, there is as much as they have.
+    pub fn make_room(
+        &mut self,
+        config: &Config,
+        annotations: &HashMap<String, String>,
+        limits: OwnLimits,
+        host: HostSize,
+    ) {
+        let chosen = |keys: [&str; 2]| keys.iter().any(|key| annotations.contains_key(*key));
+        if let Some((quota, period)) = limits.cpu
+            && !chosen(["org.skep.vcpus", CRI_QUOTA])
+        {
+            let most = host.processors.min(config.sandbox.max_vcpus.get().into());
+            if let Ok(count) = Vcpus::try_from(quota.div_ceil(period.max(1)).min(most)) {
+                self.vcpus = self.vcpus.max(count);
+            }
+        }
+        if let Some(bytes) = limits.memory
+            && !chosen(["org.skep.memory-mib", CRI_MEMORY])
+        {
+            let most = host.memory_mib.min(config.sandbox.max_memory_mib.mib().into());
+            let mib = bytes.div_ceil(1 << 20).saturating_add(config.sandbox.memory_mib.mib().into());
+            if let Ok(memory) = Memory::try_from(mib.min(most)) {
+                self.memory = self.memory.max(memory);
+            }
+        }
     }
 
     /// Size of the /dev/shm that the containers of a pod share, bytes, if an annotation says it: it is no property of the
@@ -285,6 +333,32 @@ mod tests {
         assert!(refused(&[(CRI_MEMORY, "1000000000")]).contains("sandbox.max_memory_mib"));
         assert!(refused(&[(CRI_QUOTA, "900000"), (CRI_PERIOD, "100000")]).contains("sandbox.max_vcpus"));
         assert!(refused(&[(CRI_MEMORY, "1G")]).contains("`1G`"));
+    }
+
+    #[test]
+    fn a_container_alone_has_room_for_its_limits() {
+        let config = Config::parse("[sandbox]\nmax_vcpus = 4\nmax_memory_mib = 2048", "test").unwrap();
+        let room = |pairs: &[(&str, &str)], cpu, memory, processors, memory_mib| {
+            let map = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let mut options = PodOptions::from_annotations(&config, &map).unwrap();
+            let limits = OwnLimits { cpu, memory };
+            options.make_room(&config, &map, limits, HostSize { processors, memory_mib });
+            (options.vcpus.get(), options.memory.mib())
+        };
+        let base = PodOptions::defaults(&config).memory.mib();
+        let gib = Some(1 << 30);
+        assert_eq!(room(&[], None, None, 8, 8192), (1, base));
+        assert_eq!(room(&[], Some((150_000, 100_000)), gib, 8, 8192), (2, base + 1024));
+        assert_eq!(room(&[], Some((50_000, 100_000)), Some(1), 8, 8192), (1, base + 1));
+        // Never more than there is, and never less than without a limit.
+        assert_eq!(room(&[], Some((900_000, 100_000)), Some(u64::MAX), 8, 8192), (4, 2048));
+        assert_eq!(room(&[], Some((900_000, 100_000)), gib, 2, 1000), (2, 1000));
+        assert_eq!(room(&[], Some((1, 0)), gib, 0, 100), (1, base));
+        // Who has said it has said it.
+        let said = [("org.skep.vcpus", "3"), ("org.skep.memory-mib", "128")];
+        assert_eq!(room(&said, Some((100_000, 100_000)), gib, 8, 8192), (3, 128));
+        let said = [(CRI_QUOTA, "-1"), (CRI_PERIOD, "100000"), (CRI_MEMORY, "0")];
+        assert_eq!(room(&said, Some((200_000, 100_000)), gib, 8, 8192), (1, base));
     }
 
     #[test]

@@ -35,6 +35,16 @@ pub fn enter_netns(command: &mut std::process::Command, netns: std::sync::Arc<st
     unsafe { command.pre_exec(enter) };
 }
 
+/// The memory of this host, bytes.
+pub fn memory_bytes() -> std::io::Result<u64> {
+    let value = |name| {
+        // SAFETY: a system call that touches no memory of this process.
+        let value = unsafe { libc::sysconf(name) };
+        u64::try_from(value).map_err(|_| std::io::Error::last_os_error())
+    };
+    Ok(value(libc::_SC_PHYS_PAGES)?.saturating_mul(value(libc::_SC_PAGESIZE)?))
+}
+
 /// Fills `buffer` from the system's random source.
 pub fn random(buffer: &mut [u8]) -> std::io::Result<()> {
     let mut rest = buffer;
@@ -47,6 +57,11 @@ pub fn random(buffer: &mut [u8]) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_host_has_memory() {
+        assert!(super::memory_bytes().unwrap() > 64 << 20);
+    }
+
     #[test]
     fn random_fills_the_whole_buffer() {
         let mut bytes = [0; 600];

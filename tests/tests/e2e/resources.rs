@@ -15,6 +15,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("metrics", metrics).on_freebsd().everywhere(),
+    Case::both("room_for_its_limits", room_for_its_limits),
     Case::both("update", update).on_freebsd(),
     Case::skep("update_beyond_the_vm", update_beyond_the_vm).on_freebsd(),
     Case::both("cpu_set", cpu_set).on_freebsd(),
@@ -89,6 +90,24 @@ fn metrics(lease: &mut Lease) -> Result<()> {
     })?;
     ensure!(later.pids == 2, "{later:?}");
     subject.remove("busy")
+}
+
+/// More than a VM has where nothing is said: the container can use it all the same.
+fn room_for_its_limits(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let script = "dd if=/dev/zero of=/dev/null bs=300M count=1 2>/dev/null && echo used; nproc";
+    let mut spec = subject.spec("roomy", &lease.rootfs("root")?, ["/bin/sh", "-c", script])?;
+    spec["linux"]["resources"]["memory"] = json!({ "limit": 384 * MIB });
+    spec["linux"]["resources"]["cpu"] = json!({ "quota": 150_000, "period": 100_000 });
+    let output = subject.run("roomy").spec(&spec)?.output()?;
+    let text = output.text()?;
+    let processors = text.strip_prefix("used\n").with_context(|| output.describe())?;
+    if lease.runtime == Runtime::Skep {
+        // Without a limit a VM has one.
+        let most = std::thread::available_parallelism()?.get().min(2);
+        ensure!(processors.trim_end() == most.to_string(), "{}", output.describe());
+    }
+    Ok(())
 }
 
 fn update(lease: &mut Lease) -> Result<()> {
