@@ -79,8 +79,9 @@ impl Machine {
         let log = File::create(directory.join("qemu.log")).context("cannot create qemu.log")?;
         let (accel, cpu) = match host.accel {
             // Without LA57, with which every nested page fault would repeat for ever, and without AVX2, with which the code
-            // that ZFS has for SHA-256 reads beyond its input.
-            Accelerator::Tcg => ("tcg", "max,-la57,+svm,+npt,-avx2"),
+            // that ZFS has for SHA-256 reads beyond its input. Without ERMS and FSRM, for which software copies by
+            // `rep movsb`: TCG does that byte by byte.
+            Accelerator::Tcg => ("tcg", "max,-la57,+svm,+npt,-avx2,-erms,-fsrm"),
             Accelerator::Kvm => ("kvm", "host"),
         };
         let mut command = Command::new(qemu);
