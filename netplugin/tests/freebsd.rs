@@ -4,7 +4,9 @@
 
 mod jails;
 
-use jails::{Host, Jail, alone, merge, open_policy, sh};
+use jails::{
+    Host, Jail, Node, alone, blocked_from_here, evaluations, merge, open_policy, reaches_from_here, sh,
+};
 use serde_json::{Value, json};
 
 fn policy(egress: Value, ingress: Value) -> Value {
@@ -135,14 +137,25 @@ fn published_ports_are_reached_and_go_with_the_sandbox() {
     let _turn = alone();
     let host = Host::new(None);
     let (outside, _wire) = outside();
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({"allow": ["10.1.0.0/24"]}), json!({})));
+    let mut conf = host.conf("pods", "10.1.0.0/24", policy(json!({"allow": ["10.1.0.0/24"]}), json!({})));
+    merge(&mut conf, json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
     let mut published = conf.clone();
     published["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80},
         {"hostPort": 5353, "containerPort": 53, "protocol": "udp"}]});
     let (a, b) = (host.add("a", &published), host.add("b", &conf));
     a.jail.serve_tcp("0.0.0.0:80");
+    a.jail.serve_tcp("[::]:80");
     a.jail.serve_tcp("0.0.0.0:81");
     a.jail.serve_udp("0.0.0.0:53");
+    for (at, whose) in [
+        ("127.0.0.1:8080", "the loopback"),
+        ("192.0.2.1:8080", "an own address"),
+        ("10.1.0.1:8080", "the gateway's address"),
+        ("[fd01::1]:8080", "an own address, by IPv6"),
+    ] {
+        assert!(reaches_from_here(at), "from the host itself: {whose}");
+    }
+    assert!(blocked_from_here("127.0.0.1:8081"), "published is the one port only, to the host, too");
     assert!(outside.reaches("192.0.2.1:8080"), "from outside");
     assert!(outside.seen_as("192.0.2.1:5353", "192.0.2.2"), "with the true source");
     assert!(b.jail.reaches("192.0.2.1:8080"), "from a neighbour");
@@ -151,9 +164,71 @@ fn published_ports_are_reached_and_go_with_the_sandbox() {
     outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
     assert!(outside.blocked(&format!("{}:81", a.ip())), "published is the one port only");
     assert!(outside.blocked(&format!("{}:80", a.ip())), "and only by the map");
+    host.check(&a, &published).unwrap_or_else(|error| panic!("{error}"));
+    sh(&format!("ifconfig {} -group skepport", a.host_ifname()));
+    let told = host.check(&a, &published).unwrap_err().to_string();
+    assert!(told.contains("group skepport"), "{told}");
     host.del(&a, &published);
     assert!(outside.blocked("192.0.2.1:8080"));
+    assert!(blocked_from_here("127.0.0.1:8080"));
     host.del(&b, &conf);
+    assert!(
+        !sh("netstat -rn").contains("192.0.0.8"),
+        "the route for the host's own flows goes with the last network"
+    );
+}
+
+#[test]
+fn a_new_flow_hardly_costs_more_among_many_sandboxes() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    outside.serve_tcp("0.0.0.0:80");
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    merge(&mut conf, json!({"ipMasq": true, "policy": {"hostServices": []}}));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.jail.serve_tcp("0.0.0.0:80");
+    outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
+    let ways: [(&str, &dyn Fn() -> bool); 3] = [
+        ("bridged", &|| a.jail.reaches(&format!("{}:80", b.ip()))),
+        ("routed to the outside", &|| a.jail.reaches("192.0.2.2:80")),
+        ("routed to a sandbox", &|| outside.reaches(&format!("{}:80", b.ip()))),
+    ];
+    let measure = || {
+        let mut before = evaluations(&[&a, &b]);
+        ways.map(|(way, connects)| {
+            assert!(connects(), "{way}");
+            let after = evaluations(&[&a, &b]);
+            after - std::mem::replace(&mut before, after)
+        })
+    };
+    let few = measure();
+    let crowd: Vec<String> = (0..24).map(|n| format!("vm{n}")).collect();
+    for id in &crowd {
+        host.call("ADD", id, "0", &conf).unwrap_or_else(|error| panic!("ADD {id}: {error}"));
+    }
+    let many = measure();
+    for ((way, _), (few, many)) in ways.iter().zip(few.into_iter().zip(many)) {
+        // One after the other they would cost a rule each, at the least.
+        assert!(few > 10 && many < few + 12, "{way}: {few} rules with two sandboxes, {many} with 26");
+    }
+    for id in &crowd {
+        host.call("DEL", id, "0", &conf).unwrap_or_else(|error| panic!("DEL {id}: {error}"));
+    }
+    for one in [&a, &b] {
+        host.del(one, &conf);
+    }
+    // pf forgets an anchor when it has freed the last rule that a flow knew.
+    let left = || sh(&format!("{}; pfctl -qs Tables", jails::ANCHORS));
+    let gone = || !left().contains("skepr_") && !left().contains("skep/routed");
+    assert!(
+        (0..60).any(|_| gone() || {
+            std::thread::sleep(jails::SILENCE);
+            false
+        }),
+        "{}",
+        left()
+    );
 }
 
 #[test]
@@ -410,6 +485,27 @@ fn a_vm_gets_a_tap_on_the_host() {
     assert!(!sh("ifconfig -l").contains(tap));
 }
 
+#[test]
+fn a_tap_that_is_given_has_its_rules_and_goes_with_its_sandbox() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let tap = sh("ifconfig tap create").trim().to_owned();
+    let args = format!("SKEP_TAP={tap}");
+    let result = host.call_with(&args, "ADD", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    let port = result["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    let there = |name: &str| sh("ifconfig -l").split_whitespace().any(|one| one == name);
+    assert!(there(&port) && !there(&tap), "it is the port");
+    assert!(sh(&format!("ifconfig {port}")).contains("skepport"));
+    host.call_with(&args, "CHECK", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    // By a group its rules are found: without it nothing would pass.
+    sh(&format!("ifconfig {port} -group skepport"));
+    let found = host.call_with(&args, "CHECK", "vm", "0", &conf).unwrap_err();
+    assert!(found.to_string().contains("skepport"), "{found}");
+    host.call_with(&args, "DEL", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    assert!(!there(&port) && !there(&tap), "it went with its sandbox");
+}
+
 /// A frame in VXLAN (RFC 7348).
 fn wrapped(vni: u32, frame: &[u8]) -> Vec<u8> {
     let [_, high, middle, low] = vni.to_be_bytes();
@@ -504,4 +600,56 @@ fn stretched(host: &Host<'_>, peer: &Jail, conf: &Value, second: u32) {
     assert!(!loops, "what came by one link leaves by no other");
     host.del(&a, conf);
     assert!(!sh("ifconfig -l").contains("sk"));
+}
+
+/// Two ends of the kernel's own, with an underlay of either family: whole packets, both ways, and neighbours who ask.
+#[test]
+fn sandboxes_and_another_nodes_kernel_talk_across_vxlan() {
+    let _turn = alone();
+    let host = Host::new(None);
+    for (here, there, mtu) in [("192.0.2.1", "192.0.2.2", 1450), ("2001:db8:5::1", "2001:db8:5::2", 1430)] {
+        let far = Node::new(here, there);
+        let nodes = json!([{"name": "here", "address": here}, {"name": "there", "address": there}]);
+        let mut conf = host.conf("vpc", "10.5.0.0/24", json!({"vxlan": {"vni": 100, "nodes": nodes}}));
+        merge(
+            &mut conf,
+            policy(
+                json!({"allow": ["10.5.0.0/24"]}),
+                json!({"allow": [{"cidr": "10.5.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            ),
+        );
+        let a = host.add("a", &conf);
+        far.link(100, "10.5.0.77/24");
+        assert_eq!(a.result["interfaces"][2]["mtu"], mtu);
+        assert!(far.jail.sh("ifconfig far").contains(&format!("mtu {mtu}")), "the kernel thinks alike");
+        far.jail.serve_tcp("0.0.0.0:80");
+        for port in [80, 81] {
+            a.jail.serve_tcp(&format!("0.0.0.0:{port}"));
+        }
+        assert!(a.jail.reaches("10.5.0.77:80"), "{there}: out");
+        assert!(far.jail.reaches(&format!("{}:80", a.ip())), "{there}: in");
+        assert!(far.jail.blocked(&format!("{}:81", a.ip())), "{there}: what the list does not have");
+        // The biggest packets pass whole.
+        let big = mtu - 28;
+        a.jail.sh(&format!("ping -q -c 1 -t 10 -D -s {big} 10.5.0.77"));
+        assert!(
+            a.jail
+                .sh(&format!("ping -q -c 1 -t 3 -D -s {} 10.5.0.77 2>&1 || true", big + 1))
+                .contains("too long")
+        );
+        // False answers about the other node's neighbour do not cross.
+        let false_mac = [2, 9, 9, 9, 9, 9];
+        a.jail.inject(
+            "eth0",
+            &[
+                arp_answer(a.mac(), false_mac, "10.5.0.1", [0xff; 6], "10.5.0.77"),
+                arp_answer(false_mac, false_mac, "10.5.0.1", [0xff; 6], "10.5.0.77"),
+            ],
+        );
+        assert!(a.jail.reaches("10.5.0.77:80"));
+        assert!(!far.jail.sh("arp -an").contains("02:09:09"));
+        host.del(&a, &conf);
+        drop(far);
+        assert!(!sh("ifconfig -l").contains("skx"));
+    }
 }

@@ -50,9 +50,13 @@ const SIOCIFCREATE2: u64 = iowr::<IfReq>(b'i', 124);
 const SIOCSDRVSPEC: u64 = iow::<IfDrv>(b'i', 123);
 const SIOCGDRVSPEC: u64 = iowr::<IfDrv>(b'i', 123);
 const SIOCAIFGROUP: u64 = iow::<IfGroupReq>(b'i', 135);
+const SIOCGIFGROUP: u64 = iowr::<IfGroupReq>(b'i', 136);
+const SIOCDIFGROUP: u64 = iow::<IfGroupReq>(b'i', 137);
 
-/// `IFCAP_TXCSUM` and `IFCAP_TXCSUM_IPV6` of net/if.h: packets leave without checksums, which the card is to make.
-const IFCAP_TXCSUMS: u32 = 1 << 1 | 1 << 22;
+/// `IFCAP_TXCSUM` of net/if.h: IPv4 packets leave without checksums, which the card is to make.
+const IFCAP_TXCSUM: u32 = 1 << 1;
+/// The same with `IFCAP_TXCSUM_IPV6`.
+const IFCAP_TXCSUMS: u32 = IFCAP_TXCSUM | 1 << 22;
 
 // What sys/sockio.h gives on amd64: a structure of another length would be another request.
 const _: () =
@@ -129,15 +133,25 @@ impl Control {
     /// Has the kernel make the checksums of what leaves by an interface, and by the other end if it is one of an epair
     /// (epair(4) keeps both ends alike): what is behind it sees packets as they are. if_bridge(4) does so with its ports.
     pub fn make_checksums(&self, name: &str) -> Result<(), Error> {
+        self.keep_checksums(name, IFCAP_TXCSUMS)
+    }
+
+    /// The same for a loopback, whose driver knows one switch for both families: packets that pf sends on to somebody else
+    /// have checksums.
+    pub fn make_loopback_checksums(&self, name: &str) -> Result<(), Error> {
+        self.keep_checksums(name, IFCAP_TXCSUM)
+    }
+
+    fn keep_checksums(&self, name: &str, capabilities: u32) -> Result<(), Error> {
         let failed = |error| kernel(format!("ask for the capabilities of interface {name}"), error);
         let mut asked = request(name, &[]).map_err(failed)?;
         ioctl(&self.ipv4, SIOCGIFCAP, &mut asked).map_err(failed)?;
         // ifr_reqcap: what it can do; ifr_curcap: what is on.
         let enabled = (asked.value[0] >> 32) as u32;
-        if enabled & IFCAP_TXCSUMS == 0 {
+        if enabled & capabilities == 0 {
             return Ok(());
         }
-        let wanted = enabled & !IFCAP_TXCSUMS;
+        let wanted = enabled & !capabilities;
         self.change("turn off the checksum offload of", SIOCSIFCAP, name, &wanted.to_ne_bytes())
     }
 
@@ -192,6 +206,40 @@ impl Control {
             allow(ioctl(&self.ipv4, SIOCAIFGROUP, &mut request), libc::EEXIST)
         };
         add().map_err(|error| kernel(format!("put interface {name} into group {group}"), error))
+    }
+
+    /// Takes an interface out of a group; fine if it is not in it.
+    pub fn remove_group(&self, name: &str, group: &str) -> Result<(), Error> {
+        let remove = || {
+            let mut request = IfGroupReq { name: name_of(name)?, len: 0, _pad: 0, group: name_of(group)? };
+            allow(ioctl(&self.ipv4, SIOCDIFGROUP, &mut request), libc::ENOENT)
+        };
+        remove().map_err(|error| kernel(format!("take interface {name} out of group {group}"), error))
+    }
+
+    /// The groups that an interface is in.
+    pub fn groups(&self, name: &str) -> Result<Vec<String>, Error> {
+        /// Room for names that come between the two questions.
+        const MORE: usize = 8;
+        let ask = || {
+            let mut request = IfGroupReq { name: name_of(name)?, len: 0, _pad: 0, group: [0; 16] };
+            ioctl(&self.ipv4, SIOCGIFGROUP, &mut request)?;
+            let mut names = vec![[0_u8; 16]; request.len as usize / 16 + MORE];
+            request.len = (names.len() * 16) as u32;
+            // The pointer is the other member of the union that `group` is in.
+            request.group[..8].copy_from_slice(&(names.as_mut_ptr() as usize).to_ne_bytes());
+            ioctl(&self.ipv4, SIOCGIFGROUP, &mut request)?;
+            // The kernel does not tell how many it wrote: what it did not write is empty.
+            names.retain(|name| name[0] != 0);
+            Ok(names)
+        };
+        let names: Vec<[u8; 16]> =
+            ask().map_err(|error| kernel(format!("ask for the groups of interface {name}"), error))?;
+        let text = |name: &[u8; 16]| {
+            let len = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+            String::from_utf8_lossy(&name[..len]).into_owned()
+        };
+        Ok(names.iter().map(text).collect())
     }
 
     /// Moves an interface into a jail's network stack.

@@ -100,6 +100,13 @@ fn send(kind: u8, flags: i32, present: i32, expire: bool, addresses: &[Vec<u8>])
     Ok(())
 }
 
+/// Removes the route to one address; fine if there is none.
+pub fn delete_host(to: IpAddr) -> Result<(), Error> {
+    let result = send(RTM_DELETE, RTF_UP | RTF_HOST | RTF_STATIC, RTA_DST, false, &[ip(to)]);
+    allow(allow(result, libc::ESRCH), libc::EAFNOSUPPORT)
+        .map_err(|error| kernel(format!("remove the route to {to}"), error))
+}
+
 /// Adds a route by a gateway, or on the link.
 pub fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
     let mut flags = RTF_UP | RTF_STATIC;

@@ -175,6 +175,11 @@ pub trait Datapath {
     /// Makes all rules anew if they are not there (somebody flushed the ruleset); true if they were not.
     fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError>;
 
+    /// The same, for a caller that is about to replace the rules of a sandbox: whether its own are whole does not matter.
+    fn ensure_rules(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
+        self.restore(state)
+    }
+
     /// Removes what [`Datapath::ensure_network`] made; `last` when no other network is left.
     fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError>;
 

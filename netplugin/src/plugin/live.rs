@@ -57,7 +57,7 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
         // Rules that must be made anew have the old policy until the new one comes.
         let changed = self
             .datapath
-            .restore(&|| self.store.load())
+            .ensure_rules(&|| self.store.load())
             .map_err(CniError::from)
             .and_then(|_| apply(self.datapath, self.store, &self.network.value, &self.attachment.value))
             .and_then(|()| Ok(staged.keep()?));

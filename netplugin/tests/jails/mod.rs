@@ -111,7 +111,19 @@ impl Jail {
         }
     }
 
-    fn serve(&self, work: impl FnOnce()) {
+    /// Runs `work` inside, in a process of its own; what it says.
+    pub fn tell(&self, work: impl FnOnce() -> Option<String>) -> String {
+        let (mut ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let yes = self.ask(|| work().is_some_and(|said| theirs.write_all(said.as_bytes()).is_ok()));
+        drop(theirs);
+        let mut said = String::new();
+        ours.read_to_string(&mut said).unwrap();
+        assert!(yes, "nothing was said in jail {}", self.name);
+        said
+    }
+
+    /// Runs `work` inside until the jail is gone.
+    pub fn serve(&self, work: impl FnOnce()) {
         let child = self.fork(|| {
             work();
             true
@@ -190,6 +202,18 @@ impl Jail {
         Held { control: ours }
     }
 
+    /// Ends it, and what serves in it; fine if it has ended.
+    fn end(&self) {
+        for child in self.servers.lock().unwrap().drain(..) {
+            // SAFETY: children of ours that were not waited for yet.
+            unsafe {
+                libc::kill(child, libc::SIGKILL);
+                libc::waitpid(child, std::ptr::null_mut(), 0);
+            }
+        }
+        let _ = Command::new("/usr/sbin/jail").args(["-r", &self.name]).output();
+    }
+
     /// A wire to another stack (none: the machine's own), with these addresses.
     pub fn wire(&self, other: Option<&Self>, own: &str, theirs: &str) -> (String, String) {
         let a = run("/sbin/ifconfig", &["epair", "create"]).trim().to_owned();
@@ -227,6 +251,51 @@ impl Jail {
     }
 }
 
+/// Another node of a stretched network: a jail behind a wire, with a plain VXLAN link of the kernel's. In a jail no link can
+/// be made, but one that was made outside works in the jail it was moved to.
+pub struct Node {
+    pub jail: Jail,
+    here: (String, String),
+    there: String,
+}
+
+impl Node {
+    /// A wire between the machine, which gets the address `here`, and a jail, which gets `there`.
+    pub fn new(here: &str, there: &str) -> Self {
+        let jail = Jail::new();
+        let (family, len) = if here.contains(':') { ("inet6", 64) } else { ("inet", 24) };
+        let a = sh("ifconfig epair create").trim().to_owned();
+        let b = a.strip_suffix('a').map(|stem| format!("{stem}b")).unwrap();
+        sh(&format!(
+            "ifconfig {a} vnet {name}; jexec {name} ifconfig {a} {family} {there}/{len} up; ifconfig {b} {family} {here}/{len} up; \
+             [ {family} = inet ] || {{ jexec {name} ifconfig {a} inet6 -ifdisabled no_dad; ifconfig {b} inet6 -ifdisabled no_dad; }}",
+            name = jail.name
+        ));
+        Self { jail, here: (b, here.to_owned()), there: there.to_owned() }
+    }
+
+    /// The node's link to the machine, with an address on the network.
+    pub fn link(&self, vni: u32, address: &str) {
+        let family = if address.contains(':') { "inet6" } else { "inet" };
+        sh(&format!(
+            "x=$(ifconfig vxlan create vxlanid {vni} vxlanlocal {there} vxlanremote {here}); ifconfig $x vnet {name}; \
+             jexec {name} ifconfig $x {family} {address} up; jexec {name} ifconfig $x name far >/dev/null",
+            there = self.there,
+            here = self.here.1,
+            name = self.jail.name,
+        ));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // A link comes back to the machine, which alone can remove it, when its jail ends.
+        self.jail.end();
+        let _ = Command::new("/sbin/ifconfig").args(["far", "destroy"]).output();
+        let _ = Command::new("/sbin/ifconfig").args([&self.here.0, "destroy"]).output();
+    }
+}
+
 /// A connection that is kept open inside a jail.
 pub struct Held {
     control: std::os::unix::net::UnixStream,
@@ -259,6 +328,40 @@ fn connects(to: &str, patience: Duration) -> bool {
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut buffer).is_ok() && &buffer == b"ping"
 }
 
+/// Whether TCP gets through from the machine itself, there and back.
+pub fn reaches_from_here(to: &str) -> bool {
+    connects(to, PATIENCE)
+}
+
+/// Lists pf's anchors. pfctl gives up when one goes while it lists them: pf frees those that flows knew late.
+pub const ANCHORS: &str = "n=0; until list=$(pfctl -qs Anchors -v); do n=$((n + 1)); [ $n -lt 10 ]; sleep 1; done; \
+                           echo \"$list\"";
+
+/// Whether TCP does not get through from the machine itself, in a time in which it would have.
+pub fn blocked_from_here(to: &str) -> bool {
+    !connects(to, SILENCE)
+}
+
+/// How many rules pf has looked at, since they were loaded, on its ways to these sandboxes: all lists that it can come by,
+/// those of sandboxes that share a branch with one of them included. (To list everything takes an emulated machine minutes.)
+pub fn evaluations(to: &[&Container]) -> u64 {
+    let mut script = "list() { pfctl -q -a \"$1\" -vsr; pfctl -q -a \"$1\" -vsn; }\n\
+                      below() { pfctl -q -a \"$1\" -s Anchors; }\n\
+                      pfctl -q -vsr; pfctl -q -vsn; list skep; list skep/port; list skep/routed\n\
+                      for net in $(below skep/net); do list $net; done\n"
+        .to_owned();
+    for one in to {
+        let port = one.host_ifname();
+        let (a, b) = (&port[3..4], &port[4..5]);
+        script += &format!("list skep/port/{a}; list skep/routed/{a}\n");
+        script += &format!("for one in $(below skep/port/{a}/{b}); do list $one; done\n");
+    }
+    sh(&script)
+        .lines()
+        .filter_map(|line| line.split_once("Evaluations:")?.1.split_whitespace().next()?.parse::<u64>().ok())
+        .sum()
+}
+
 fn asks(to: &str, patience: Duration) -> Option<String> {
     let to: SocketAddr = to.parse().unwrap();
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).ok()?;
@@ -271,14 +374,7 @@ fn asks(to: &str, patience: Duration) -> Option<String> {
 
 impl Drop for Jail {
     fn drop(&mut self) {
-        for child in self.servers.lock().unwrap().drain(..) {
-            // SAFETY: children of ours that were not waited for yet.
-            unsafe {
-                libc::kill(child, libc::SIGKILL);
-                libc::waitpid(child, std::ptr::null_mut(), 0);
-            }
-        }
-        let _ = Command::new("/usr/sbin/jail").args(["-r", &self.name]).output();
+        self.end();
     }
 }
 
@@ -354,6 +450,18 @@ impl<'a> Host<'a> {
 
     /// Calls the plugin on this host.
     pub fn call(&self, verb: &str, id: &str, netns: &str, conf: &Value) -> Result<Value, Value> {
+        self.call_with("", verb, id, netns, conf)
+    }
+
+    /// The same with `CNI_ARGS`.
+    pub fn call_with(
+        &self,
+        args: &str,
+        verb: &str,
+        id: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
         let mut command = self.program();
         // A jail within a jail has, seen from there, the last part of its name.
         let netns = if self.inside.is_some() { netns.rsplit('.').next().unwrap() } else { netns };
@@ -362,6 +470,7 @@ impl<'a> Host<'a> {
             .env("CNI_CONTAINERID", id)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns)
+            .env("CNI_ARGS", args)
             .env("CNI_PATH", "/nonexistent");
         let output = Self::talk(command, &conf.to_string());
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -403,11 +512,13 @@ impl<'a> Host<'a> {
 
     /// Everything there is that a teardown could forget.
     pub fn census(&self) -> String {
-        let script = "ifconfig -l; pfctl -qs rules; pfctl -qs nat; pfctl -qs Anchors -v; pfctl -qs Tables; arp -an | \
-                      grep -v incomplete | grep permanent || true; netstat -rn | grep -v '^lo' | awk '{print $1, $2, $4}'";
+        let script = format!(
+            "ifconfig -l; pfctl -qs rules; pfctl -qs nat; {ANCHORS}; pfctl -qs Tables; arp -an | \
+             grep -v incomplete | grep permanent || true; netstat -rn | grep -v '^lo' | awk '{{print $1, $2, $4}}'"
+        );
         let text = match self.inside {
-            Some(jail) => jail.sh(script),
-            None => sh(script),
+            Some(jail) => jail.sh(&script),
+            None => sh(&script),
         };
         text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
     }

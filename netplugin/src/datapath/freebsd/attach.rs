@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use skep_ifnet::sys::interruptible;
 use skep_ifnet::{Control, Error, Jail, Netgraph, find, links, need, route};
 
-use super::pf::ruleset::{GROUP, addresses, check_name};
+use super::pf::ruleset::{addresses, check_name};
+use super::pf::tree::port_groups;
 use super::{bridge, frames};
 use crate::cni::Route;
 use crate::datapath::DatapathError;
@@ -26,7 +27,9 @@ pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
     if attachment.bandwidth.is_some_and(|limit| limit.ingress_rate > 0 || limit.egress_rate > 0) {
         return Err(DatapathError::Unsupported {
             what: "runtimeConfig.bandwidth".to_owned(),
-            why: "limits are not implemented on FreeBSD".to_owned(),
+            // A pipe hands a packet back to IP: what was bridged would be routed, past its bridge and its rules.
+            why: "FreeBSD has no limit for both directions of a bridge's port: pf's dummynet pipes route what was bridged"
+                .to_owned(),
         });
     }
     if attachment.addresses.len() > MAX_ADDRESSES {
@@ -38,7 +41,7 @@ pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
     if let Some(route) = attachment.routes.iter().find(|route| route.table.is_some()) {
         return Err(DatapathError::Unsupported {
             what: format!("the route to {} in a table of its own", route.dst),
-            why: "FreeBSD's routing tables are not set up".to_owned(),
+            why: "routes go into the jail's first table (net.fibs) only: leave `table` out".to_owned(),
         });
     }
     if let Some(tap) = &attachment.given {
@@ -85,7 +88,7 @@ pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), D
         return Err(error.into());
     }
     control.set_mtu(port, attachment.mtu)?;
-    control.add_group(port, GROUP)?;
+    join_groups(control, attachment)?;
     // The host itself does not speak on it.
     control.set_ipv6(port, false)?;
     let program = frames::program(attachment.mac, &addresses(attachment));
@@ -101,6 +104,11 @@ pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), D
         jail.run(|| configure(attachment, &other))?;
     }
     Ok(control.raise(port)?)
+}
+
+/// Puts the port into the groups by which its rules are found.
+pub(super) fn join_groups(control: &Control, attachment: &Attachment) -> Result<(), Error> {
+    port_groups(&attachment.id).iter().try_for_each(|group| control.add_group(&attachment.host_ifname, group))
 }
 
 /// The jail's side: name, addresses and routes. Runs inside.
@@ -153,6 +161,9 @@ fn give_back(control: &Control, attachment: &Attachment, tap: &str) -> Result<()
     control.lower(port)?;
     control.remove_port(&attachment.bridge, port)?;
     Netgraph::open()?.unfilter(port)?;
+    for group in port_groups(&attachment.id) {
+        control.remove_group(port, &group)?;
+    }
     Ok(control.rename(port, tap)?)
 }
 
@@ -193,6 +204,10 @@ pub(super) fn check(
             }
             if !link.up {
                 found.push(format!("interface {port} is down"));
+            }
+            let groups = control.groups(port)?;
+            for group in port_groups(&attachment.id).iter().filter(|one| !groups.contains(one)) {
+                found.push(format!("interface {port} is not in group {group}: its rules are not asked"));
             }
             if Netgraph::open()?.refused(port)?.is_none() {
                 found.push(format!("{port} has lost its filter of frames"));

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use skep_ifnet::sys::{load_module, set_sysctl, sysctl};
 use skep_ifnet::{Control, DISCOVERS, LEARNS, Link, find, links, need, route};
 
-use super::pf::ruleset::{GROUP, Outside, check_name};
+use super::pf::ruleset::{Outside, check_name};
+use super::pf::tree::BRIDGE_GROUPS;
 use super::vxlan;
 use crate::datapath::DatapathError;
 use crate::network::{Attachment, Network};
@@ -123,7 +124,9 @@ pub(super) fn ensure(control: &Control, network: &Network) -> Result<(), Datapat
             return Err(error.into());
         }
     }
-    control.add_group(name, GROUP)?;
+    for group in BRIDGE_GROUPS {
+        control.add_group(name, group)?;
+    }
     let link = need(name)?;
     if !link.up {
         control.set_ipv6(name, network.gateways.iter().any(|net| net.addr().is_ipv6()))?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::pf::device::Pf;
 use super::pf::load;
 use super::pf::states::{End, State};
 use crate::datapath::DatapathError;
@@ -36,11 +37,12 @@ fn permitted(
 
 /// Ends the flows of one sandbox that its policy forbids now.
 pub(super) fn sandbox(
+    pf: &Pf,
     network: &Network,
     attachment: &Attachment,
     members: &dyn Fn(&GroupName, IpAddr) -> bool,
 ) -> Result<(), DatapathError> {
-    let flows = load::flows()?;
+    let flows = pf.flows()?;
     let through = published(&flows);
     load::end(flows.iter().filter(|flow| {
         attachment.ips().any(|ip| flow.involves(ip))
@@ -50,12 +52,12 @@ pub(super) fn sandbox(
 }
 
 /// Ends the flows of a network's sandboxes that its policy forbids now.
-pub(super) fn network(network: &Network, state: &HostState) -> Result<(), DatapathError> {
+pub(super) fn network(pf: &Pf, network: &Network, state: &HostState) -> Result<(), DatapathError> {
     let all: Vec<&Attachment> = state.attachments.iter().filter(|one| one.network == network.name).collect();
     let members = |group: &GroupName, ip: IpAddr| {
         all.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
     };
-    let flows = load::flows()?;
+    let flows = pf.flows()?;
     let through = published(&flows);
     load::end(flows.iter().filter(|flow| {
         !of_host(network, flow)

@@ -1,6 +1,7 @@
 //! The boundary: what each of the plugin's wishes means on FreeBSD.
 
 use std::net::IpAddr;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,8 @@ use skep_ifnet::sys::load_module;
 use skep_ifnet::{Control, Jail, Netgraph, find};
 
 use super::pf::device::{List, Pf};
-use super::pf::{load, ruleset};
-use super::{attach, bridge, cut, orphans, vxlan};
+use super::pf::{listing, load, published, ruleset, tree};
+use super::{attach, bridge, cut, loopback, orphans, vxlan};
 use crate::cni::Interface;
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
@@ -22,6 +23,7 @@ const HOST: &str = "0";
 #[derive(Debug)]
 pub struct Host {
     control: Control,
+    pf: OnceLock<Pf>,
 }
 
 /// Hears of rules being removed.
@@ -36,7 +38,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 fn versions() -> Result<Vec<Option<(u32, u32)>>, DatapathError> {
     let pf = Pf::open()?;
     let main = List::ALL.into_iter().map(|list| pf.count("", list));
-    main.chain([pf.count(ruleset::ROOT, List::Filter)]).collect()
+    main.chain([pf.count(tree::ROOT, List::Filter)]).collect()
 }
 
 impl Watch {
@@ -58,7 +60,15 @@ type State<'a> = &'a dyn Fn() -> Result<HostState, StateError>;
 impl Host {
     /// Connects to the kernel.
     pub fn new() -> Result<Self, DatapathError> {
-        Ok(Self { control: Control::open()? })
+        Ok(Self { control: Control::open()?, pf: OnceLock::new() })
+    }
+
+    /// The packet filter, opened when it is asked for first.
+    fn pf(&self) -> Result<&Pf, DatapathError> {
+        match self.pf.get() {
+            Some(pf) => Ok(pf),
+            None => Pf::open().map(|pf| self.pf.get_or_init(|| pf)),
+        }
     }
 
     /// Hears of the main ruleset being replaced, by whomever.
@@ -66,8 +76,8 @@ impl Host {
         Ok(Watch { versions: versions()? })
     }
 
-    /// Every rule and table as the records say.
-    fn load_all(pf: &Pf, state: &HostState) -> Result<(), DatapathError> {
+    /// Every rule and table as the records say, and the groups of interfaces that rules are found by.
+    fn load_all(&self, pf: &Pf, state: &HostState) -> Result<(), DatapathError> {
         load::shared_tables(pf, state)?;
         let bridges = bridges(state);
         let outside = bridge::outside(&bridges)?;
@@ -76,16 +86,29 @@ impl Host {
         }
         for attachment in &state.attachments {
             if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
-                load::load(pf, &ruleset::sandbox(network, attachment))?;
+                load::sandbox(pf, network, attachment)?;
+            }
+            if find(&attachment.host_ifname)?.is_some() {
+                attach::join_groups(&self.control, attachment)?;
             }
         }
         Ok(())
     }
 
-    /// Whether an anchor has as many rules as it should.
-    fn intact(pf: &Pf, set: &ruleset::Ruleset) -> Result<bool, DatapathError> {
-        let count = pf.count(&set.anchor, List::Filter)?;
-        Ok(count.is_some_and(|(count, _)| usize::try_from(count) == Ok(set.filters())))
+    /// The first anchor of a sandbox's that has not as many rules as it should.
+    fn broken(pf: &Pf, network: &Network, attachment: &Attachment) -> Result<Option<String>, DatapathError> {
+        let filter = ruleset::sandbox(network, attachment);
+        let mut sets = vec![(List::Filter, filter.filters(), filter.anchor)];
+        if let Some(map) = published::map(attachment) {
+            sets.push((List::Rdr, map.redirections(), map.anchor));
+        }
+        for (list, wanted, anchor) in sets {
+            let count = pf.count(&anchor, list)?;
+            if count.is_none_or(|(count, _)| usize::try_from(count) != Ok(wanted)) {
+                return Ok(Some(anchor));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -95,10 +118,10 @@ fn bridges(state: &HostState) -> Vec<String> {
 
 impl Datapath for Host {
     fn ready(&self) -> Result<(), DatapathError> {
-        for module in ["pf", "if_bridge", "if_epair", "ng_socket", "ng_ether", "ng_bpf"] {
+        for module in ["pf", "if_bridge", "if_epair", "if_tuntap", "ng_socket", "ng_ether", "ng_bpf"] {
             load_module(module);
         }
-        Pf::open()?;
+        self.pf()?;
         Netgraph::open()?;
         Ok(())
     }
@@ -126,28 +149,37 @@ impl Datapath for Host {
         earlier: Option<&Network>,
         state: State<'_>,
     ) -> Result<(), DatapathError> {
-        let pf = Pf::open()?;
-        let renewed = load::ensure_root(&pf)?;
+        let pf = self.pf()?;
+        let renewed = load::ensure_root(pf)?;
         if let Some(earlier) = earlier.filter(|earlier| *earlier != network) {
             vxlan::drop_old(&self.control, earlier, network)?;
         }
         bridge::ensure(&self.control, network)?;
         if renewed {
-            return Self::load_all(&pf, &state()?);
+            return self.load_all(pf, &state()?);
         }
         if earlier == Some(network) {
             return Ok(());
         }
         let state = state()?;
-        load::shared_tables(&pf, &state)?;
-        load::load(&pf, &ruleset::network(network, &bridge::outside(&bridges(&state))?))?;
+        load::shared_tables(pf, &state)?;
+        load::load(pf, &ruleset::network(network, &bridge::outside(&bridges(&state))?))?;
         if earlier.is_some_and(|earlier| earlier.policy != network.policy) {
             for attachment in state.attachments.iter().filter(|one| one.network == network.name) {
-                load::load(&pf, &ruleset::sandbox(network, attachment))?;
+                load::update(pf, &ruleset::sandbox(network, attachment))?;
             }
-            cut::network(network, &state)?;
+            cut::network(pf, network, &state)?;
         }
         Ok(())
+    }
+
+    fn ensure_rules(&self, state: State<'_>) -> Result<bool, DatapathError> {
+        let pf = self.pf()?;
+        let renewed = load::ensure_root(pf)?;
+        if renewed {
+            self.load_all(pf, &state()?)?;
+        }
+        Ok(renewed)
     }
 
     fn restore(&self, state: State<'_>) -> Result<bool, DatapathError> {
@@ -155,8 +187,8 @@ impl Datapath for Host {
         if state.networks.is_empty() {
             return Ok(false);
         }
-        let pf = Pf::open()?;
-        let renewed = load::ensure_root(&pf)?;
+        let pf = self.pf()?;
+        let renewed = load::ensure_root(pf)?;
         let mut whole = !renewed;
         for network in state.networks.iter().filter(|_| !renewed) {
             whole &=
@@ -164,23 +196,24 @@ impl Datapath for Host {
         }
         for attachment in state.attachments.iter().filter(|_| !renewed) {
             if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
-                whole &= Self::intact(&pf, &ruleset::sandbox(network, attachment))?;
+                whole &= Self::broken(pf, network, attachment)?.is_none();
             }
         }
         if !whole {
-            Self::load_all(&pf, &state)?;
+            self.load_all(pf, &state)?;
         }
         Ok(!whole)
     }
 
     fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError> {
         let mut errors = bridge::remove(&self.control, network);
-        match Pf::open() {
+        match self.pf() {
             Ok(pf) => {
                 errors.extend(pf.clear(&ruleset::net_anchor(network)).err());
-                errors.extend(load::remove_shared(&pf, network, last));
+                errors.extend(load::remove_shared(pf, network, last));
                 if last {
-                    errors.extend(load::remove_root(&pf).err());
+                    errors.extend(load::remove_root(pf).err());
+                    errors.extend(loopback::remove());
                 }
             }
             Err(error) => errors.push(error),
@@ -189,8 +222,15 @@ impl Datapath for Host {
     }
 
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
-        let pf = Pf::open()?;
-        load::load(&pf, &ruleset::sandbox(network, attachment))?;
+        let pf = self.pf()?;
+        load::sandbox(pf, network, attachment)?;
+        let hosts = published::hosts(std::iter::once(attachment));
+        if !hosts.is_empty() {
+            pf.change(tree::PUBLISHED_ON, true, &hosts)?;
+        }
+        if !attachment.ports.is_empty() {
+            loopback::ensure(&self.control)?;
+        }
         if let Some(group) = &attachment.group {
             let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
             pf.change(&ruleset::group_table(network, group), true, &ips)?;
@@ -201,7 +241,7 @@ impl Datapath for Host {
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {
         // First the interface: from then on nothing passes that the rules would have to stop.
         let mut errors = attach::detach(&self.control, attachment);
-        let pf = match Pf::open() {
+        let pf = match self.pf() {
             Ok(pf) => pf,
             // Without a packet filter nothing of ours is in it.
             Err(_) if network.is_none() => return errors,
@@ -214,7 +254,7 @@ impl Datapath for Host {
             let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
             errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
         }
-        errors.extend(pf.clear(&ruleset::port_anchor(&attachment.id)).err());
+        errors.extend(load::remove_sandbox(pf, attachment));
         for ip in ruleset::addresses(attachment) {
             errors.extend(load::end_all(ip).err());
         }
@@ -225,16 +265,15 @@ impl Datapath for Host {
         let mut found = Vec::new();
         bridge::check(network, &mut found)?;
         attach::check(&self.control, attachment, &mut found)?;
-        let pf = Pf::open()?;
-        if !load::enabled()? {
+        let pf = self.pf()?;
+        if !pf.is_on()? {
             found.push("the packet filter is off".to_owned());
         }
-        if !load::missing(&pf)?.is_empty() {
+        if !load::missing(pf)?.is_empty() {
             found.push("the packet filter's main ruleset does not refer to our anchor".to_owned());
         }
-        let set = ruleset::sandbox(network, attachment);
-        if !Self::intact(&pf, &set)? {
-            found.push(format!("packet filter anchor {} has not the rules it should have", set.anchor));
+        if let Some(anchor) = Self::broken(pf, network, attachment)? {
+            found.push(format!("packet filter anchor {anchor} has not the rules it should have"));
         }
         Ok(found)
     }
@@ -245,20 +284,20 @@ impl Datapath for Host {
         attachment: &Attachment,
         members: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
-        let pf = Pf::open()?;
-        for group in &network.groups {
-            pf.make_table("", &ruleset::group_table(network, group))?;
-        }
-        load::update(&pf, &ruleset::sandbox(network, attachment))?;
-        cut::sandbox(network, attachment, members)
+        let pf = self.pf()?;
+        let groups: Vec<String> =
+            network.groups.iter().map(|group| ruleset::group_table(network, group)).collect();
+        pf.make_tables("", &groups)?;
+        load::update(pf, &ruleset::sandbox(network, attachment))?;
+        cut::sandbox(pf, network, attachment, members)
     }
 
     fn orphans(&self, state: &HostState) -> Result<Vec<Orphan>, DatapathError> {
-        orphans::find(Pf::open().ok().as_ref(), state)
+        orphans::find(self.pf().ok(), state)
     }
 
     fn remove_orphans(&self, found: &[Orphan], _: &HostState) -> Vec<DatapathError> {
-        orphans::remove(&self.control, Pf::open().ok().as_ref(), found)
+        orphans::remove(&self.control, self.pf().ok(), found)
     }
 
     fn netns_exists(&self, netns: &str) -> bool {
@@ -277,7 +316,7 @@ impl Datapath for Host {
         let port = &attachment.host_ifname;
         let carried = find(port)?.map(|link| link.carried).unwrap_or_default();
         let spoofed_packets = Netgraph::open()?.refused(port)?.unwrap_or(0);
-        let listing = load::pfctl(&["-q", "-a", &ruleset::port_anchor(&attachment.id), "-s", "labels"], "")
+        let listing = load::pfctl(&["-q", "-a", &tree::port_anchor(&attachment.id), "-s", "labels"], "")
             .unwrap_or_default();
         // Seen from the host: what it received, the sandbox sent.
         let [sent_packets, sent_bytes, received_packets, received_bytes] = carried;
@@ -286,9 +325,9 @@ impl Datapath for Host {
             sent_bytes,
             received_packets,
             received_bytes,
-            spoofed_packets: spoofed_packets + ruleset::counted(&listing, "spoofed"),
-            denied_out_packets: ruleset::counted(&listing, "refused_out"),
-            denied_in_packets: ruleset::counted(&listing, "refused_in"),
+            spoofed_packets: spoofed_packets + listing::counted(&listing, "spoofed"),
+            denied_out_packets: listing::counted(&listing, "refused_out"),
+            denied_in_packets: listing::counted(&listing, "refused_in"),
         })
     }
 }

@@ -26,6 +26,8 @@ mod frames;
 #[cfg(target_os = "freebsd")]
 mod host;
 #[cfg(target_os = "freebsd")]
+mod loopback;
+#[cfg(target_os = "freebsd")]
 mod orphans;
 mod pf;
 #[cfg(target_os = "freebsd")]

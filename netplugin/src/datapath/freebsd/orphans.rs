@@ -5,7 +5,8 @@ use skep_ifnet::{Control, links};
 use super::flood;
 use super::pf::device::{List, Pf};
 use super::pf::load::pfctl;
-use super::pf::ruleset::{ROOT, net_anchor};
+use super::pf::ruleset::net_anchor;
+use super::pf::tree::{self, ROOT};
 use crate::datapath::{DatapathError, Orphan};
 use crate::network::{HostState, Network};
 
@@ -32,23 +33,15 @@ pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, Da
         .map(|link| Orphan::Interface(link.name))
         .collect();
     if pf.is_some_and(|pf| pf.count(ROOT, List::Filter).is_ok_and(|found| found.is_some())) {
-        let known: Vec<String> = state
-            .attachments
-            .iter()
-            .map(|one| super::pf::ruleset::port_anchor(&one.id))
-            .chain(state.networks.iter().map(net_anchor))
-            .collect();
-        for parent in ["port", "net"] {
-            // An anchor without children is no error worth telling.
-            let listing =
-                pfctl(&["-q", "-a", &format!("{ROOT}/{parent}"), "-s", "Anchors"], "").unwrap_or_default();
-            let anchors = listing.lines().map(str::trim).filter(|line| line.starts_with(ROOT));
-            found.extend(
-                anchors
-                    .filter(|anchor| !known.iter().any(|one| one == anchor))
-                    .map(|anchor| Orphan::Rules(anchor.to_owned())),
-            );
-        }
+        let networks: Vec<String> = state.networks.iter().map(net_anchor).collect();
+        let lost = |anchor: &str| match tree::sandbox_of(anchor) {
+            Some(id) => !state.attachments.iter().any(|one| one.id == id),
+            None => anchor.starts_with(&format!("{ROOT}/net/")) && !networks.iter().any(|one| one == anchor),
+        };
+        // An anchor without children is no error worth telling.
+        let listing = pfctl(&["-q", "-v", "-a", ROOT, "-s", "Anchors"], "").unwrap_or_default();
+        let anchors = listing.lines().map(str::trim).filter(|anchor| lost(anchor));
+        found.extend(anchors.map(|anchor| Orphan::Rules(anchor.to_owned())));
     }
     found.sort();
     Ok(found)

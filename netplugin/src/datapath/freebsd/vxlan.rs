@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use skep_ifnet::sys::{allow, load_module};
 use skep_ifnet::{Control, DISCOVERS, Insn, LEARNS, Netgraph, PRIVATE, find, links};
 
-use super::pf::ruleset::GROUP;
+use super::pf::tree::GROUP;
 use super::{flood, kernel};
 use crate::datapath::DatapathError;
 use crate::mac::Mac;

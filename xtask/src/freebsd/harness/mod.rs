@@ -58,13 +58,13 @@ pub(crate) struct Options {
     /// Build without optimisation: sooner there, slower to run
     #[arg(long)]
     dev: bool,
-    /// Run these groups only: unit, cni, e2e
+    /// Run these groups only: unit, cni, e2e, cni-bench
     #[arg(long, value_name = "GROUPS", value_delimiter = ',')]
     only: Vec<Group>,
     /// A directory with a FreeBSD guest, as `freebsd guest` makes it: containers of FreeBSD images run, too
     #[arg(long, value_name = "DIR")]
     freebsd_guest: Option<PathBuf>,
-    /// Arguments of the end-to-end tests' program: a filter, for one
+    /// Arguments of the end-to-end tests' and the benchmark's program: a filter, for one
     #[arg(last = true, value_name = "ARGUMENTS")]
     arguments: Vec<String>,
 }

@@ -39,10 +39,12 @@ pub(crate) enum Group {
     Cni,
     /// Containers in microVMs
     E2e,
+    /// The CNI plugin's figures; only where named
+    CniBench,
 }
 
 impl Group {
-    /// All of them, the short ones first.
+    /// All that test something, the short ones first.
     pub(crate) const ALL: [Self; 3] = [Self::Unit, Self::Cni, Self::E2e];
 }
 
@@ -59,6 +61,7 @@ const TESTS: &[Program] = &[
     Program { group: Group::Unit, package: "skep", target: "skep", limit: 900 },
     Program { group: Group::Unit, package: "skep-cni", target: "skep_cni", limit: 900 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd", limit: 3600 },
+    Program { group: Group::CniBench, package: "skep-cni", target: "freebsd_bench", limit: 7200 },
     Program { group: Group::E2e, package: "skep-tests", target: "e2e", limit: 7200 },
 ];
 
@@ -127,7 +130,11 @@ pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
         let path =
             &found.with_context(|| format!("cargo built no test {} of {}", test.target, test.package))?.path;
         let name = format!("{}-{}", test.package, test.target);
-        let more = if test.group == Group::E2e { arguments.join(" ") } else { String::new() };
+        let more = match test.group {
+            Group::E2e => arguments.join(" "),
+            Group::CniBench => format!("--ignored --nocapture {}", arguments.join(" ")),
+            Group::Unit | Group::Cni => String::new(),
+        };
         let _ = writeln!(plan, "{name} {} --color=never {more}", test.limit);
         files.push((format!("tests/{name}"), path.clone()));
     }

@@ -8,7 +8,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use skep_ifnet::sys::{allow, io_plain, ioctl, iowr};
 
-use super::ruleset::REFERENCE_LABEL;
+use super::listing::REFERENCE_LABEL;
+use super::nvlist;
+use super::states::{self, State};
+use super::tree::{Action, Step};
+
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
 
@@ -81,9 +85,36 @@ struct Pool {
     rest: [u64; 141],
 }
 
+/// `struct pfioc_limit` of net/pfvar.h.
+#[repr(C)]
+struct Limit {
+    index: i32,
+    limit: u32,
+}
+
+/// `struct pfioc_states_v2` of net/pfvar.h.
+#[repr(C)]
+struct States {
+    len: i32,
+    version: u64,
+    buffer: *mut libc::c_void,
+}
+
+/// `struct pfioc_nv` of net/pfvar.h.
+#[repr(C)]
+struct Packed {
+    data: *mut libc::c_void,
+    len: usize,
+    size: usize,
+}
+
 const DIOCSTART: u64 = io_plain(b'D', 1);
+const DIOCADDRULE: u64 = iowr::<Rule>(b'D', 4);
 const DIOCGETRULES: u64 = iowr::<Rule>(b'D', 6);
 const DIOCCHANGERULE: u64 = iowr::<Rule>(b'D', 26);
+const DIOCGETSTATUSNV: u64 = iowr::<Packed>(b'D', 21);
+const DIOCGETLIMIT: u64 = iowr::<Limit>(b'D', 39);
+const DIOCSETLIMIT: u64 = iowr::<Limit>(b'D', 40);
 const DIOCBEGINADDRS: u64 = iowr::<Pool>(b'D', 51);
 const DIOCRCLRTABLES: u64 = iowr::<Table>(b'D', 60);
 const DIOCRADDTABLES: u64 = iowr::<Table>(b'D', 61);
@@ -92,6 +123,7 @@ const DIOCRADDADDRS: u64 = iowr::<Table>(b'D', 67);
 const DIOCRDELADDRS: u64 = iowr::<Table>(b'D', 68);
 const DIOCRSETADDRS: u64 = iowr::<Table>(b'D', 69);
 const DIOCRGETADDRS: u64 = iowr::<Table>(b'D', 70);
+const DIOCGETSTATESV2: u64 = iowr::<States>(b'D', 93);
 const DIOCXBEGIN: u64 = iowr::<Transaction>(b'D', 81);
 const DIOCXCOMMIT: u64 = iowr::<Transaction>(b'D', 82);
 const _: () = assert!(DIOCCHANGERULE == 0xcbe0_441a && DIOCBEGINADDRS == 0xc470_4433);
@@ -102,10 +134,21 @@ const PFR_TFLAG_PERSIST: u32 = 1;
 const PF_CHANGE_ADD_HEAD: u32 = 1;
 const PF_CHANGE_REMOVE: u32 = 5;
 const PF_CHANGE_GET_TICKET: u32 = 6;
-/// Offsets in `struct pf_rule`.
+// Offsets in `struct pf_rule`; the destination's table and the kind of the destination are in its `struct pf_addr_wrap`.
+const RULE_TO_TABLE: usize = 56;
+const RULE_TO_KIND: usize = 96;
+const RULE_LABEL: usize = 176;
+const RULE_INTERFACE: usize = 240;
 const RULE_ROUTING_TABLE: usize = 700;
 const RULE_ACTION: usize = 904;
-const RULE_LABEL: usize = 176;
+const RULE_QUICK: usize = 908;
+/// `PF_ADDR_TABLE`: a destination that is in a table.
+const IN_TABLE: u8 = 3;
+const PF_DROP: u8 = 1;
+/// The number of `PF_LIMIT_ANCHORS`, which FreeBSD 14 does not have, nor the limit.
+const LIMIT_ANCHORS: i32 = 4;
+/// As many anchors as thousands of sandboxes take. What is not used takes no memory.
+const ANCHORS: u32 = 1 << 16;
 
 /// Lists of rules, by the number that transactions know them by.
 const PF_RULESET_FILTER: i32 = 1;
@@ -184,6 +227,40 @@ impl Pf {
             .map_err(|error| kernel("turn on the packet filter", error))
     }
 
+    /// Whether the packet filter is on.
+    pub(in super::super) fn is_on(&self) -> Result<bool, DatapathError> {
+        const WHAT: &str = "ask whether the packet filter is on";
+        // More than the status takes, which is some dozens of counters with their names.
+        let mut buffer = vec![0_u8; 1 << 16];
+        let mut packed = Packed { data: buffer.as_mut_ptr().cast(), len: 0, size: buffer.len() };
+        ioctl(&self.file, DIOCGETSTATUSNV, &mut packed).map_err(|error| kernel(WHAT, error))?;
+        let told = buffer.get(..packed.len).and_then(nvlist::running);
+        told.ok_or_else(|| DatapathError::Answer { what: WHAT.to_owned(), why: "no word of it".to_owned() })
+    }
+
+    /// Every flow that pf keeps state of.
+    pub(in super::super) fn flows(&self) -> Result<Vec<State>, DatapathError> {
+        /// Room for flows that begin between the question how many there are and the next.
+        const MORE: usize = 256;
+        let failed = |error| kernel("list the packet filter's states", error);
+        let mut request = States { len: 0, version: states::VERSION, buffer: std::ptr::null_mut() };
+        ioctl(&self.file, DIOCGETSTATESV2, &mut request).map_err(failed)?;
+        let mut room = usize::try_from(request.len).unwrap_or(0);
+        loop {
+            room += room / 4 + MORE * states::EXPORTED;
+            let mut exported = vec![0_u8; room];
+            request.len =
+                i32::try_from(room).map_err(|_| failed(io::Error::from_raw_os_error(libc::E2BIG)))?;
+            request.buffer = exported.as_mut_ptr().cast();
+            ioctl(&self.file, DIOCGETSTATESV2, &mut request).map_err(failed)?;
+            let filled = usize::try_from(request.len).unwrap_or(0);
+            // The kernel stops, and does not say so, before a row of its table that there is no room for.
+            if filled + room / 8 < room {
+                return Ok(states::read(&exported[..filled.min(room)]));
+            }
+        }
+    }
+
     fn table(&self, request: u64, anchor: &str, name: &str, elements: &mut [Address]) -> io::Result<()> {
         let mut table = Table {
             anchor: text(anchor)?,
@@ -204,17 +281,22 @@ impl Pf {
         ioctl(&self.file, request, &mut table)
     }
 
-    /// Makes a table that stays without rules that use it; fine if there is one.
-    pub(in super::super) fn make_table(&self, anchor: &str, name: &str) -> Result<(), DatapathError> {
-        self.tables(DIOCRADDTABLES, anchor, name)
+    /// Makes tables that stay without rules that use them; fine if they are there.
+    pub(in super::super) fn make_tables(
+        &self,
+        anchor: &str,
+        names: &[impl AsRef<str>],
+    ) -> Result<(), DatapathError> {
+        self.tables(DIOCRADDTABLES, anchor, names)
+            .map_err(|error| kernel(format!("make packet filter tables of anchor `{anchor}`"), error))
     }
 
-    /// Removes a table of the main ruleset; fine if there is none.
-    pub(in super::super) fn remove_table(&self, name: &str) -> Result<(), DatapathError> {
-        self.tables(DIOCRDELTABLES, "", name)
+    /// Removes tables of the main ruleset; fine if there are none.
+    pub(in super::super) fn remove_tables(&self, names: &[impl AsRef<str>]) -> Result<(), DatapathError> {
+        self.tables(DIOCRDELTABLES, "", names).map_err(|error| kernel("remove packet filter tables", error))
     }
 
-    fn tables(&self, request: u64, anchor: &str, name: &str) -> Result<(), DatapathError> {
+    fn tables(&self, request: u64, anchor: &str, names: &[impl AsRef<str>]) -> io::Result<()> {
         /// `struct pfr_table`.
         #[repr(C)]
         struct Named {
@@ -225,26 +307,26 @@ impl Pf {
         }
         // Who removes a table must not say what it should be like.
         let flags = if request == DIOCRADDTABLES { PFR_TFLAG_PERSIST } else { 0 };
-        let act = || {
-            let mut one = Named { anchor: text(anchor)?, name: text(name)?, flags, feedback: 0 };
-            let mut list = Table {
-                anchor: [0; PATH],
-                name: [0; 32],
-                kept: 0,
-                feedback: 0,
-                buffer: (&raw mut one).cast(),
-                element: size_of::<Named>() as i32,
-                size: 1,
-                size2: 0,
-                added: 0,
-                deleted: 0,
-                changed: 0,
-                flags: 0,
-                ticket: 0,
-            };
-            ioctl(&self.file, request, &mut list)
+        let mut all = Vec::new();
+        for name in names {
+            all.push(Named { anchor: text(anchor)?, name: text(name.as_ref())?, flags, feedback: 0 });
+        }
+        let mut list = Table {
+            anchor: [0; PATH],
+            name: [0; 32],
+            kept: 0,
+            feedback: 0,
+            buffer: all.as_mut_ptr().cast(),
+            element: size_of::<Named>() as i32,
+            size: all.len() as i32,
+            size2: 0,
+            added: 0,
+            deleted: 0,
+            changed: 0,
+            flags: 0,
+            ticket: 0,
         };
-        act().map_err(|error| kernel(format!("make or remove packet filter table {name}"), error))
+        ioctl(&self.file, request, &mut list)
     }
 
     /// Replaces what is in a table, at once.
@@ -292,7 +374,36 @@ impl Rule {
             anchor_call: [0; PATH],
             fields: [0; 122],
         };
-        set_byte(&mut request.fields, RULE_ACTION, list.action());
+        request.set(RULE_ACTION, &[list.action()]);
+        // -1: the packet's own routing table.
+        request.set(RULE_ROUTING_TABLE, &[0xff; 4]);
+        Ok(request)
+    }
+
+    /// Writes into the `struct pf_rule`.
+    fn set(&mut self, at: usize, bytes: &[u8]) {
+        for (at, byte) in (at..).zip(bytes) {
+            set_byte(&mut self.fields, at, *byte);
+        }
+    }
+
+    /// A request to append a step to an anchor's filter.
+    fn step(anchor: &str, step: &Step) -> io::Result<Self> {
+        let mut request = Self::of(anchor, List::Filter)?;
+        if let Some(on) = &step.on {
+            request.set(RULE_INTERFACE, &text::<16>(on)?);
+        }
+        if let Some(to) = &step.to {
+            request.set(RULE_TO_TABLE, &text::<32>(to)?);
+            request.set(RULE_TO_KIND, &[IN_TABLE]);
+        }
+        match &step.action {
+            Action::Into(call) => request.anchor_call = text(call)?,
+            Action::Block => {
+                request.set(RULE_ACTION, &[PF_DROP]);
+                request.set(RULE_QUICK, &[1]);
+            }
+        }
         Ok(request)
     }
 }
@@ -326,13 +437,7 @@ impl Pf {
             request.action = PF_CHANGE_ADD_HEAD;
             request.pool_ticket = pool.ticket;
             request.anchor_call = text(anchor)?;
-            // -1: the packet's own routing table.
-            for at in 0..4 {
-                set_byte(&mut request.fields, RULE_ROUTING_TABLE + at, 0xff);
-            }
-            for (at, byte) in REFERENCE_LABEL.bytes().enumerate() {
-                set_byte(&mut request.fields, RULE_LABEL + at, byte);
-            }
+            request.set(RULE_LABEL, REFERENCE_LABEL.as_bytes());
             ioctl(&self.file, DIOCCHANGERULE, &mut request)
         };
         act().map_err(|error| kernel(format!("refer to packet filter anchor {anchor}"), error))
@@ -349,6 +454,49 @@ impl Pf {
             ioctl(&self.file, DIOCCHANGERULE, &mut request)
         };
         act().map_err(|error| kernel(format!("remove rule {number} of the main ruleset"), error))
+    }
+
+    /// Replaces the filters of several anchors, all at once.
+    pub(in super::super) fn replace(&self, all: &[(String, Vec<Step>)]) -> Result<(), DatapathError> {
+        let act = || {
+            let mut lists = Vec::new();
+            for (anchor, _) in all {
+                lists.push(Element { ruleset: PF_RULESET_FILTER, anchor: text(anchor)?, ticket: 0 });
+            }
+            let mut transaction = Transaction {
+                size: lists.len() as i32,
+                element: size_of::<Element>() as i32,
+                array: lists.as_mut_ptr(),
+            };
+            ioctl(&self.file, DIOCXBEGIN, &mut transaction)?;
+            let mut pool = Pool { action: 0, ticket: 0, rest: [0; 141] };
+            ioctl(&self.file, DIOCBEGINADDRS, &mut pool)?;
+            for ((anchor, steps), list) in all.iter().zip(&lists) {
+                for step in steps {
+                    let mut request = Rule::step(anchor, step)?;
+                    request.ticket = list.ticket;
+                    request.pool_ticket = pool.ticket;
+                    ioctl(&self.file, DIOCADDRULE, &mut request)?;
+                }
+            }
+            ioctl(&self.file, DIOCXCOMMIT, &mut transaction)
+        };
+        act().map_err(|error| kernel("make the packet filter's tree of anchors", error))
+    }
+
+    /// Raises the number of anchors that pf allows, which is 512 after each load of a pf.conf that says nothing of it.
+    pub(in super::super) fn allow_anchors(&self) -> Result<(), DatapathError> {
+        let mut limit = Limit { index: LIMIT_ANCHORS, limit: 0 };
+        let mut act = || {
+            ioctl(&self.file, DIOCGETLIMIT, &mut limit)?;
+            // 0: none.
+            if (1..ANCHORS).contains(&limit.limit) {
+                limit.limit = ANCHORS;
+                ioctl(&self.file, DIOCSETLIMIT, &mut limit)?;
+            }
+            Ok(())
+        };
+        allow(act(), libc::EINVAL).map_err(|error| kernel("raise the limit of packet filter anchors", error))
     }
 
     /// Empties an anchor, tables included; with nothing in it the kernel forgets it.

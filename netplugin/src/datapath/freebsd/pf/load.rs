@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::device::{List, Pf};
-use super::ruleset::{self, PEERS, ROOT, ROOT_RULES, Ruleset};
-use super::states::{self, State};
+use super::ruleset::{self, PEERS, Ruleset};
+use super::states::State;
+use super::tree::{self, PUBLISHED_ON, ROOT};
+use super::{listing, published};
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
-use crate::network::{HostState, Network};
+use crate::network::{Attachment, HostState, Network};
 
 /// How long pfctl may take; listing hundreds of thousands of states takes it seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -76,13 +78,19 @@ fn lock() -> Result<File, DatapathError> {
     }
 }
 
+/// Whether what pfctl complains of is gone a moment later: another's load, or an interface that went while pfctl listed
+/// those there are (ENXIO; it asks for each one's groups).
+fn passes(why: &str) -> bool {
+    why.contains("busy") || why.contains("Device not configured")
+}
+
 /// Loads the rules of an anchor by pfctl.
 fn load_text(anchor: &str, text: &str) -> Result<(), DatapathError> {
     let _lock = lock()?;
     let mut tries = 1;
     loop {
         match pfctl(&["-q", "-a", anchor, "-o", "none", "-f", "-"], text) {
-            Err(DatapathError::Answer { why, .. }) if why.contains("busy") && tries < TRIES => tries += 1,
+            Err(DatapathError::Answer { why, .. }) if passes(&why) && tries < TRIES => tries += 1,
             result => return result.map(|_| ()),
         }
         thread::sleep(PAUSE);
@@ -97,12 +105,11 @@ pub(in super::super) fn load(pf: &Pf, set: &Ruleset) -> Result<(), DatapathError
         text.push_str(line);
         text.push('\n');
     }
-    for (name, nets) in &set.tables {
-        pf.make_table(&set.anchor, name)?;
-        pf.set(&set.anchor, name, nets)?;
-    }
+    pf.allow_anchors()?;
+    let names: Vec<&str> = set.tables.iter().map(|(name, _)| name.as_str()).chain([DIGEST]).collect();
+    pf.make_tables(&set.anchor, &names)?;
+    fill(pf, set)?;
     load_text(&set.anchor, &text)?;
-    pf.make_table(&set.anchor, DIGEST)?;
     pf.set(&set.anchor, DIGEST, &[set.digest().into()])
 }
 
@@ -119,35 +126,111 @@ pub(in super::super) fn fill(pf: &Pf, set: &Ruleset) -> Result<(), DatapathError
     set.tables.iter().try_for_each(|(name, nets)| pf.set(&set.anchor, name, nets))
 }
 
-/// What keeps our rules from being asked.
+/// Makes the rules of a sandbox, and writes its addresses down where packets that the host routes are told apart.
+pub(in super::super) fn sandbox(
+    pf: &Pf,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
+    load(pf, &ruleset::sandbox(network, attachment))?;
+    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    for table in tree::routed_tables(&attachment.id) {
+        pf.change(&table, true, &ips)?;
+    }
+    match published::map(attachment) {
+        Some(map) => load(pf, &map),
+        None => Ok(()),
+    }
+}
+
+/// Removes the rules of a sandbox. Goes on after an error.
+pub(in super::super) fn remove_sandbox(pf: &Pf, attachment: &Attachment) -> Vec<DatapathError> {
+    let mut errors = Vec::new();
+    if !attachment.ports.is_empty() {
+        errors.extend(pf.clear(&tree::map_anchor(&attachment.id)).err());
+    }
+    errors.extend(pf.clear(&tree::port_anchor(&attachment.id)).err());
+    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    for table in tree::routed_tables(&attachment.id) {
+        errors.extend(pf.change(&table, false, &ips).err());
+    }
+    errors
+}
+
+/// The table of the root anchor that holds the version which the main ruleset had when our references were in it.
+const SEEN: &str = "seen";
+
+/// The present version of the main ruleset: of each list that should refer to us, the number that grows with each change.
+fn version(pf: &Pf) -> Result<IpAddr, DatapathError> {
+    let mut segments = [0; 8];
+    for (two, list) in segments.chunks_exact_mut(2).zip(List::ALL) {
+        let (_, number) = pf.count("", list)?.unwrap_or_default();
+        two[0] = (number >> 16) as u16;
+        two[1] = number as u16;
+    }
+    // All of it is never zero, which is no address to keep in a table.
+    segments[7] = 1;
+    Ok(IpAddr::from(segments))
+}
+
+/// What keeps our rules from being asked. No other program is needed where the main ruleset is what it was.
 pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
+    let version = version(pf)?;
+    if pf.first(ROOT, SEEN)? == Some(version) && whole_tree(pf)? {
+        return Ok(Vec::new());
+    }
+    let missing = look(pf)?;
+    if missing.is_empty() {
+        pf.make_tables(ROOT, &[SEEN])?;
+        pf.set(ROOT, SEEN, &[version.into()])?;
+    }
+    Ok(missing)
+}
+
+fn look(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     let nat = pfctl(&["-q", "-s", "nat"], "")?;
     let rules = pfctl(&["-q", "-s", "rules"], "")?;
     let mut missing: Vec<List> = List::ALL
         .into_iter()
-        .zip(ruleset::referenced(&nat, &rules))
+        .zip(listing::referenced(&nat, &rules))
         .filter(|(_, there)| !there)
         .map(|(list, _)| list)
         .collect();
-    let root = ROOT_RULES.lines().filter(|line| line.starts_with("anchor")).count();
-    if missing.is_empty()
-        && pf.count(ROOT, List::Filter)?.is_none_or(|(count, _)| usize::try_from(count) != Ok(root))
-    {
+    if missing.is_empty() && !whole_tree(pf)? {
         missing.push(List::Filter);
     }
     Ok(missing)
 }
 
-/// Whether the packet filter is on.
-pub(in super::super) fn enabled() -> Result<bool, DatapathError> {
-    Ok(pfctl(&["-q", "-s", "info"], "")?.lines().any(|line| line.starts_with("Status: Enabled")))
+/// Whether the anchors that are the same on every host have as many rules as they should.
+fn whole_tree(pf: &Pf) -> Result<bool, DatapathError> {
+    for (anchor, wanted) in tree::counts() {
+        let found = pf.count(&anchor, List::Filter)?;
+        if found.is_none_or(|(count, _)| usize::try_from(count) != Ok(wanted)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes the anchors that are the same on every host, and the tables that they look into.
+fn make_tree(pf: &Pf) -> Result<(), DatapathError> {
+    pf.allow_anchors()?;
+    let mut tables = tree::all_routed_tables();
+    tables.push(PUBLISHED_ON.to_owned());
+    pf.make_tables("", &tables)?;
+    {
+        let _lock = lock()?;
+        pf.replace(&tree::nodes())?;
+    }
+    load_text(ROOT, &tree::root())
 }
 
 /// Makes sure that our rules are asked: the packet filter is on, and its main ruleset refers to our anchor. Rules of the
 /// administrator's stay as they are. True if something was missing.
 pub(in super::super) fn ensure_root(pf: &Pf) -> Result<bool, DatapathError> {
     let mut missing = missing(pf)?;
-    let on = enabled()?;
+    let on = pf.is_on()?;
     if missing.is_empty() && on {
         return Ok(false);
     }
@@ -171,11 +254,11 @@ pub(in super::super) fn ensure_root(pf: &Pf) -> Result<bool, DatapathError> {
         missing = List::ALL.to_vec();
     }
     if !missing.is_empty() {
-        load_text(ROOT, ROOT_RULES)?;
+        make_tree(pf)?;
         let _lock = lock()?;
         let nat = pfctl(&["-q", "-s", "nat"], "")?;
         let rules = pfctl(&["-q", "-s", "rules"], "")?;
-        for (list, there) in List::ALL.into_iter().zip(ruleset::referenced(&nat, &rules)) {
+        for (list, there) in List::ALL.into_iter().zip(listing::referenced(&nat, &rules)) {
             if !there {
                 pf.refer(list, ROOT)?;
             }
@@ -194,20 +277,23 @@ pub(in super::super) fn remove_root(pf: &Pf) -> Result<(), DatapathError> {
         let of_list = |line: &&str| (list == List::Rdr) == line.contains("rdr-anchor");
         let listing: Vec<&str> = listing.lines().filter(of_list).collect();
         // From the end: numbers of the others stay what they are.
-        for number in ruleset::own_references(&listing.join("\n")).into_iter().rev() {
+        for number in listing::own_references(&listing.join("\n")).into_iter().rev() {
             pf.remove_rule(list, number)?;
         }
     }
-    pf.clear(ROOT)
+    pf.clear(ROOT)?;
+    // Those that refer to others first: what nobody refers to and has no rules is gone.
+    tree::nodes().into_iter().rev().try_for_each(|(anchor, _)| pf.clear(&anchor))
 }
 
 /// Tables that networks and sandboxes share: in the main ruleset, where every anchor finds them.
 pub(in super::super) fn shared_tables(pf: &Pf, state: &HostState) -> Result<(), DatapathError> {
     let set = |name: &str, nets: Vec<ipnet::IpNet>| {
-        pf.make_table("", name)?;
+        pf.make_tables("", &[name])?;
         pf.set("", name, &nets)
     };
     set(PEERS, ruleset::peers(state))?;
+    set(PUBLISHED_ON, published::hosts(state.attachments.iter()))?;
     for network in &state.networks {
         set(&ruleset::apart_table(network), ruleset::apart(network, state))?;
         for group in &network.groups {
@@ -222,14 +308,10 @@ pub(in super::super) fn remove_shared(pf: &Pf, network: &Network, last: bool) ->
     let mut names = vec![ruleset::apart_table(network)];
     names.extend(network.groups.iter().map(|group| ruleset::group_table(network, group)));
     if last {
-        names.push(PEERS.to_owned());
+        names.extend([PEERS.to_owned(), PUBLISHED_ON.to_owned()]);
+        names.extend(tree::all_routed_tables());
     }
-    names.iter().filter_map(|name| pf.remove_table(name).err()).collect()
-}
-
-/// Every flow that pf keeps state of.
-pub(in super::super) fn flows() -> Result<Vec<State>, DatapathError> {
-    pfctl(&["-q", "-vv", "-s", "states"], "").map(|listing| states::parse(&listing))
+    pf.remove_tables(&names).err().into_iter().collect()
 }
 
 /// Ends flows.

@@ -1,14 +1,21 @@
 //! pf: anchors of our own, below one anchor `skep` that the main ruleset refers to.
 //!
-//! - `skep/port/<id>`: a sandbox's rules, for packets that come from its port (`in on` it) and for those that go to it,
+//! - `skep/port/A/B/<id>`: a sandbox's rules, for packets that come from its port (`in on` it) and for those that go to it,
 //!   bridged (`out on` its port) or routed by the host (`out on` the bridge, to its addresses);
+//! - `skep/routed`: another way to these, by the address, for what the host routes;
+//! - `skep/map/<id>`: a sandbox's published ports;
 //! - `skep/net/<id>`: a network's rules: address translation, what reaches the host, who may send VXLAN packets.
 //!
-//! `port` comes before `net`, and every rule there is `quick`: what no sandbox's rule decided, its network's does.
+//! `port` and `routed` come before `net`, and every rule there is `quick`: what no sandbox's rule decided, its network's
+//! does.
 
 #[cfg(target_os = "freebsd")]
 pub(super) mod device;
+pub(super) mod listing;
 #[cfg(target_os = "freebsd")]
 pub(super) mod load;
+mod nvlist;
+pub(super) mod published;
 pub(super) mod ruleset;
 pub(super) mod states;
+pub(super) mod tree;

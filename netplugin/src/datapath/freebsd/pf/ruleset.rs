@@ -4,24 +4,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::published::{PUBLISHED, from_host};
+use super::tree::{GROUP, ROOT, port_anchor};
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::flood;
 use crate::network::{Attachment, HostState, Network};
 use crate::policy::{GroupName, PortRange, Rule, Service, Transport, always_denied, by_service};
 
-/// The anchor that the main ruleset refers to.
-pub(in super::super) const ROOT: &str = "skep";
-/// The interface group of bridges and ports.
-pub(in super::super) const GROUP: &str = "skep";
-/// Marks packets that came by a published port.
-const PUBLISHED: &str = "skep_published";
 /// Table of everybody who may send VXLAN packets to this host.
 pub(in super::super) const PEERS: &str = "skep_peers";
-/// What the root anchor has.
-pub(in super::super) const ROOT_RULES: &str = "nat-anchor \"net/*\"\n\
-    rdr-anchor \"port/*\"\n\
-    anchor \"port/*\" on skep\n\
-    anchor \"net/*\"\n";
 
 /// The rules of an anchor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,9 +26,19 @@ pub(in super::super) struct Ruleset {
 }
 
 impl Ruleset {
+    /// Empty ones.
+    pub(super) fn of(anchor: String) -> Self {
+        Self { anchor, ..Self::default() }
+    }
+
     /// How many filter rules there are.
     pub(in super::super) fn filters(&self) -> usize {
         self.text.lines().filter(|line| line.starts_with("pass") || line.starts_with("block")).count()
+    }
+
+    /// How many redirections there are.
+    pub(in super::super) fn redirections(&self) -> usize {
+        self.text.lines().filter(|line| line.starts_with("rdr")).count()
     }
 
     /// What tells these rules from others, in the form of an address: pf keeps it in a table beside them.
@@ -50,22 +51,20 @@ impl Ruleset {
         IpAddr::from(octets)
     }
 
-    fn line(&mut self, rule: &str) {
+    pub(super) fn line(&mut self, rule: &str) {
         self.text.push_str(rule);
         self.text.push('\n');
     }
 
+    /// A table of the anchor's own. What is in it is the same wherever it is named.
     fn table(&mut self, name: &str, nets: Vec<IpNet>) -> String {
-        // Declared first: pfctl wants tables before rules.
-        self.text.insert_str(0, &format!("table <{name}> persist\n"));
-        self.tables.push((name.to_owned(), nets));
+        if !self.tables.iter().any(|(known, _)| known == name) {
+            // Declared first: pfctl wants tables before rules.
+            self.text.insert_str(0, &format!("table <{name}> persist\n"));
+            self.tables.push((name.to_owned(), nets));
+        }
         format!("<{name}>")
     }
-}
-
-/// The anchor of a sandbox.
-pub(in super::super) fn port_anchor(id: &str) -> String {
-    format!("{ROOT}/port/{id}")
 }
 
 /// The anchor of a network.
@@ -102,7 +101,7 @@ pub(in super::super) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
     all
 }
 
-fn family(ip: IpAddr) -> &'static str {
+pub(super) fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "inet" } else { "inet6" }
 }
 
@@ -119,10 +118,11 @@ const NEIGHBOURS: [&str; 2] = ["neighbrsol", "neighbradv"];
 
 /// A sandbox's rules.
 pub(in super::super) fn sandbox(network: &Network, attachment: &Attachment) -> Ruleset {
-    let mut set = Ruleset { anchor: port_anchor(&attachment.id), ..Ruleset::default() };
-    publish(&mut set, attachment);
+    let mut set = Ruleset::of(port_anchor(&attachment.id));
     from_sandbox(&mut set, network, attachment);
-    to_sandbox(&mut set, network, attachment);
+    // In this order pf skips all rules of the one or of the other for an interface that is not theirs.
+    bridged(&mut set, network, attachment);
+    routed(&mut set, network, attachment);
     let own: Vec<IpNet> = addresses(attachment).into_iter().map(IpNet::from).collect();
     set.table("own", own);
     let denied = always_denied().into_iter().chain(network.policy.always_deny.iter().copied()).collect();
@@ -130,32 +130,14 @@ pub(in super::super) fn sandbox(network: &Network, attachment: &Attachment) -> R
     set
 }
 
-fn publish(set: &mut Ruleset, attachment: &Attachment) {
-    for port in &attachment.ports {
-        // One address of each family is published: the first.
-        for ipv6 in [false, true] {
-            let Some(ip) = attachment.ips().find(|ip| ip.is_ipv6() == ipv6) else { continue };
-            let host = match port.host_ip {
-                None => "(self)".to_owned(),
-                Some(host) if host.is_ipv6() == ipv6 => host.to_string(),
-                Some(_) => continue,
-            };
-            // From a sandbox, its own lists are asked first.
-            for rule in [format!("rdr pass on ! {GROUP}"), format!("rdr on {GROUP}")] {
-                set.line(&format!(
-                    "{rule} {} proto {} from any to {host} port {} tag {PUBLISHED} -> {ip} port {}",
-                    family(ip),
-                    port.protocol,
-                    port.host_port,
-                    port.container_port,
-                ));
-            }
-        }
-    }
-}
-
 fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
     let port = &attachment.host_ifname;
+    // Who has no address yet asks whether somebody else has it, and tells which groups it is in. What the frames may say is
+    // checked before they come here.
+    for kind in ["neighbrsol", "routersol"] {
+        set.line(&format!("pass in quick on {port} inet6 proto icmp6 from :: icmp6-type {kind} no state"));
+    }
+    set.line(&format!("block drop in quick on {port} inet6 proto icmp6 from :: to ff00::/8"));
     set.line(&format!("block drop in quick on {port} from ! <own> label \"spoofed\""));
     for kind in NEIGHBOURS.iter().chain(&["routersol"]) {
         set.line(&format!("pass in quick on {port} inet6 proto icmp6 icmp6-type {kind} no state"));
@@ -192,11 +174,11 @@ fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
 /// Addresses of groups of stations.
 const GROUP_RANGES: [&str; 3] = ["224.0.0.0/4", "255.255.255.255", "ff00::/8"];
 
-fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
-    let (port, bridge) = (&attachment.host_ifname, &attachment.bridge);
+/// What comes to the sandbox by way of the bridge.
+fn bridged(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
+    let port = &attachment.host_ifname;
     for kind in NEIGHBOURS {
         set.line(&format!("pass out quick on {port} inet6 proto icmp6 icmp6-type {kind} no state"));
-        set.line(&format!("pass out quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));
     }
     if network.policy.multicast {
         for range in GROUP_RANGES {
@@ -204,30 +186,40 @@ fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
         }
     }
     set.line(&format!("block drop out quick on {port} to ! <own>"));
+    to_sandbox(set, network, attachment, port);
+    set.line(&format!("block drop out quick on {port} label \"refused_in\""));
+}
+
+/// What the host routes to the sandbox.
+fn routed(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
+    let bridge = &attachment.bridge;
+    for kind in NEIGHBOURS {
+        let what = format!("inet6 proto icmp6 to <own> icmp6-type {kind}");
+        set.line(&format!("pass out quick on {bridge} {what} no state"));
+    }
+    to_sandbox(set, network, attachment, bridge);
+    if network.policy.host_ingress {
+        set.line(&format!("pass out quick on {bridge} from (self) to <own> keep state"));
+    }
+    set.line(&format!("block drop out quick on {bridge} to <own> label \"refused_in\""));
+}
+
+fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment, on: &str) {
     let lists = [&attachment.policy.ingress, &network.policy.ingress];
-    let both = |rule: &dyn Fn(&str) -> String| format!("{}\n{}", rule(port), rule(bridge));
     for (whose, list) in ["own", "net"].into_iter().zip(lists) {
         append(set, network, &format!("in_deny_{whose}"), &list.deny, |peer, what, to_port| {
-            both(&|on| {
-                format!(
-                    "block drop out quick on {on} {what} from {peer} to <own>{to_port} label \"refused_in\""
-                )
-            })
+            format!("block drop out quick on {on} {what} from {peer} to <own>{to_port} label \"refused_in\"")
         });
     }
     for one in &attachment.ports {
         let what = format!("proto {} to <own> port {}", one.protocol, one.container_port);
-        set.line(&both(&|on| format!("pass out quick on {on} {what} tagged {PUBLISHED} keep state")));
+        set.line(&format!("pass out quick on {on} {what} tagged {PUBLISHED} keep state"));
     }
     for (whose, list) in ["own", "net"].into_iter().zip(lists) {
         append(set, network, &format!("in_allow_{whose}"), &list.allow, |peer, what, to_port| {
-            both(&|on| format!("pass out quick on {on} {what} from {peer} to <own>{to_port} keep state"))
+            format!("pass out quick on {on} {what} from {peer} to <own>{to_port} keep state")
         });
     }
-    if network.policy.host_ingress {
-        set.line(&format!("pass out quick on {bridge} from (self) to <own> keep state"));
-    }
-    set.line(&both(&|on| format!("block drop out quick on {on} to <own> label \"refused_in\"")));
 }
 
 /// Appends what `rule` makes of the services of a list: their peers are in tables, those of groups in tables that
@@ -292,17 +284,31 @@ pub(in super::super) struct Outside {
 
 /// A network's rules.
 pub(in super::super) fn network(network: &Network, outside: &[Outside]) -> Ruleset {
-    let mut set = Ruleset { anchor: net_anchor(network), ..Ruleset::default() };
+    let mut set = Ruleset::of(net_anchor(network));
     let bridge = &network.bridge;
     for gateway in &network.gateways {
         let (net, af) = (gateway.trunc(), family(gateway.addr()));
         // A sandbox that uses a port published on its own network, perhaps its own: the answer must come back by us.
         set.line(&format!("nat on {bridge} {af} from {net} to any tagged {PUBLISHED} -> {}", gateway.addr()));
+        // So must the answer to the host itself.
+        let host = from_host(gateway.addr().is_ipv6());
+        set.line(&format!(
+            "nat on {bridge} {af} from {host} to any tagged {PUBLISHED} -> {}",
+            gateway.addr()
+        ));
         if network.ip_masq {
             let able = |one: &&Outside| if gateway.addr().is_ipv4() { one.ipv4 } else { one.ipv6 };
             for Outside { name, .. } in outside.iter().filter(able) {
                 set.line(&format!("nat on {name} {af} from {net} to ! {net} -> ({name}:0)"));
             }
+        }
+    }
+    if network.ip_masq {
+        for gateway in &network.gateways {
+            // What others open to a sandbox, where they have a route to it, is no flow of the sandbox's: its answers keep
+            // their address. The administrator's rules, which come later, have the last word.
+            let (net, af) = (gateway.trunc(), family(gateway.addr()));
+            set.line(&format!("pass in on ! {GROUP} {af} from any to {net} keep state"));
         }
     }
     // Who is no peer says nothing to our links.
@@ -319,6 +325,9 @@ pub(in super::super) fn network(network: &Network, outside: &[Outside]) -> Rules
     }
     for kind in NEIGHBOURS.iter().chain(&["routersol"]) {
         set.line(&format!("pass in quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));
+    }
+    for kind in NEIGHBOURS {
+        set.line(&format!("pass out quick on {bridge} inet6 proto icmp6 icmp6-type {kind} no state"));
     }
     for service in &network.policy.host_services {
         let what = format!("proto {} to (self) port {}", service.protocol, service.port);
@@ -348,37 +357,6 @@ pub(in super::super) fn members(network: &Network, group: &GroupName, state: &Ho
         .flat_map(Attachment::ips)
         .map(IpNet::from)
         .collect()
-}
-
-/// What the references have that we put into the main ruleset ourselves, so that we know which to take out.
-pub(in super::super) const REFERENCE_LABEL: &str = "skep-cni";
-
-/// The numbers of our own references in what `pfctl -vvs` prints of a list.
-pub(in super::super) fn own_references(listing: &str) -> Vec<u32> {
-    let own = |line: &str| {
-        let (number, rule) = line.strip_prefix('@')?.split_once(' ')?;
-        let ours = rule.contains(&format!("anchor \"{ROOT}\" all"))
-            && rule.contains(&format!("label \"{REFERENCE_LABEL}\""));
-        ours.then(|| number.parse().ok()).flatten()
-    };
-    listing.lines().filter_map(own).collect()
-}
-
-/// Whether the lists that `pfctl -s nat` and `pfctl -s rules` print have our references: translation's two, and the
-/// filter's.
-pub(in super::super) fn referenced(nat: &str, rules: &str) -> [bool; 3] {
-    let has = |list: &str, kind: &str| {
-        let wanted = format!("{kind} \"{ROOT}\" all");
-        let labelled = format!("{wanted} label \"{REFERENCE_LABEL}\"");
-        list.lines().map(str::trim).any(|line| line == wanted || line == labelled)
-    };
-    [has(nat, "nat-anchor"), has(nat, "rdr-anchor"), has(rules, "anchor")]
-}
-
-/// The packets that rules with a label stopped, by what `pfctl -s labels` prints: label, evaluations, packets, ...
-pub(in super::super) fn counted(listing: &str, label: &str) -> u64 {
-    let lines = listing.lines().filter_map(|line| line.strip_prefix(label)?.strip_prefix(' '));
-    lines.filter_map(|rest| rest.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
 }
 
 /// A name that goes into rules must be one word of pf.conf.
@@ -425,9 +403,6 @@ mod tests {
             .collect();
         assert_eq!(passes.len(), 2, "{passes:?}");
         assert!(passes.iter().all(|line| line.contains("port 80 tagged skep_published")));
-        assert!(set.text.contains(
-            "rdr on skep inet proto tcp from any to (self) port 8080 tag skep_published -> 10.1.0.2 port 80"
-        ));
     }
 
     #[test]
@@ -449,18 +424,6 @@ mod tests {
     }
 
     #[test]
-    fn references_are_recognised_whole() {
-        assert_eq!(
-            referenced("nat-anchor \"skep\" all\nrdr-anchor \"skep\" all\n", "anchor \"skep\" all\n"),
-            [true; 3]
-        );
-        assert_eq!(
-            referenced("nat-anchor \"skep2\" all\n", "anchor \"skep/x\" all\nanchor \"x\" all {\n"),
-            [false; 3]
-        );
-    }
-
-    #[test]
     fn names_fit_into_what_pf_allows() {
         let network = network_of(&json!({}));
         let group = GroupName::try_from("x".repeat(63)).unwrap();
@@ -475,10 +438,14 @@ mod tests {
             let list: Vec<_> = nets.iter().map(|(net, len)| json!({"cidr": format!("{}/{}", std::net::Ipv4Addr::from(*net), len % 33), "protocol": "udp", "ports": ports})).collect();
             let set = sandbox(&network_of(&json!({"ingress": {"deny": list.clone()}})), &sandbox_of(&json!({"egress": {"allow": list}})));
             for line in set.text.lines() {
-                prop_assert!(["table <", "rdr ", "pass ", "block drop "].iter().any(|verb| line.starts_with(verb)), "{}", line);
+                prop_assert!(["table <", "pass ", "block drop "].iter().any(|verb| line.starts_with(verb)), "{}", line);
             }
-            // Tables come first, then translation, then the filter: pfctl takes no other order.
-            let order: Vec<u8> = set.text.lines().map(|line| match &line[..3] { "tab" => 0, "rdr" => 1, _ => 2 }).collect();
+            // Tables come first, then the filter (pfctl takes no other order), first of the port, then of the bridge.
+            let order: Vec<u8> = set
+                .text
+                .lines()
+                .map(|line| if line.starts_with("table") { 0 } else if line.contains(" on skv0123456789ab ") { 1 } else { 2 })
+                .collect();
             prop_assert!(order.is_sorted());
             for (name, _) in &set.tables {
                 prop_assert!(name.len() < 32);

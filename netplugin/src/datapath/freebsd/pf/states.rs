@@ -1,16 +1,36 @@
-//! Live flows, as `pfctl -vvss` lists them. No input or output.
+//! Live flows, as the kernel exports them. No input or output.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An address and a port; 0 where there are none.
 pub(in super::super) type End = (IpAddr, u16);
+
+/// The length of `struct pf_state_export` (net/pfvar.h).
+pub(in super::super) const EXPORTED: usize = 384;
+/// `PF_STATE_VERSION`: the version of that structure; FreeBSD 14 and 15 have the same.
+pub(in super::super) const VERSION: u64 = 20_230_404;
+
+// Offsets in the structure.
+const ID: usize = 8;
+const KEYS: [usize; 2] = [48, 84];
+const CREATOR: usize = 256;
+const FAMILY: usize = 264;
+const PROTOCOL: usize = 265;
+const DIRECTION: usize = 266;
+
+/// `AF_INET6`.
+const INET6: u8 = 28;
+/// `PF_OUT`.
+const OUT: u8 = 2;
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 
 /// A flow that pf keeps state of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct State {
     /// What `pfctl -k id -k` takes.
     pub(in super::super) id: String,
-    /// The protocol's number in the IP header; 0 for one without a name here.
+    /// The protocol's number in the IP header.
     pub(in super::super) protocol: u8,
     /// Who opened it.
     pub(in super::super) from: End,
@@ -27,70 +47,52 @@ impl State {
     }
 }
 
-fn number(name: &str) -> u8 {
-    match name {
-        "tcp" => 6,
-        "udp" => 17,
-        "sctp" => 132,
-        "icmp" => 1,
-        "ipv6-icmp" => 58,
-        _ => name.parse().unwrap_or(0),
-    }
+fn bytes<const N: usize>(state: &[u8], at: usize) -> Option<[u8; N]> {
+    state.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
-/// `192.0.2.1:80`, `2001:db8::1[80]`, or an address alone; without its scope.
-fn end(text: &str) -> Option<End> {
-    if let Some((ip, port)) = text.strip_suffix(']').and_then(|text| text.split_once('[')) {
-        let ip = ip.split('%').next()?.parse().ok()?;
-        return Some((ip, port.parse().ok()?));
-    }
-    if let Ok(SocketAddr::V4(v4)) = text.parse() {
-        return Some((IpAddr::V4(*v4.ip()), v4.port()));
-    }
-    Some((text.split('%').next()?.parse().ok()?, 0))
-}
-
-/// The ends of a flow: `A -> B` (going out) or `A <- B` (coming in), each perhaps with another in parentheses that the
-/// packet had before or after translation.
-fn ends(words: &[&str]) -> Option<(End, End, bool)> {
-    let at = words.iter().position(|word| matches!(*word, "->" | "<-"))?;
-    let side = |words: &[&str]| {
-        let plain = words.first().copied().and_then(end)?;
-        let other = words.get(1).and_then(|word| word.strip_prefix('(')?.strip_suffix(')')).and_then(end);
-        Some((plain, other))
+/// One of the two ends of a key (`struct pf_state_key_export`): two addresses, then two ports.
+fn end(state: &[u8], key: usize, which: usize, ipv6: bool) -> Option<End> {
+    let at = KEYS[key] + 16 * which;
+    let ip = if ipv6 {
+        let mut octets: [u8; 16] = bytes(state, at)?;
+        if octets[0] == 0xfe && octets[1] & 0xc0 == 0x80 {
+            // The kernel keeps the scope there.
+            octets[2..4].fill(0);
+        }
+        Ipv6Addr::from(octets).into()
+    } else {
+        Ipv4Addr::from(bytes::<4>(state, at)?).into()
     };
-    let (left, right) = (side(&words[..at])?, side(&words[at + 1..])?);
-    if words[at] == "<-" {
-        // The receiver's end comes first: what is behind the translation, then in parentheses what was asked for.
-        return Some((right.0, left.0, left.1.is_some()));
-    }
-    // The sender's end comes first: after translation, then in parentheses who it is. A state made on the way out does
-    // not tell that its destination was translated on the way in.
-    Some((left.1.unwrap_or(left.0), right.0, right.1.is_some()))
+    Some((ip, u16::from_be_bytes(bytes(state, KEYS[key] + 32 + 2 * which)?)))
 }
 
-/// Reads a whole listing; what is not understood is left out.
-pub(in super::super) fn parse(listing: &str) -> Vec<State> {
-    let mut found = Vec::new();
-    let mut head: Option<(u8, End, End, bool)> = None;
-    for line in listing.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if !line.starts_with(char::is_whitespace) {
-            head = words.get(1).zip(words.get(2..)).and_then(|(protocol, rest)| {
-                ends(rest).map(|(from, to, published)| (number(protocol), from, to, published))
-            });
-            continue;
-        }
-        let [first, id, rest @ ..] = words.as_slice() else { continue };
-        if *first != "id:" {
-            continue;
-        }
-        let creator = rest.iter().position(|word| *word == "creatorid:").and_then(|at| rest.get(at + 1));
-        if let (Some((protocol, from, to, published)), Some(creator)) = (head.take(), creator) {
-            found.push(State { id: format!("{id}/{creator}"), protocol, from, to, published });
-        }
+/// A flow; none if the structure is another version's or too short.
+fn decode(state: &[u8]) -> Option<State> {
+    if u64::from_ne_bytes(bytes(state, 0)?) != VERSION {
+        return None;
     }
-    found
+    let [family] = bytes(state, FAMILY)?;
+    let [protocol] = bytes(state, PROTOCOL)?;
+    let [direction] = bytes(state, DIRECTION)?;
+    let ipv6 = family == INET6;
+    let [wire, stack] = [0, 1];
+    // A flow that came in: opened by the first address, to the second. One that went out: the other way round. Before
+    // translation it was, coming in, what it is on the wire; going out, what it is in the stack.
+    let (opener, target, before, after) =
+        if direction == OUT { (1, 0, stack, wire) } else { (0, 1, wire, stack) };
+    let from = end(state, if direction == OUT { before } else { after }, opener, ipv6)?;
+    let (asked, to) = (end(state, before, target, ipv6)?, end(state, after, target, ipv6)?);
+    // What ICMP has there is no port.
+    let published = asked.0 != to.0 || asked.1 != to.1 && !matches!(protocol, ICMP | ICMPV6);
+    // pfctl(8) prints and reads the one as it is, the other in the order of the network.
+    let (id, creator) = (u64::from_ne_bytes(bytes(state, ID)?), u32::from_be_bytes(bytes(state, CREATOR)?));
+    Some(State { id: format!("{id:016x}/{creator:08x}"), protocol, from, to, published })
+}
+
+/// Reads what the kernel exported; what is not understood is left out.
+pub(in super::super) fn read(exported: &[u8]) -> Vec<State> {
+    exported.chunks_exact(EXPORTED).filter_map(decode).collect()
 }
 
 #[cfg(test)]
@@ -98,39 +100,87 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LISTING: &str = "all tcp 192.0.2.9:80 <- 10.1.0.2:40001       ESTABLISHED:ESTABLISHED\n   \
-   [1 + 65536] wscale 6  [2 + 65536] wscale 6\n   age 00:00:10, expires in 23:59:50, 4:3 pkts, 300:200 bytes, rule 7\n   \
-   id: 0100000067a1b2c3 creatorid: 5e7fa0b1\n   origif: skv0123456789ab\n\
-all tcp 192.0.2.1:61000 (10.1.0.2:40001) -> 192.0.2.9:80       ESTABLISHED:ESTABLISHED\n   id: 02 creatorid: 5e7fa0b1 gateway: 0.0.0.0\n\
-all tcp 10.1.0.2:80 (192.0.2.1:8080) <- 192.0.2.2:5000       ESTABLISHED:ESTABLISHED\n   id: 03 creatorid: 5e7fa0b1\n\
-all ipv6-icmp fd01::2[8] -> fd01::1[128]       NO_TRAFFIC:NO_TRAFFIC\n   id: 04 creatorid: 5e7fa0b1\n\
-all carp 10.0.0.1 -> 224.0.0.18       SINGLE:NO_TRAFFIC\n   id: 05 creatorid: 5e7fa0b1\n";
+    /// A state as the kernel exports it: two ends on the wire, two in the stack.
+    fn exported(direction: u8, protocol: u8, keys: [[&str; 2]; 2]) -> Vec<u8> {
+        let mut state = vec![0; EXPORTED];
+        let mut put = |at: usize, value: &[u8]| state[at..at + value.len()].copy_from_slice(value);
+        put(0, &VERSION.to_ne_bytes());
+        put(ID, &7_u64.to_ne_bytes());
+        put(CREATOR, &0x5e7f_a0b1_u32.to_be_bytes());
+        put(PROTOCOL, &[protocol]);
+        put(DIRECTION, &[direction]);
+        for (key, at) in keys.iter().zip(KEYS) {
+            for (n, end) in key.iter().enumerate() {
+                let end: std::net::SocketAddr = end.parse().unwrap();
+                match end.ip() {
+                    IpAddr::V4(ip) => put(at + 16 * n, &ip.octets()),
+                    IpAddr::V6(ip) => {
+                        put(FAMILY, &[INET6]);
+                        put(at + 16 * n, &ip.octets());
+                    }
+                }
+                put(at + 32 + 2 * n, &end.port().to_be_bytes());
+            }
+        }
+        state
+    }
 
     #[test]
     fn each_flow_has_its_true_ends() {
-        let states = parse(LISTING);
-        let at = |ip: &str, port| (ip.parse::<IpAddr>().unwrap(), port);
-        let expected = [
-            ("0100000067a1b2c3", 6, at("10.1.0.2", 40001), at("192.0.2.9", 80), false),
-            ("02", 6, at("10.1.0.2", 40001), at("192.0.2.9", 80), false),
-            ("03", 6, at("192.0.2.2", 5000), at("10.1.0.2", 80), true),
-            ("04", 58, at("fd01::2", 8), at("fd01::1", 128), false),
-            ("05", 0, at("10.0.0.1", 0), at("224.0.0.18", 0), false),
-        ];
-        assert_eq!(states.len(), expected.len());
-        for (state, (id, protocol, from, to, published)) in states.iter().zip(expected) {
-            assert_eq!(state.id, format!("{id}/5e7fa0b1"));
-            assert_eq!(
-                (state.protocol, state.from, state.to, state.published),
-                (protocol, from, to, published)
-            );
+        let plain = ["10.1.0.2:40001", "192.0.2.9:80"];
+        let back = ["192.0.2.9:80", "10.1.0.2:40001"];
+        for (state, protocol, from, to, published) in [
+            // In, as it is; out with another source; in by a published port; its second half; a link-local neighbour.
+            (exported(1, 6, [plain, plain]), 6, plain[0], plain[1], false),
+            (exported(OUT, 6, [["192.0.2.9:80", "192.0.2.1:61000"], back]), 6, plain[0], plain[1], false),
+            (
+                exported(1, 6, [["192.0.2.2:5000", "192.0.2.1:8080"], ["192.0.2.2:5000", "10.1.0.2:80"]]),
+                6,
+                "192.0.2.2:5000",
+                "10.1.0.2:80",
+                true,
+            ),
+            (
+                exported(OUT, 17, [["10.1.0.2:80", "192.0.2.2:5000"], ["10.1.0.2:80", "192.0.2.2:5000"]]),
+                17,
+                "192.0.2.2:5000",
+                "10.1.0.2:80",
+                false,
+            ),
+            (
+                exported(1, 58, [["[fe80:4::2]:8", "[fd01::1]:128"], ["[fe80:4::2]:8", "[fd01::1]:8"]]),
+                58,
+                "[fe80::2]:8",
+                "[fd01::1]:8",
+                false,
+            ),
+        ] {
+            let end =
+                |text: &str| text.parse::<std::net::SocketAddr>().map(|at| (at.ip(), at.port())).unwrap();
+            let wanted = State {
+                id: "0000000000000007/5e7fa0b1".to_owned(),
+                protocol,
+                from: end(from),
+                to: end(to),
+                published,
+            };
+            assert_eq!(read(&[state.clone(), state].concat()), vec![wanted.clone(), wanted]);
         }
+    }
+
+    #[test]
+    fn another_version_is_not_misread() {
+        let mut state = exported(1, 6, [["10.1.0.2:1", "10.1.0.3:2"]; 2]);
+        assert_eq!(read(&state[..EXPORTED - 1]), Vec::new());
+        state[..8].copy_from_slice(&(VERSION + 1).to_ne_bytes());
+        assert_eq!(read(&state), Vec::new());
     }
 
     proptest! {
         #[test]
-        fn no_listing_makes_it_panic(text in "[ a-z0-9:.<>()\\[\\]%/\n-]{0,400}") {
-            let _ = parse(&text);
+        fn nothing_that_is_exported_makes_it_panic(mut state in proptest::collection::vec(any::<u8>(), EXPORTED)) {
+            state[..8].copy_from_slice(&VERSION.to_ne_bytes());
+            prop_assert_eq!(read(&state).len(), 1);
         }
     }
 }
