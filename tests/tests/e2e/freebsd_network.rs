@@ -249,9 +249,12 @@ impl Drop for Attached<'_> {
     }
 }
 
-/// Anchors, tables and references of the packet filter.
+/// Anchors, tables and references of the packet filter. pfctl gives up when an anchor goes while it lists them.
 fn rules() -> Result<String> {
-    said("pfctl -qvs Anchors; pfctl -qs Tables; pfctl -qs rules; pfctl -qs nat")
+    said(
+        "n=0; until list=$(pfctl -qvs Anchors); do n=$((n + 1)); [ $n -lt 10 ]; sleep 1; done; echo \"$list\"; \
+          pfctl -qs Tables; pfctl -qs rules; pfctl -qs nat",
+    )
 }
 
 fn annotations(policy: &Value, more: &[&str]) -> Vec<String> {
