@@ -139,21 +139,15 @@ fn socket_path() -> (tempfile::TempDir, PathBuf) {
 
 /// A guest behind a plain byte channel, one session after the other.
 pub(crate) fn plain() -> Guest {
-    let (dir, path) = socket_path();
-    let listener = UnixListener::bind(&path).unwrap();
-    let agent = Arc::new(TestAgent::default());
-    let serving = Arc::clone(&agent);
-    let task = tokio::spawn(async move {
-        loop {
-            let (socket, _) = listener.accept().await.unwrap();
-            let _ = serve_channel(socket, ChannelKind::Stream, serving.clone(), serving.stdio.clone()).await;
-        }
-    });
-    Guest { endpoint: Endpoint::Stream(path), agent, vmm: None, task, _dir: dir }
+    served(ChannelKind::Stream, Endpoint::Stream)
 }
 
 /// A guest behind QEMU's virtio-console, which loses nothing.
 pub(crate) fn paced() -> Guest {
+    served(ChannelKind::PacedConsole, Endpoint::PacedConsole)
+}
+
+fn served(kind: ChannelKind, endpoint: impl FnOnce(PathBuf) -> Endpoint) -> Guest {
     let (dir, path) = socket_path();
     let listener = UnixListener::bind(&path).unwrap();
     let agent = Arc::new(TestAgent::default());
@@ -161,11 +155,10 @@ pub(crate) fn paced() -> Guest {
     let task = tokio::spawn(async move {
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let (kind, stdio) = (ChannelKind::PacedConsole, serving.stdio.clone());
-            let _ = serve_channel(socket, kind, serving.clone(), stdio).await;
+            let _ = serve_channel(socket, kind, serving.clone(), serving.stdio.clone()).await;
         }
     });
-    Guest { endpoint: Endpoint::PacedConsole(path), agent, vmm: None, task, _dir: dir }
+    Guest { endpoint: endpoint(path), agent, vmm: None, task, _dir: dir }
 }
 
 /// A guest behind vhost-device-vsock, which closes the first connection: the guest does not listen yet.

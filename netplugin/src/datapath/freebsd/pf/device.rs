@@ -37,6 +37,27 @@ struct Table {
     ticket: u32,
 }
 
+impl Table {
+    /// A request about `elements` in a table; they must outlive it.
+    fn of<T>(anchor: &str, name: &str, elements: &mut [T]) -> io::Result<Self> {
+        Ok(Self {
+            anchor: text(anchor)?,
+            name: text(name)?,
+            kept: 0,
+            feedback: 0,
+            buffer: elements.as_mut_ptr().cast(),
+            element: size_of::<T>() as i32,
+            size: i32::try_from(elements.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
+            size2: 0,
+            added: 0,
+            deleted: 0,
+            changed: 0,
+            flags: 0,
+            ticket: 0,
+        })
+    }
+}
+
 /// `struct pfr_addr` of net/pfvar.h.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -262,22 +283,11 @@ impl Pf {
     }
 
     fn table(&self, request: u64, anchor: &str, name: &str, elements: &mut [Address]) -> io::Result<()> {
-        let mut table = Table {
-            anchor: text(anchor)?,
-            name: text(name)?,
-            kept: 0,
-            feedback: 0,
-            buffer: elements.as_mut_ptr().cast(),
-            // Clearing takes no elements, and says so.
-            element: if request == DIOCRCLRTABLES { 0 } else { size_of::<Address>() as i32 },
-            size: i32::try_from(elements.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
-            size2: 0,
-            added: 0,
-            deleted: 0,
-            changed: 0,
-            flags: 0,
-            ticket: 0,
-        };
+        let mut table = Table::of(anchor, name, elements)?;
+        // Clearing takes no elements, and says so.
+        if request == DIOCRCLRTABLES {
+            table.element = 0;
+        }
         ioctl(&self.file, request, &mut table)
     }
 
@@ -311,21 +321,7 @@ impl Pf {
         for name in names {
             all.push(Named { anchor: text(anchor)?, name: text(name.as_ref())?, flags, feedback: 0 });
         }
-        let mut list = Table {
-            anchor: [0; PATH],
-            name: [0; 32],
-            kept: 0,
-            feedback: 0,
-            buffer: all.as_mut_ptr().cast(),
-            element: size_of::<Named>() as i32,
-            size: all.len() as i32,
-            size2: 0,
-            added: 0,
-            deleted: 0,
-            changed: 0,
-            flags: 0,
-            ticket: 0,
-        };
+        let mut list = Table::of("", "", &mut all)?;
         ioctl(&self.file, request, &mut list)
     }
 

@@ -205,8 +205,8 @@ fn look(pf: &Pf) -> Result<Vec<List>, DatapathError> {
 /// Whether the anchors that are the same on every host have as many rules as they should.
 fn whole_tree(pf: &Pf) -> Result<bool, DatapathError> {
     for (anchor, wanted) in tree::counts() {
-        let found = pf.count(&anchor, List::Filter)?;
-        if found.is_none_or(|(count, _)| usize::try_from(count) != Ok(wanted)) {
+        let found = pf.count(anchor, List::Filter)?;
+        if found.is_none_or(|(count, _)| usize::try_from(count) != Ok(*wanted)) {
             return Ok(false);
         }
     }

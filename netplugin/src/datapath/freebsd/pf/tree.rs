@@ -6,6 +6,8 @@
 //! digit: below `skep/port` by a group that the sandbox's port is in, below `skep/routed` by a table that its addresses are
 //! in. Both lead to the same leaves, the sandboxes' own anchors.
 
+use std::sync::LazyLock;
+
 /// A rule of the tree's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct Step {
@@ -59,12 +61,7 @@ pub(in super::super) fn root() -> String {
         format!("anchor \"routed\" out on {BRIDGES}"),
         "anchor \"net/*\"".to_owned(),
     ];
-    lines
-        .map(|line| {
-            line + "
-"
-        })
-        .concat()
+    lines.map(|line| line + "\n").concat()
 }
 
 /// The hexadecimal digits, by which the tree branches.
@@ -146,10 +143,14 @@ pub(in super::super) fn nodes() -> Vec<(String, Vec<Step>)> {
 }
 
 /// How many filter rules each anchor has of those that are the same on every host.
-pub(in super::super) fn counts() -> Vec<(String, usize)> {
-    let mut counts: Vec<_> = nodes().into_iter().map(|(anchor, steps)| (anchor, steps.len())).collect();
-    counts.push((ROOT.to_owned(), ROOT_FILTERS));
-    counts
+pub(in super::super) fn counts() -> &'static [(String, usize)] {
+    // Each change of a policy asks.
+    static COUNTS: LazyLock<Vec<(String, usize)>> = LazyLock::new(|| {
+        let mut counts: Vec<_> = nodes().into_iter().map(|(anchor, steps)| (anchor, steps.len())).collect();
+        counts.push((ROOT.to_owned(), ROOT_FILTERS));
+        counts
+    });
+    &COUNTS
 }
 
 /// The sandbox that an anchor below the root belongs to; none if it is no sandbox's.
