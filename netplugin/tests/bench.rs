@@ -182,7 +182,7 @@ fn replacing_a_table() {
                 kept.push(start.elapsed());
                 // Without the sandbox's files.
                 let start = Instant::now();
-                datapath.update_policy(&network, &record, &|_, _| false).unwrap();
+                datapath.update_policy(&network, &record, &|| store.load(), &|_, _| false).unwrap();
                 bare.push(start.elapsed());
             }
         });
@@ -204,6 +204,33 @@ fn replacing_a_table() {
                 1.0 / time.as_secs_f64()
             );
         }
+    }
+}
+
+/// How often a list of `size` addresses can be replaced, one after the other, with nothing beside it.
+#[test]
+#[ignore = "a benchmark"]
+fn rate_of_updates() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/16", open_policy());
+    let _a = host.add("a", &conf);
+    let store = Store::new(host.data_dir());
+    for (size, times) in [(1_u32, 20_000_u32), (1000, 2000)] {
+        let policies: Vec<_> = (0..8).map(|round| deny(&addresses(size, round))).collect();
+        host.ns.run(|| {
+            let datapath = skep_cni::datapath::Host::new().unwrap();
+            let mut live = plugin::LivePolicy::open(&datapath, &store, "pods", "a", "eth0").unwrap();
+            let start = Instant::now();
+            for policy in policies.iter().cycle().take(times as usize) {
+                live.replace(policy.clone()).unwrap();
+            }
+            let rate = f64::from(times) / start.elapsed().as_secs_f64();
+            println!(
+                "{size} addresses replaced again and again: {rate:.0} updates/s, {:.0} addresses/s",
+                rate * f64::from(size)
+            );
+        });
     }
 }
 

@@ -101,7 +101,7 @@ fn replacing_a_thousand_addresses() {
     let (network, mut attachment) = (&state.networks[0], state.attachments[0].clone());
     let replace = (1..=ROUNDS).map(|round| {
         attachment.policy = serde_json::from_value(thousand(round)).unwrap();
-        timed(|| kernel.update_policy(network, &attachment, &|_, _| false).unwrap())
+        timed(|| kernel.update_policy(network, &attachment, &|| store.load(), &|_, _| false).unwrap())
     });
     let replace = median(replace.collect());
     let anchor = sh("pfctl -q -v -a skep -s Anchors | awk 'length($1) > 20 && /port/ {print $1}'");
@@ -130,7 +130,7 @@ fn replacing_a_thousand_addresses() {
     let start = Instant::now();
     for round in 0..ROUNDS * 10 {
         attachment.policy = serde_json::from_value(few(round)).unwrap();
-        kernel.update_policy(network, &attachment, &|_, _| false).unwrap();
+        kernel.update_policy(network, &attachment, &|| store.load(), &|_, _| false).unwrap();
     }
     let each = start.elapsed() / u32::try_from(ROUNDS * 10).unwrap();
     println!("  one address: {each:?}, {:.0} updates/s", 1.0 / each.as_secs_f64());

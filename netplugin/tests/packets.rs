@@ -300,6 +300,57 @@ fn the_next_user_of_an_address_inherits_no_flow() {
 }
 
 #[test]
+fn among_many_flows_those_end_that_must_and_no_others() {
+    needs_root!();
+    let host = Host::new();
+    let outside = host.outside();
+    outside.ip("addr add 192.0.2.9/24 dev out1");
+    outside.ip("route add 10.1.0.0/24 via 192.0.2.1");
+    outside.serve_tcp("0.0.0.0:80");
+    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let allow = json!({"egress": {"allow": ["any"]}});
+    let a = own(&host, "a", &conf, allow.clone());
+    let b = own(&host, "b", &conf, allow);
+    a.ns.serve_tcp("0.0.0.0:80");
+    let mut cut = a.ns.connect("192.0.2.9:80", PATIENCE).unwrap();
+    let mut spared = a.ns.connect("192.0.2.2:80", PATIENCE).unwrap();
+    let mut incoming = outside.connect(&format!("{}:80", a.ip()), PATIENCE).unwrap();
+    let mut others = b.ns.connect("192.0.2.9:80", PATIENCE).unwrap();
+    const MANY: usize = 12_000;
+    b.ns.run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:6000").unwrap();
+        for port in 10_000..10_000 + MANY {
+            socket.send_to(b"?", format!("192.0.2.2:{port}")).unwrap();
+        }
+    });
+    let tracked = |ip: &str| {
+        let lines = host.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap());
+        let word = format!("src={ip} ");
+        lines.lines().filter(|line| line.contains(&word)).count()
+    };
+    assert!(tracked(&b.ip()) > MANY);
+    set_policy(
+        &host,
+        "a",
+        &json!({"egress": {"allow": ["any"], "deny": ["192.0.2.9"]}, "ingress": {"deny": ["any"]}}),
+    );
+    for stream in [&mut cut, &mut incoming] {
+        stream.set_read_timeout(Some(SILENCE)).unwrap();
+        assert!(!echoes(stream), "the denied flow must end");
+    }
+    for stream in [&mut spared, &mut others] {
+        assert!(echoes(stream));
+    }
+    let (of_a, of_b) = (a.ip(), b.ip());
+    host.del(&a, &conf);
+    assert_eq!(tracked(&of_a), 0);
+    assert!(tracked(&of_b) > MANY);
+    assert!(echoes(&mut others));
+    host.del(&b, &conf);
+    assert_eq!(tracked(&of_b), 0);
+}
+
+#[test]
 fn flushing_the_ruleset_loses_nothing_for_long() {
     needs_root!();
     let host = Host::new();

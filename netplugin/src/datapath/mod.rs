@@ -175,11 +175,6 @@ pub trait Datapath {
     /// Makes all rules anew if they are not there (somebody flushed the ruleset); true if they were not.
     fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError>;
 
-    /// The same, for a caller that is about to replace the rules of a sandbox: whether its own are whole does not matter.
-    fn ensure_rules(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {
-        self.restore(state)
-    }
-
     /// Removes what [`Datapath::ensure_network`] made; `last` when no other network is left.
     fn remove_network(&self, network: &Network, last: bool) -> Vec<DatapathError>;
 
@@ -206,11 +201,13 @@ pub trait Datapath {
     /// What differs from what [`Datapath::attach`] made.
     fn check(&self, network: &Network, attachment: &Attachment) -> Result<Vec<String>, DatapathError>;
 
-    /// Replaces the rules of a sandbox at once, and ends live flows that the new ones forbid.
+    /// Replaces the rules of a sandbox at once, and ends live flows that the new ones forbid. Makes all rules anew
+    /// first if somebody removed them: `state` is asked for only then.
     fn update_policy(
         &self,
         network: &Network,
         attachment: &Attachment,
+        state: &dyn Fn() -> Result<HostState, StateError>,
         members: &dyn Fn(&crate::policy::GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError>;
 

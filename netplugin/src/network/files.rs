@@ -92,16 +92,17 @@ pub(super) trait Record: DeserializeOwned {
 pub(crate) struct Opened<T> {
     /// The record.
     pub(crate) value: T,
-    file: File,
+    // Open, so that no other can have its identity.
+    _file: File,
+    identity: (u64, u64),
     path: PathBuf,
 }
 
 impl<T> Opened<T> {
     /// Whether nobody has replaced or removed the record since it was read.
     pub(crate) fn is_current(&self) -> Result<bool, StateError> {
-        let known = self.file.metadata().map_err(io("look at", &self.path))?;
         match fs::metadata(&self.path) {
-            Ok(now) => Ok((now.dev(), now.ino()) == (known.dev(), known.ino())),
+            Ok(now) => Ok((now.dev(), now.ino()) == self.identity),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(io("look at", &self.path)(error)),
         }
@@ -116,8 +117,10 @@ pub(super) fn open<T: Record>(path: &Path) -> Result<Option<Opened<T>>, StateErr
         Err(error) => return Err(io("open", path)(error)),
     };
     let mut text = Vec::new();
+    let meta = file.metadata().map_err(io("look at", path))?;
     file.read_to_end(&mut text).map_err(io("read", path))?;
-    Ok(Some(Opened { value: parse(path, &text)?, file, path: path.to_owned() }))
+    let identity = (meta.dev(), meta.ino());
+    Ok(Some(Opened { value: parse(path, &text)?, _file: file, identity, path: path.to_owned() }))
 }
 
 /// Reads a record; none if there is none.

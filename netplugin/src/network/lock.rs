@@ -2,8 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,32 @@ pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Holds the lock until dropped (and, by the kernel, no longer than the process lives).
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _file: LockFile,
 }
 
 impl Lock {
     /// Waits for the lock that the file at `path` is, for a bounded time.
     pub(crate) fn take(path: &Path) -> Result<Self, StateError> {
+        let file = LockFile::open(path)?;
+        file.wait()?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The lock's file, for who takes the lock often.
+#[derive(Debug)]
+pub(crate) struct LockFile {
+    file: File,
+    path: PathBuf,
+}
+
+/// Holds the lock until dropped.
+#[derive(Debug)]
+pub(crate) struct Held<'a>(&'a LockFile);
+
+impl LockFile {
+    /// Opens the file at `path`, which is made if there is none.
+    pub(crate) fn open(path: &Path) -> Result<Self, StateError> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -31,20 +52,42 @@ impl Lock {
             .mode(0o600)
             .open(path)
             .map_err(io("open", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// Whether somebody has removed it: others then lock another file, and this one keeps nobody out.
+    pub(crate) fn is_removed(&self) -> Result<bool, StateError> {
+        Ok(self.file.metadata().map_err(io("look at", &self.path))?.nlink() == 0)
+    }
+
+    /// Waits for the lock, for a bounded time.
+    pub(crate) fn hold(&self) -> Result<Held<'_>, StateError> {
+        self.wait()?;
+        Ok(Held(self))
+    }
+
+    fn wait(&self) -> Result<(), StateError> {
         let deadline = Instant::now() + LOCK_TIMEOUT;
         let mut pause = Duration::from_micros(200);
         loop {
-            match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Self { _file: file }),
+            match flock(self.file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(()),
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(io("lock", path)(errno.into())),
+                Err(errno) => return Err(io("lock", &self.path)(errno.into())),
             }
             if Instant::now() > deadline {
-                return Err(StateError::Locked(path.to_owned()));
+                return Err(StateError::Locked(self.path.clone()));
             }
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(5));
         }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Fails for what is no open file only, which this is.
+        let _ = flock(self.0.file.as_fd(), FlockOperation::Unlock);
     }
 }
 

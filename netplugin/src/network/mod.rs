@@ -11,6 +11,7 @@ pub use attachment::{Address, Attachment, Kind};
 pub use files::StateError;
 pub(crate) use files::{Opened, create_dir, io, names, remove};
 pub use lock::Lock;
+pub(crate) use lock::LockFile;
 pub use store::{HostState, Store};
 
 use std::collections::BTreeSet;

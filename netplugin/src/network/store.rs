@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::files::{Opened, create_dir, io, list, names, open, read, remove, write};
-use super::lock::Lock;
+use super::lock::{Lock, LockFile};
 use super::{Attachment, Network, StateError};
 use crate::ipam::Used;
 
@@ -55,9 +55,18 @@ impl Store {
                 create_dir(&path)?;
             }
         }
-        let lock = Lock::take(&self.dir.join("lock"))?;
+        let lock = Lock::take(&self.lock_path())?;
         self.ensure_claims()?;
         Ok(lock)
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.dir.join("lock")
+    }
+
+    /// The lock's file, for who takes it often. What [`Store::lock`] makes must be there.
+    pub(crate) fn lock_file(&self) -> Result<LockFile, StateError> {
+        LockFile::open(&self.lock_path())
     }
 
     fn network_path(&self, name: &str) -> PathBuf {

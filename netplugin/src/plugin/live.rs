@@ -2,11 +2,12 @@
 
 use std::cell::OnceCell;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::not_attached;
 use crate::cni::{Args, Attach, CniError};
 use crate::datapath::Datapath;
-use crate::network::{Attachment, Network, Opened, StateError, Store};
+use crate::network::{Attachment, LockFile, Network, Opened, StateError, Store};
 use crate::policy::{GroupName, Policy};
 
 /// A live sandbox whose policy is to be changed, perhaps many times: what must be known of it is read once, and its
@@ -21,6 +22,7 @@ pub struct LivePolicy<'a, D> {
     store: &'a Store,
     network: Opened<Network>,
     attachment: Opened<Attachment>,
+    lock: Arc<LockFile>,
 }
 
 impl<'a, D: Datapath> LivePolicy<'a, D> {
@@ -37,13 +39,17 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
         let (Some(attachment), Some(network)) = (attachment, store.open_network(network)?) else {
             return Err(gone(network, container_id, ifname));
         };
-        Ok(Self { datapath, store, network, attachment })
+        Ok(Self { datapath, store, network, attachment, lock: Arc::new(store.lock_file()?) })
     }
 
     /// Replaces the sandbox's own lists, at once, and ends live flows that the new ones forbid. On an error it has the
     /// lists it had. After a DEL there is nothing to give them to, even if another container has come by the name since.
     pub fn replace(&mut self, policy: Policy) -> Result<(), CniError> {
-        let _lock = self.store.lock()?;
+        if self.lock.is_removed()? {
+            self.lock = Arc::new(self.store.lock_file()?);
+        }
+        let lock = Arc::clone(&self.lock);
+        let _held = lock.hold()?;
         self.refresh()?;
         let known = &self.network.value.groups;
         if policy.groups().any(|group| !known.contains(group)) {
@@ -55,11 +61,7 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
         let staged = self.store.stage_policy(network, id, &policy)?;
         self.attachment.value.policy = policy;
         // Rules that must be made anew have the old policy until the new one comes.
-        let changed = self
-            .datapath
-            .ensure_rules(&|| self.store.load())
-            .map_err(CniError::from)
-            .and_then(|_| apply(self.datapath, self.store, &self.network.value, &self.attachment.value))
+        let changed = apply(self.datapath, self.store, &self.network.value, &self.attachment.value)
             .and_then(|()| Ok(staged.keep()?));
         changed.map_err(|error| self.put_back(error))
     }
@@ -131,7 +133,7 @@ fn apply<D: Datapath>(
             .flatten()
             .any(|one| one.group.as_ref() == Some(group) && one.ips().any(|own| own == ip))
     };
-    datapath.update_policy(network, attachment, &members)?;
+    datapath.update_policy(network, attachment, &|| store.load(), &members)?;
     match everybody.into_inner() {
         Some(Err(error)) => Err(error.into()),
         _ => Ok(()),

@@ -173,15 +173,6 @@ impl Datapath for Host {
         Ok(())
     }
 
-    fn ensure_rules(&self, state: State<'_>) -> Result<bool, DatapathError> {
-        let pf = self.pf()?;
-        let renewed = load::ensure_root(pf)?;
-        if renewed {
-            self.load_all(pf, &state()?)?;
-        }
-        Ok(renewed)
-    }
-
     fn restore(&self, state: State<'_>) -> Result<bool, DatapathError> {
         let state = state()?;
         if state.networks.is_empty() {
@@ -282,9 +273,13 @@ impl Datapath for Host {
         &self,
         network: &Network,
         attachment: &Attachment,
+        state: State<'_>,
         members: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
         let pf = self.pf()?;
+        if load::ensure_root(pf)? {
+            self.load_all(pf, &state()?)?;
+        }
         let groups: Vec<String> =
             network.groups.iter().map(|group| ruleset::group_table(network, group)).collect();
         pf.make_tables("", &groups)?;

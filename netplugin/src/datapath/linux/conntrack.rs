@@ -1,14 +1,21 @@
 //! Tracked flows: finding and ending them.
 //!
+//! All flows of an address are ended by the kernel itself (`CTA_FILTER` with a deletion, Linux 6.9): it passes over
+//! empty buckets of its table and compares the rest, so that a hundred thousand flows of others cost some
+//! milliseconds and no memory here. Older kernels refuse that; then flows are listed and ended one by one.
+//!
 //! Flows are found in `/proc/net/nf_conntrack` where the kernel has it: it walks the table without a lock, passing
 //! over empty buckets, where a netlink dump locks each of them (a quarter of a million on a large host, which takes
-//! some 20 ms whatever is in it). Otherwise, and for protocols whose lines do not say all, by netlink.
+//! some 20 ms whatever is in it). Each line costs some microseconds, however: where there are many, the dump, which the
+//! kernel filters, is faster. It also serves for protocols whose lines do not say all.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
 
 use super::netlink::kernel;
-use super::netns::sysctl;
 use super::nft::{Attrs, Nft, find_attribute};
 use crate::cni::PortMapping;
 use crate::datapath::DatapathError;
@@ -21,6 +28,16 @@ const ACK: u16 = 0x4;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+
+// What of a tuple a filter looks at: `CTA_FILTER_F_*` of the kernel's nf_internals.h.
+const BY_SOURCE: u32 = 1 << 0;
+const BY_DESTINATION: u32 = 1 << 1;
+const BY_PROTOCOL: u32 = 1 << 3;
+const BY_DESTINATION_PORT: u32 = 1 << 5;
+
+/// From how many flows on the kernel's filtered dump is faster than reading their lines.
+const MANY: u64 = 10_000;
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
@@ -136,9 +153,34 @@ fn parse(body: &[u8]) -> Option<Flow> {
     })
 }
 
+/// How many flows are tracked in the namespace that it was asked in first: one read of a file that stays open.
+#[derive(Debug, Default)]
+pub(super) struct Count(OnceCell<File>);
+
+impl Count {
+    /// The number; `None` where the kernel does not say.
+    fn get(&self) -> Option<u64> {
+        let file = match self.0.get() {
+            Some(file) => file,
+            // It is there as soon as anything is tracked.
+            None => {
+                let file = File::open("/proc/sys/net/netfilter/nf_conntrack_count").ok()?;
+                self.0.get_or_init(|| file)
+            }
+        };
+        let mut text = [0; 24];
+        let len = file.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(text.get(..len)?).ok()?.trim().parse().ok()
+    }
+}
+
 /// The tracked flows that `wanted` picks.
-pub(super) fn flows(nft: &Nft, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flow>, DatapathError> {
-    if sysctl("netfilter/nf_conntrack_count").as_deref() == Some("0") {
+pub(super) fn flows(
+    nft: &Nft,
+    count: &Count,
+    wanted: impl Fn(&Flow) -> bool,
+) -> Result<Vec<Flow>, DatapathError> {
+    if count.get() == Some(0) {
         return Ok(Vec::new());
     }
     // The thread's namespace, which need not be the process's.
@@ -147,8 +189,89 @@ pub(super) fn flows(nft: &Nft, wanted: impl Fn(&Flow) -> bool) -> Result<Vec<Flo
     {
         return Ok(all.into_iter().filter(wanted).collect());
     }
-    let answers = nft.ask(GET, DUMP, 0, |_| ()).map_err(|error| kernel("list the tracked flows", error))?;
+    let answers =
+        nft.ask(GET, DUMP, [0; 2], |_| ()).map_err(|error| kernel("list the tracked flows", error))?;
     Ok(answers.iter().filter_map(|body| parse(body)).filter(wanted).collect())
+}
+
+/// The tracked flows that one of `ips` opened or answers, and that `wanted` picks besides.
+pub(super) fn flows_of(
+    nft: &Nft,
+    count: &Count,
+    ips: &BTreeSet<IpAddr>,
+    wanted: impl Fn(&Flow) -> bool,
+) -> Result<Vec<Flow>, DatapathError> {
+    let theirs = |flow: &Flow| ips.contains(&flow.original.source) || ips.contains(&flow.reply.source);
+    if count.get().is_some_and(|count| count < MANY) {
+        return flows(nft, count, |flow| theirs(flow) && wanted(flow));
+    }
+    let mut found: Vec<Flow> = Vec::new();
+    for ip in ips {
+        for tuple in [TUPLE_ORIG, TUPLE_REPLY] {
+            let pick = Pick { tuple, flags: BY_SOURCE, ip: Some(*ip), ..Pick::any(ip.is_ipv6()) };
+            let answers = nft
+                .ask(GET, DUMP, pick.head(), |attrs| pick.fill(attrs))
+                .map_err(|error| kernel(format!("list the tracked flows of {ip}"), error))?;
+            // A kernel that knows no filter lists all.
+            let new =
+                answers.iter().filter_map(|body| parse(body)).filter(|flow| theirs(flow) && wanted(flow));
+            let new: Vec<Flow> = new.filter(|flow| !found.contains(flow)).collect();
+            found.extend(new);
+        }
+    }
+    Ok(found)
+}
+
+/// Which flows the kernel is to pick.
+struct Pick {
+    ipv6: bool,
+    tuple: u16,
+    flags: u32,
+    ip: Option<IpAddr>,
+    protocol: u8,
+    port: u16,
+}
+
+impl Pick {
+    fn any(ipv6: bool) -> Self {
+        Self { ipv6, tuple: TUPLE_ORIG, flags: 0, ip: None, protocol: 0, port: 0 }
+    }
+
+    /// Family and version of the message. The version must not be 0: the kernel takes the family for none then, looks at
+    /// no address, and picks everything.
+    fn head(&self) -> [u8; 2] {
+        [if self.ipv6 { 10 } else { 2 }, 1]
+    }
+
+    fn fill(&self, attrs: &mut Attrs<'_>) {
+        attrs.nest(self.tuple, |tuple| {
+            if let Some(address) = self.ip {
+                let first = if self.ipv6 { 3 } else { 1 };
+                let kind = if self.flags & BY_SOURCE == 0 { first + 1 } else { first };
+                tuple.nest(1, |ip| match address {
+                    IpAddr::V4(address) => ip.bytes(kind, &address.octets()),
+                    IpAddr::V6(address) => ip.bytes(kind, &address.octets()),
+                });
+            }
+            if self.flags & BY_PROTOCOL != 0 {
+                tuple.nest(2, |proto| {
+                    proto.bytes(1, &[self.protocol]);
+                    proto.bytes(3, &self.port.to_be_bytes());
+                });
+            }
+        });
+        attrs.nest(FILTER, |filter| filter.bytes(self.tuple, &self.flags.to_ne_bytes()));
+    }
+
+    /// Ends what it picks; false if the kernel is too old for that.
+    fn end(&self, nft: &Nft) -> Result<bool, DatapathError> {
+        match nft.ask(DELETE, ACK, self.head(), |attrs| self.fill(attrs)) {
+            Ok(_) => Ok(true),
+            // Before Linux 6.9 a tuple that does not say all is no tuple.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+            Err(error) => Err(kernel("end tracked flows", error)),
+        }
+    }
 }
 
 /// Forgets a flow: its next packet is judged as if it were the first.
@@ -186,7 +309,7 @@ pub(super) fn end(nft: &Nft, flow: &Flow) -> Result<(), DatapathError> {
             attrs.bytes(ZONE, &zone.to_be_bytes());
         }
     };
-    match nft.ask(DELETE, ACK, if tuple.source.is_ipv4() { 2 } else { 10 }, fill) {
+    match nft.ask(DELETE, ACK, [if tuple.source.is_ipv4() { 2 } else { 10 }, 0], fill) {
         // It ended by itself in between.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         Err(error) => Err(kernel("end a tracked flow", error)),
@@ -196,7 +319,50 @@ pub(super) fn end(nft: &Nft, flow: &Flow) -> Result<(), DatapathError> {
 
 /// Ends every flow that a sandbox with these addresses and published ports takes part in, or that was tracked to one
 /// of the ports before it was published.
-pub(super) fn end_all(nft: &Nft, ips: &BTreeSet<IpAddr>, ports: &[PortMapping]) -> Result<(), DatapathError> {
+pub(super) fn end_all(
+    nft: &Nft,
+    count: &Count,
+    ips: &BTreeSet<IpAddr>,
+    ports: &[PortMapping],
+) -> Result<(), DatapathError> {
+    if count.get() == Some(0) {
+        return Ok(());
+    }
+    let mut picks = Vec::new();
+    for ip in ips {
+        for tuple in [TUPLE_ORIG, TUPLE_REPLY] {
+            for flags in [BY_SOURCE, BY_DESTINATION] {
+                picks.push(Pick { tuple, flags, ip: Some(*ip), ..Pick::any(ip.is_ipv6()) });
+            }
+        }
+    }
+    for port in ports {
+        let flags = BY_PROTOCOL | BY_DESTINATION_PORT;
+        let (flags, families) = match port.host_ip {
+            Some(ip) => (flags | BY_DESTINATION, &[ip.is_ipv6()][..]),
+            None => (flags, &[false, true][..]),
+        };
+        for ipv6 in families {
+            let protocol = port.protocol.number();
+            let (ip, port) = (port.host_ip, port.host_port);
+            picks.push(Pick { flags, ip, protocol, port, ..Pick::any(*ipv6) });
+        }
+    }
+    for pick in &picks {
+        if !pick.end(nft)? {
+            return end_listed(nft, count, ips, ports);
+        }
+    }
+    Ok(())
+}
+
+/// The same for kernels that do not pick what to end.
+fn end_listed(
+    nft: &Nft,
+    count: &Count,
+    ips: &BTreeSet<IpAddr>,
+    ports: &[PortMapping],
+) -> Result<(), DatapathError> {
     let to_port = |flow: &Flow| {
         let to = &flow.original;
         ports.iter().any(|port| {
@@ -205,7 +371,7 @@ pub(super) fn end_all(nft: &Nft, ips: &BTreeSet<IpAddr>, ports: &[PortMapping]) 
                 && port.host_ip.is_none_or(|ip| ip == to.destination)
         })
     };
-    flows(nft, |flow| flow.involves(ips) || to_port(flow))?.iter().try_for_each(|flow| end(nft, flow))
+    flows(nft, count, |flow| flow.involves(ips) || to_port(flow))?.iter().try_for_each(|flow| end(nft, flow))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::conntrack::{self, Flow};
+use super::conntrack::{self, Count, Flow};
 use super::nft::Nft;
 use crate::datapath::DatapathError;
 use crate::network::{Attachment, HostState, Network};
@@ -41,20 +41,21 @@ fn permitted(
 /// Ends the flows of one sandbox that its policy forbids now.
 pub(super) fn sandbox(
     nft: &Nft,
+    count: &Count,
     network: &Network,
     attachment: &Attachment,
     members: &dyn Fn(&GroupName, IpAddr) -> bool,
 ) -> Result<(), DatapathError> {
     let ips: BTreeSet<IpAddr> = attachment.ips().collect();
-    let forbidden = conntrack::flows(nft, |flow| {
-        flow.involves(&ips) && !permitted(flow, &ips, network, attachment, members)
-    })?;
+    let forbidden =
+        conntrack::flows_of(nft, count, &ips, |flow| !permitted(flow, &ips, network, attachment, members))?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
 
 /// Ends the flows of a network's sandboxes that its policy forbids now.
 pub(super) fn network(
     nft: &Nft,
+    count: &Count,
     earlier: &Network,
     network: &Network,
     state: &HostState,
@@ -68,7 +69,7 @@ pub(super) fn network(
     let host_cut = earlier.policy.host_ingress && !network.policy.host_ingress;
     let owners: Vec<(BTreeSet<IpAddr>, &Attachment)> =
         on_network.iter().map(|one| (one.ips().collect(), *one)).collect();
-    let forbidden = conntrack::flows(nft, |flow| {
+    let forbidden = conntrack::flows(nft, count, |flow| {
         owners.iter().any(|(ips, attachment)| {
             let from_host = network.gateways.iter().any(|net| net.addr() == flow.original.source);
             flow.involves(ips)

@@ -15,7 +15,7 @@ mod rules;
 mod shape;
 mod vxlan;
 
-use std::cell::{RefCell, RefMut};
+use std::cell::{Cell, RefCell, RefMut};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -31,6 +31,10 @@ use crate::policy::GroupName;
 pub struct Host {
     route: RefCell<Route>,
     nft: Nft,
+    tracked: conntrack::Count,
+    // The generation of the ruleset at which our tables were seen to be there and this program's, and nothing but what
+    // was made over `nft` since. Another transaction, whoever's, makes it wrong, and the kernel tells.
+    sound_at: Cell<Option<u32>>,
 }
 
 /// Hears of tables being removed.
@@ -59,7 +63,8 @@ impl Host {
     /// Connects to the kernel.
     pub fn new() -> Result<Self, DatapathError> {
         let nft = Nft::open().map_err(|error| kernel("open a netfilter socket", error))?;
-        Ok(Self { route: RefCell::new(Route::open()?), nft })
+        let route = RefCell::new(Route::open()?);
+        Ok(Self { route, nft, tracked: conntrack::Count::default(), sound_at: Cell::new(None) })
     }
 
     /// Hears of tables being removed, by whomever.
@@ -124,7 +129,49 @@ impl Host {
             _ => error.into(),
         })?;
         // What others left behind under these addresses and ports is not this sandbox's.
-        conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports)
+        conntrack::end_all(&self.nft, &self.tracked, &attachment.ips().collect(), &attachment.ports)
+    }
+
+    /// Commits a change of rules that must all be there, and makes them anew before if somebody removed them. As long as
+    /// nobody else changes any rule of the host, that takes no look at them: the kernel itself refuses what comes after
+    /// another's change.
+    fn commit_to_sound(
+        &self,
+        state: &dyn Fn() -> Result<HostState, StateError>,
+        change: impl Fn(&mut Batch),
+    ) -> Result<(), DatapathError> {
+        for left in (0..TRIES).rev() {
+            let generation = match self.sound_at.take() {
+                Some(generation) => generation,
+                None => {
+                    let generation = || {
+                        self.nft
+                            .generation()
+                            .map_err(|error| kernel("ask for the generation of the ruleset", error))
+                    };
+                    let before = generation()?;
+                    if self.ensure_rules(state)? { generation()? } else { before }
+                }
+            };
+            let mut batch = Batch::new(rules::TABLE);
+            // On a host whose rules change all the time, the last try does without.
+            if left > 0 {
+                batch.only_at(generation);
+            }
+            change(&mut batch);
+            match self.nft.commit(batch) {
+                Ok(()) => {
+                    // The kernel leaves out 0 when the number is at its end.
+                    self.sound_at.set((left > 0).then(|| generation.checked_add(1)).flatten());
+                    return Ok(());
+                }
+                Err(error) if error.errno() == Some(libc::ERESTART) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(DatapathError::Conflict(format!(
+            "the rules of the host changed {TRIES} times while we changed ours"
+        )))
     }
 
     /// Commits a change to rules that may be gone as a whole: then there is nothing to change.
@@ -177,7 +224,7 @@ impl Datapath for Host {
             rules::add_network(&mut batch, network, earlier);
             self.nft.commit(batch)?;
             if let Some(earlier) = earlier.filter(|earlier| earlier.policy != network.policy) {
-                cut::network(&self.nft, earlier, network, &state()?)?;
+                cut::network(&self.nft, &self.tracked, earlier, network, &state()?)?;
             }
         }
         bridge::ensure(&mut self.route(), network, earlier != Some(network))
@@ -232,7 +279,8 @@ impl Datapath for Host {
         let mut batch = Batch::new(rules::TABLE);
         rules::remove_sandbox(&mut batch, network, attachment);
         errors.extend(self.commit_if_there(batch).err());
-        errors.extend(conntrack::end_all(&self.nft, &attachment.ips().collect(), &attachment.ports).err());
+        let ips = attachment.ips().collect();
+        errors.extend(conntrack::end_all(&self.nft, &self.tracked, &ips, &attachment.ports).err());
         errors
     }
 
@@ -244,12 +292,11 @@ impl Datapath for Host {
         &self,
         network: &Network,
         attachment: &Attachment,
+        state: &dyn Fn() -> Result<HostState, StateError>,
         members: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
-        let mut batch = Batch::new(rules::TABLE);
-        rules::replace_policy(&mut batch, network, attachment);
-        self.nft.commit(batch)?;
-        cut::sandbox(&self.nft, network, attachment, members)
+        self.commit_to_sound(state, |batch| rules::replace_policy(batch, network, attachment))?;
+        cut::sandbox(&self.nft, &self.tracked, network, attachment, members)
     }
 
     fn orphans(&self, state: &HostState) -> Result<Vec<Orphan>, DatapathError> {

@@ -82,7 +82,17 @@ impl Batch {
         let mut batch =
             Self { family: Family::Inet, table, buffer: Vec::new(), steps: Vec::new(), last: 0, sets: 0 };
         batch.bracket(BATCH_BEGIN);
+        // NFNL_BATCH_GENID: zero is any.
+        Attrs(&mut batch.buffer).be32(1, 0);
+        batch.end_message();
         batch
+    }
+
+    /// Only if nothing was changed since the ruleset was of this generation ([`super::Nft::generation`]); otherwise
+    /// the kernel refuses all of it with `ERESTART`.
+    pub(crate) fn only_at(&mut self, generation: u32) {
+        // The attribute's value, behind the message's header of 20 bytes and its own of 4.
+        self.buffer[24..28].copy_from_slice(&generation.to_be_bytes());
     }
 
     /// Following messages are for the table of this family.
@@ -118,6 +128,10 @@ impl Batch {
         self.steps.push(step);
         let table = self.table;
         fill(&mut Attrs(&mut self.buffer), table);
+        self.end_message();
+    }
+
+    fn end_message(&mut self) {
         let len = u32::try_from(self.buffer.len() - self.last).unwrap_or(u32::MAX);
         self.buffer[self.last..self.last + 4].copy_from_slice(&len.to_ne_bytes());
     }

@@ -102,8 +102,7 @@ impl Nft {
         let failed = |step: &str, error| NftError { step: format!("nftables: {step}"), error };
         self.socket.send(&batch.buffer, 0).map_err(|error| failed("send a transaction", error))?;
         // The kernel works while we send: its answers are all there now. The first error is the cause, others
-        // may follow from it.
-        let mut acknowledged = false;
+        // may follow from it. The last of all is the acknowledgement.
         let mut cause = None;
         loop {
             let answer = match self.receive() {
@@ -116,7 +115,8 @@ impl Nft {
                     continue;
                 }
                 match error_code(body) {
-                    0 => acknowledged = true,
+                    0 if cause.is_none() => return Ok(()),
+                    0 => {}
                     code => {
                         let step = batch.steps.get(sequence as usize).map_or("", String::as_str);
                         cause.get_or_insert_with(|| failed(step, io::Error::from_raw_os_error(code)));
@@ -124,11 +124,15 @@ impl Nft {
                 }
             }
         }
-        match cause {
-            Some(error) => Err(error),
-            None if acknowledged => Ok(()),
-            None => Err(failed("commit", io::Error::other("the kernel did not answer"))),
-        }
+        Err(cause.unwrap_or_else(|| failed("commit", io::Error::other("the kernel did not answer"))))
+    }
+
+    /// How often the ruleset was changed, as far as the number goes: each transaction that is done adds one.
+    pub(crate) fn generation(&self) -> io::Result<u32> {
+        const GETGEN: u16 = 10 << 8 | 16;
+        let answers = self.ask(GETGEN, 0, [0; 2], |_| ())?;
+        let id = answers.first().and_then(|body| find_attribute(body, 1)?.try_into().ok());
+        id.map(u32::from_be_bytes).ok_or_else(|| io::Error::other("the kernel told no generation"))
     }
 
     fn receive(&self) -> io::Result<Option<Vec<u8>>> {
@@ -140,12 +144,13 @@ impl Nft {
         }
     }
 
-    /// Asks one question; the bodies of all answers (behind their `nfgenmsg`).
+    /// Asks one question about a family, in a version of the message (0 unless the subsystem asks for another); the bodies
+    /// of all answers (behind their `nfgenmsg`).
     pub(crate) fn ask(
         &self,
         message: u16,
         flags: u16,
-        family: u8,
+        [family, version]: [u8; 2],
         fill: impl FnOnce(&mut Attrs<'_>),
     ) -> io::Result<Vec<Vec<u8>>> {
         let mut buffer = Vec::new();
@@ -153,7 +158,7 @@ impl Nft {
         buffer.extend_from_slice(&message.to_ne_bytes());
         buffer.extend_from_slice(&(1 | flags).to_ne_bytes());
         buffer.extend_from_slice(&[0; 8]);
-        buffer.extend_from_slice(&[family, 0, 0, 0]);
+        buffer.extend_from_slice(&[family, version, 0, 0]);
         fill(&mut Attrs(&mut buffer));
         let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
         buffer[..4].copy_from_slice(&len.to_ne_bytes());
@@ -177,7 +182,7 @@ impl Nft {
     /// The note a table was made with; none if there is no table.
     pub(crate) fn table_note(&self, family: Family, table: &str) -> io::Result<Option<Vec<u8>>> {
         const GETTABLE: u16 = 10 << 8 | 1;
-        match self.ask(GETTABLE, 0, family as u8, |attrs| attrs.text(1, table)) {
+        match self.ask(GETTABLE, 0, [family as u8, 0], |attrs| attrs.text(1, table)) {
             Ok(answers) => {
                 let note = answers.first().and_then(|body| find_attribute(body, 6)).unwrap_or_default();
                 Ok(Some(note.to_vec()))
@@ -196,7 +201,7 @@ impl Nft {
         element: &Element,
     ) -> io::Result<Option<u64>> {
         const GETSETELEM: u16 = 10 << 8 | 0xd;
-        let answers = self.ask(GETSETELEM, 0, family as u8, |attrs| {
+        let answers = self.ask(GETSETELEM, 0, [family as u8, 0], |attrs| {
             attrs.text(1, table);
             attrs.text(2, set);
             attrs.nest(3, |list| element.encode_key(list));
@@ -213,7 +218,7 @@ impl Nft {
         const GETCHAIN: u16 = 10 << 8 | 4;
         const DUMP: u16 = 0x300;
         // The kernel lists the chains of every table of the family.
-        let answers = self.ask(GETCHAIN, DUMP, family as u8, |_| {})?;
+        let answers = self.ask(GETCHAIN, DUMP, [family as u8, 0], |_| {})?;
         let text =
             |bytes: &[u8]| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned();
         Ok(answers
@@ -232,12 +237,12 @@ impl Nft {
             attrs.text(1, table);
             attrs.text(kind, chain);
         };
-        match self.ask(GETCHAIN, 0, family as u8, |attrs| name(attrs, 3)) {
+        match self.ask(GETCHAIN, 0, [family as u8, 0], |attrs| name(attrs, 3)) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(self.ask(GETRULE, DUMP, family as u8, |attrs| name(attrs, 2))?.len()))
+        Ok(Some(self.ask(GETRULE, DUMP, [family as u8, 0], |attrs| name(attrs, 2))?.len()))
     }
 }
 
