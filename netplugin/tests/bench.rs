@@ -322,6 +322,50 @@ fn cost_with_many_sandboxes() {
     }
 }
 
+/// ADD and DEL on a host that tracks many flows of others.
+#[test]
+#[ignore = "a benchmark"]
+fn add_and_del_among_many_flows() {
+    needs_root!();
+    let host = Host::new();
+    let _outside = host.outside();
+    let conf = host.conf("pods", "10.1.0.0/16", open_policy());
+    let busy = host.add("busy", &conf);
+    for (flows, first) in [(0_u16, 0_u16), (10_000, 10_000), (40_000, 20_000)] {
+        busy.ns.run(|| {
+            for source in 0..flows.div_ceil(20_000) {
+                let socket = std::net::UdpSocket::bind(format!("0.0.0.0:{}", 6000 + source)).unwrap();
+                for port in first..first + flows.min(20_000) {
+                    socket.send_to(b"?", format!("192.0.2.2:{port}")).unwrap();
+                }
+            }
+        });
+        let tracked = host.ns.sysctl("netfilter/nf_conntrack_count");
+        let [mut adds, mut dels, mut changes]: [Vec<Duration>; 3] = Default::default();
+        let mut extra = conf.clone();
+        extra["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+        for n in 0..11 {
+            let ns = Ns::new();
+            let start = Instant::now();
+            host.call("ADD", "extra", "eth0", &ns.path(), &extra).unwrap();
+            adds.push(start.elapsed());
+            let policy = format!(r#"{{"egress":{{"deny":["198.51.100.{n}"]}}}}"#);
+            let start = Instant::now();
+            skep(&host, &["policy", "pods", "extra"], &policy);
+            changes.push(start.elapsed());
+            let start = Instant::now();
+            host.call("DEL", "extra", "eth0", &ns.path(), &extra).unwrap();
+            dels.push(start.elapsed());
+        }
+        println!(
+            "{tracked} flows tracked: ADD {:?}, DEL {:?}, skep net policy {:?}",
+            median(adds),
+            median(dels),
+            median(changes)
+        );
+    }
+}
+
 /// Forgets every tracked flow of a host.
 fn forget_flows(host: &Host) {
     // A policy under which nobody may do anything ends them all.

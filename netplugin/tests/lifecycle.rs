@@ -299,6 +299,31 @@ fn gc_removes_what_is_not_on_the_list() {
 }
 
 #[test]
+fn gc_is_not_deceived_by_another_namespace_under_the_same_path() {
+    needs_root!();
+    let host = Host::new();
+    let before = host.ns.census();
+    let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+    let (first, second) = (Ns::new(), Ns::new());
+    let path = host.dir.path().join("netns");
+    let lead_to = |target: &str| {
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink(target, &path).unwrap();
+    };
+    // As /proc/PID/ns/net does when the number comes to another process.
+    for target in [second.path(), host.ns.path(), "/dev/null".to_owned()] {
+        lead_to(&first.path());
+        host.call("ADD", "a", "eth0", path.to_str().unwrap(), &conf).unwrap();
+        host.call("GC", "", "", "", &conf).unwrap();
+        assert!(!host.files().is_empty(), "it lives");
+        lead_to(&target);
+        host.call("GC", "", "", "", &conf).unwrap();
+        assert_eq!(host.files(), Vec::<String>::new(), "{target}");
+        assert_eq!(host.ns.census(), before);
+    }
+}
+
+#[test]
 fn status_knows_when_there_is_no_address_left() {
     needs_root!();
     let host = Host::new();

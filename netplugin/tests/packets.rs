@@ -301,6 +301,7 @@ fn the_next_user_of_an_address_inherits_no_flow() {
 
 #[test]
 fn among_many_flows_those_end_that_must_and_no_others() {
+    const MANY: usize = 12_000;
     needs_root!();
     let host = Host::new();
     let outside = host.outside();
@@ -316,7 +317,6 @@ fn among_many_flows_those_end_that_must_and_no_others() {
     let mut spared = a.ns.connect("192.0.2.2:80", PATIENCE).unwrap();
     let mut incoming = outside.connect(&format!("{}:80", a.ip()), PATIENCE).unwrap();
     let mut others = b.ns.connect("192.0.2.9:80", PATIENCE).unwrap();
-    const MANY: usize = 12_000;
     b.ns.run(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:6000").unwrap();
         for port in 10_000..10_000 + MANY {

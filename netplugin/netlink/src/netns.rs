@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 /// The calling thread's namespace.
@@ -76,6 +77,40 @@ impl Netns {
         }
     }
 
+    /// The number that the kernel gave it, which no other namespace has until the next boot; none before Linux 5.14.
+    /// Its inode's number says less: the next namespace may have it.
+    pub fn cookie(&self) -> Result<Option<u64>, NetnsError> {
+        self.run(|| {
+            own_cookie().map_err(|error| NetnsError {
+                path: self.path.clone(),
+                why: format!("its number cannot be read: {error}"),
+            })
+        })
+    }
+
+    /// Whether `path` still leads to a network namespace, and, if its `cookie` is known, to that one. What cannot be
+    /// looked at counts as living.
+    pub fn lives(path: impl AsRef<Path>, cookie: Option<u64>) -> bool {
+        let path = path.as_ref();
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) => {
+                return !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+            }
+        };
+        let (Ok(own), Ok(there)) = (File::open(OWN).and_then(|file| identity(&file)), identity(&file)) else {
+            return true;
+        };
+        // The number of a process or descriptor that ended may be another's, which leads to no namespace, or to
+        // whatever that one has.
+        if own == there || own.0 != there.0 {
+            return false;
+        }
+        let Some(cookie) = cookie else { return true };
+        let there = Self { path: path.to_owned(), file }.cookie();
+        !there.is_ok_and(|there| there.is_some_and(|there| there != cookie))
+    }
+
     /// Runs `work` inside, on a thread of its own: the caller's never leaves its namespace.
     pub fn run<T: Send, E: From<NetnsError> + Send>(
         &self,
@@ -102,6 +137,30 @@ impl Netns {
 impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// The number of the calling thread's namespace (`SO_NETNS_COOKIE`, socket(7)).
+fn own_cookie() -> io::Result<Option<u64>> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    let mut cookie = 0_u64;
+    let mut len: libc::socklen_t = 8;
+    // SAFETY: the option is a number of 8 bytes, for which there is room, and both pointers live through the call.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    match status {
+        0 => Ok(Some(cookie)),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+            error => Err(error),
+        },
     }
 }
 
@@ -134,5 +193,21 @@ mod tests {
         assert_ne!(inside.0, before);
         assert_eq!(std::fs::read_link(OWN).unwrap(), before);
         assert!(!netns.is(Path::new(OWN)));
+    }
+
+    #[test]
+    fn another_namespace_under_the_same_path_is_another() {
+        assert!(!Netns::lives("/nonexistent", None));
+        assert!(!Netns::lives("/dev/null", None));
+        assert!(!Netns::lives(OWN, None), "the host's own is no container's");
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (one, two) = (Netns::create().unwrap(), Netns::create().unwrap());
+        let path = format!("/proc/self/fd/{}", one.file.as_raw_fd());
+        let cookie = one.cookie().unwrap();
+        assert!(cookie.is_some() && cookie == one.cookie().unwrap());
+        assert!(Netns::lives(&path, cookie) && Netns::lives(&path, None));
+        assert!(!Netns::lives(&path, two.cookie().unwrap()));
     }
 }

@@ -217,8 +217,14 @@ pub trait Datapath {
     /// Removes what [`Datapath::orphans`] found. The lock is still held. Goes on after an error.
     fn remove_orphans(&self, orphans: &[Orphan], state: &HostState) -> Vec<DatapathError>;
 
-    /// Whether the container that `CNI_NETNS` named is still there.
-    fn netns_exists(&self, netns: &str) -> bool;
+    /// What tells the namespace that `CNI_NETNS` names from any other that comes by the same path later; none where the
+    /// system has no such thing.
+    fn netns_cookie(&self, _netns: &str) -> Result<Option<u64>, DatapathError> {
+        Ok(None)
+    }
+
+    /// Whether an attachment's container is still there.
+    fn netns_lives(&self, attachment: &Attachment) -> bool;
 
     /// What the host's end is for a container that `CNI_NETNS` names.
     fn kind_for(&self, netns: &str) -> Kind;

@@ -47,6 +47,9 @@ pub struct Attachment {
     pub network: String,
     /// The container's network namespace.
     pub netns: String,
+    /// What tells that namespace from another that comes by the same path later, where the system says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns_cookie: Option<u64>,
     /// What the host's end is.
     pub kind: Kind,
     /// The host's end.

@@ -92,14 +92,16 @@ impl<D: Datapath> Plugin<'_, D> {
         network.groups.extend(policy.groups().cloned());
         let id = Attachment::id_of(&conf.name, &attach.container_id, &attach.ifname);
         let mac = conf.runtime.mac.or(attach.args.mac);
+        let netns = attach.netns.as_deref().unwrap_or_default();
         let mut attachment = Attachment {
             version: Attachment::VERSION,
             host_ifname: Attachment::host_ifname_of(&id),
             container_id: attach.container_id.clone(),
             ifname: attach.ifname.clone(),
             network: conf.name.clone(),
-            netns: attach.netns.clone().unwrap_or_default(),
-            kind: self.datapath.kind_for(attach.netns.as_deref().unwrap_or_default()),
+            netns: netns.to_owned(),
+            netns_cookie: self.datapath.netns_cookie(netns)?,
+            kind: self.datapath.kind_for(netns),
             bridge: conf.bridge.clone(),
             mac: mac.unwrap_or_else(|| Mac::derive(&[&conf.name, &attach.container_id, &attach.ifname])),
             mtu: 0,

@@ -269,7 +269,7 @@ pub fn collect<D: Datapath>(datapath: &D, store: &Store) -> Result<Vec<String>, 
         store.load()?
     };
     for attachment in &state.attachments {
-        if datapath.netns_exists(&attachment.netns) {
+        if datapath.netns_lives(attachment) {
             continue;
         }
         let failed = undo(datapath, store, attachment);

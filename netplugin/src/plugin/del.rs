@@ -52,6 +52,7 @@ fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attac
         ifname: attach.ifname.clone(),
         network,
         netns: attach.netns.clone().unwrap_or_default(),
+        netns_cookie: None,
         // Whatever it would have been, its name on the host is the same.
         kind: Kind::Veth,
         bridge: bridge.to_owned(),

@@ -17,7 +17,7 @@ impl<D: Datapath> Plugin<'_, D> {
                     *container == attachment.container_id && *ifname == attachment.ifname
                 }),
                 // The specification wants a list. cnitool gives none: what lives is then not garbage.
-                None => self.datapath.netns_exists(&attachment.netns),
+                None => self.datapath.netns_lives(&attachment),
             };
             if !keep {
                 errors.extend(undo(self.datapath, &self.store, &attachment));

@@ -295,8 +295,8 @@ impl Datapath for Host {
         orphans::remove(&self.control, self.pf().ok(), found)
     }
 
-    fn netns_exists(&self, netns: &str) -> bool {
-        netns == HOST || Jail::open(netns).is_ok()
+    fn netns_lives(&self, attachment: &Attachment) -> bool {
+        attachment.netns == HOST || Jail::open(&attachment.netns).is_ok()
     }
 
     fn kind_for(&self, netns: &str) -> Kind {

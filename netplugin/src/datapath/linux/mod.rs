@@ -20,6 +20,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use self::netlink::{Route, kernel};
+use self::netns::Netns;
 use self::nft::{Batch, Family, Nft, NftError};
 use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
@@ -132,6 +133,14 @@ impl Host {
         conntrack::end_all(&self.nft, &self.tracked, &attachment.ips().collect(), &attachment.ports)
     }
 
+    /// Makes all rules anew if they are not there; the generation of the ruleset in which they are.
+    fn make_sound(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<u32, DatapathError> {
+        let generation =
+            || self.nft.generation().map_err(|error| kernel("ask for the generation of the ruleset", error));
+        let before = generation()?;
+        if self.ensure_rules(state)? { generation() } else { Ok(before) }
+    }
+
     /// Commits a change of rules that must all be there, and makes them anew before if somebody removed them. As long as
     /// nobody else changes any rule of the host, that takes no look at them: the kernel itself refuses what comes after
     /// another's change.
@@ -143,15 +152,7 @@ impl Host {
         for left in (0..TRIES).rev() {
             let generation = match self.sound_at.take() {
                 Some(generation) => generation,
-                None => {
-                    let generation = || {
-                        self.nft
-                            .generation()
-                            .map_err(|error| kernel("ask for the generation of the ruleset", error))
-                    };
-                    let before = generation()?;
-                    if self.ensure_rules(state)? { generation()? } else { before }
-                }
+                None => self.make_sound(state)?,
             };
             let mut batch = Batch::new(rules::TABLE);
             // On a host whose rules change all the time, the last try does without.
@@ -280,7 +281,8 @@ impl Datapath for Host {
         rules::remove_sandbox(&mut batch, network, attachment);
         errors.extend(self.commit_if_there(batch).err());
         let ips = attachment.ips().collect();
-        errors.extend(conntrack::end_all(&self.nft, &self.tracked, &ips, &attachment.ports).err());
+        // A flow by one of its ports is one that it answers.
+        errors.extend(conntrack::end_all(&self.nft, &self.tracked, &ips, &[]).err());
         errors
     }
 
@@ -307,8 +309,12 @@ impl Datapath for Host {
         orphans::remove(self, orphans, state)
     }
 
-    fn netns_exists(&self, netns: &str) -> bool {
-        std::path::Path::new(netns).exists()
+    fn netns_cookie(&self, netns: &str) -> Result<Option<u64>, DatapathError> {
+        Ok(Netns::open(netns)?.cookie()?)
+    }
+
+    fn netns_lives(&self, attachment: &Attachment) -> bool {
+        Netns::lives(&attachment.netns, attachment.netns_cookie)
     }
 
     fn kind_for(&self, _: &str) -> Kind {
