@@ -19,6 +19,7 @@ use crate::ctr::BUSYBOX;
 use crate::go::Module;
 use crate::image::Image;
 use crate::nerdctl::fetch_cni;
+use crate::netns;
 use crate::process::{Input, Output, Running, run};
 use crate::suite::{Build, Configuration};
 
@@ -26,7 +27,7 @@ const CRICTL: Module = Module {
     name: "crictl",
     path: "sigs.k8s.io/cri-tools",
     version: "1.34.0",
-    package: "cmd/crictl",
+    packages: &["cmd/crictl"],
     go: (1, 24),
     replaced: &[],
 };
@@ -124,9 +125,7 @@ impl Cri {
 
     /// A program in containerd's network namespace.
     pub fn inside(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.containerd.pid())).arg(program);
-        command
+        netns::inside(self.containerd.pid(), program)
     }
 
     /// crictl with `arguments`, where containerd's network is.

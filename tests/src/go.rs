@@ -18,17 +18,17 @@ const PROGRAM: &str = "usr/lib/go-1.24/bin/go";
 /// Building may take that long on a busy machine.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// A program and the module that it is built from.
+/// A module, and the programs that are built from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Module {
-    /// Its name, and that of the program.
+    /// What they are called: the program, or the directory of several.
     pub name: &'static str,
     /// The module's path.
     pub path: &'static str,
     /// Its version, without `v`.
     pub version: &'static str,
-    /// The package of the program, below the module.
-    pub package: &'static str,
+    /// The packages of the programs, below the module.
+    pub packages: &'static [&'static str],
     /// The Go that its go.mod asks for.
     pub go: (u32, u32),
     /// Modules that its go.mod replaces by directories, and which only its tests need: stand-ins are enough.
@@ -36,7 +36,7 @@ pub struct Module {
 }
 
 impl Module {
-    /// The program in `cache`, built if it is not there. `progress` is told what takes long.
+    /// The program in `cache`, or the directory of several, built if it is not there. `progress` is told what takes long.
     pub fn fetch(&self, cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         let program = cache.join(format!("{}-{}", self.name, self.version));
         if program.exists() {
@@ -66,9 +66,14 @@ impl Module {
             let _ = writeln!(text, "replace {module} => ./{directory}");
         }
         fs::write(path("go.mod"), text)?;
+        if self.packages.len() > 1 {
+            // To go, a file is the one program, a directory the place of several.
+            fs::create_dir(path(self.name))?;
+        }
         let mut command = Command::new(go);
         command.args(["build", "-trimpath", "-ldflags=-s -w", "-o"]).arg(path(self.name));
-        command.arg(format!("{}/{}", self.path, self.package)).current_dir(work.path());
+        command.args(self.packages.iter().map(|package| format!("{}/{package}", self.path)));
+        command.current_dir(work.path());
         command.env("GOPATH", path("modules")).env("GOCACHE", path("objects")).env("CGO_ENABLED", "0");
         command.env("GOFLAGS", "-mod=mod -modcacherw -buildvcs=false").env("GOTOOLCHAIN", "local");
         for variable in ["GOMODCACHE", "GOROOT", "GOWORK", "GO111MODULE"] {

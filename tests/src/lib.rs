@@ -3,6 +3,7 @@
 #[cfg(all(feature = "bench", target_os = "linux"))]
 pub mod bench;
 pub mod census;
+pub mod cnitool;
 pub mod containerd;
 pub mod containerd_versions;
 pub mod cri;

@@ -1,5 +1,6 @@
 //! Network namespaces made by hand with ip(8), as whoever makes networks for containers does.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,6 +55,13 @@ impl Namespace {
         run(command)?.text()
     }
 
+    /// A program inside.
+    pub fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+
     /// An applet of busybox inside, to its end.
     pub fn busybox(&self, arguments: &[&str]) -> Result<Output> {
         run(self.command(arguments)?)
@@ -73,8 +81,8 @@ impl Namespace {
     }
 
     fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).arg(installed_busybox()?).args(arguments);
+        let mut command = self.program(installed_busybox()?);
+        command.args(arguments);
         Ok(command)
     }
 }
@@ -93,6 +101,13 @@ impl Drop for Namespace {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// A program in the network namespace of the process `pid`.
+pub fn inside(pid: u32, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/proc/{pid}/ns/net")).arg(program);
+    command
 }
 
 /// `ip` to its end.

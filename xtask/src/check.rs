@@ -1,7 +1,7 @@
 //! `cargo xtask test`, `bench` and `lint`: running others' checks with all they need in place.
 
 use anyhow::{Context as _, Result};
-use skep_tests::{containerd_versions, cri, nerdctl};
+use skep_tests::{cnitool, containerd_versions, cri, nerdctl};
 
 use crate::cache::Cache;
 use crate::phases::Phases;
@@ -28,6 +28,9 @@ pub(crate) fn test(arguments: &[String], cache: &Cache) -> Result<()> {
     let mut step = Step::start("finding crictl");
     let (crictl, _) = cri::fetch(&containerd_versions::default_cache()?, &mut |what| step.note(what))?;
     step.done(&crictl.display().to_string());
+    let mut step = Step::start("finding cnitool and the CNI plugins");
+    let tools = cnitool::fetch(&containerd_versions::default_cache()?, &mut |what| step.note(what))?;
+    step.done(&tools.plugins.display().to_string());
     heading("Tests");
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--workspace", "--locked", "--features", FEATURES]).envs(setup.environment());

@@ -14,7 +14,7 @@ const NERDCTL: Module = Module {
     name: "nerdctl",
     path: "github.com/containerd/nerdctl/v2",
     version: "2.0.4",
-    package: "cmd/nerdctl",
+    packages: &["cmd/nerdctl"],
     go: (1, 23),
     replaced: &["github.com/containerd/nerdctl/mod/tigron"],
 };

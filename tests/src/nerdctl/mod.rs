@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::ctr::Subject;
+use crate::netns;
 use crate::process::{Input, Output, Running, run};
 
 pub use build::{Tools, fetch, fetch_cni, require};
@@ -78,9 +79,7 @@ impl<'a> Nerdctl<'a> {
 
     /// A program in containerd's network namespace.
     pub fn inside(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.subject.containerd.pid())).arg(program);
-        command
+        netns::inside(self.subject.containerd.pid(), program)
     }
 
     /// nerdctl to its end.

@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use skep_tests::netns;
 use skep_tests::process::{Output, run, wait_for};
 use skep_tests::suite::Lease;
 
@@ -60,8 +60,8 @@ impl Lan {
 
     /// `ip` where containerd is, in a network namespace of its own.
     fn ip(&self, arguments: &[&str]) -> Result<Output> {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.containerd)).arg("ip").args(arguments);
+        let mut command = netns::inside(self.containerd, "ip");
+        command.args(arguments);
         run(command)
     }
 

@@ -9,6 +9,8 @@ mod bad_input;
 mod basics;
 mod calls;
 mod cni;
+#[cfg(target_os = "linux")]
+mod cnitool;
 mod confinement;
 mod console;
 mod cri;
@@ -128,6 +130,8 @@ fn main() -> ExitCode {
         cni::CASES,
         #[cfg(target_os = "linux")]
         skep_cni::CASES,
+        #[cfg(target_os = "linux")]
+        cnitool::CASES,
         nerdctl::CASES,
         cri::CASES,
         failures::CASES,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::ctr::Subject;
 use skep_tests::image::installed_busybox;
-use skep_tests::netns::Namespace;
+use skep_tests::netns::{self, Namespace};
 use skep_tests::process::{Input, Output, Running, run, wait_for};
 use skep_tests::suite::Lease;
 
@@ -62,8 +62,8 @@ impl Net {
 
     /// `program` in containerd's network namespace.
     fn inside(&self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.containerd)).arg(program).args(arguments);
+        let mut command = netns::inside(self.containerd, program);
+        command.args(arguments);
         command
     }
 

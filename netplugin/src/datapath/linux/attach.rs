@@ -64,6 +64,10 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
         netns.run(|| configure(attachment))?;
         route.await_carrier(&attachment.host_ifname)?;
     }
+    if attachment.kind == Kind::Chained && !attachment.ports.is_empty() {
+        // Nobody told another plugin's bridge when it came up.
+        super::bridge::publish_on_loopback(&attachment.bridge)?;
+    }
     write_down(route, bridge.index, attachment)?;
     if let Some(bandwidth) = &attachment.bandwidth {
         shape::shape(route, attachment, &port, bandwidth)?;

@@ -162,14 +162,18 @@ fn configure(route: &mut Route, network: &Network, link: &Link) -> Result<(), Da
     // Settings are files called after the interface; a dot in a name is a slash to nobody but sysctl(8).
     set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-    // A port published on 127.0.0.1 leaves by the bridge with that source before it is translated. The frames'
-    // rules keep sandboxes from using it the other way round.
-    set_sysctl(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
+    publish_on_loopback(name)?;
     if network.owns_bridge {
         route.raise_quiet(link.index, name)
     } else {
         route.raise_plain(link.index, name)
     }
+}
+
+/// A port published on 127.0.0.1 leaves by the bridge with that source before it is translated. The rules keep
+/// sandboxes, and whoever else is on the bridge, from using it the other way round.
+pub(super) fn publish_on_loopback(bridge: &str) -> Result<(), DatapathError> {
+    set_sysctl(&format!("ipv4/conf/{bridge}/route_localnet"), "1")
 }
 
 /// Lets the host route for sandboxes.
