@@ -206,6 +206,11 @@ fn published_ports_are_reached_from_everywhere() {
     assert!(outside.blocked(&format!("{}:80", a.ip())), "and only by the map");
     let taken = host.call("ADD", "d", "eth0", &Ns::new().path(), &published).unwrap_err();
     assert!(taken["msg"].as_str().unwrap().contains("already mapped to container `a`"), "{taken}");
+    let mut never = conf.clone();
+    never["runtimeConfig"] =
+        json!({"portMappings": [{"hostPort": 7070, "containerPort": 80, "hostIP": "::1"}]});
+    let refused = host.call("ADD", "d", "eth0", &Ns::new().path(), &never).unwrap_err();
+    assert_eq!(refused["code"], 105, "{refused}");
     host.del(&a, &published);
     assert!(outside.blocked("192.0.2.1:8080"));
     // The port is free for the next.

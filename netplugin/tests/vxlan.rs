@@ -264,6 +264,61 @@ fn nodes_come_and_go_without_disturbing_the_others() {
 }
 
 #[test]
+fn nothing_of_a_removed_node_is_left_on_the_others() {
+    needs_root!();
+    for mode in ["flood", "mesh"] {
+        let cluster = Cluster::new(3, mode, false, 1500);
+        let before = cluster.hosts[0].ns.census();
+        let conf = |n: usize, nodes: &[usize]| {
+            let mut conf = cluster.conf(n, nodes);
+            if nodes.contains(&2) {
+                conf["vxlan"]["stations"] =
+                    json!([{"mac": "02:00:00:00:99:01", "node": "n2", "ip": "10.1.3.200"}]);
+            }
+            conf
+        };
+        let add = |n: usize| cluster.hosts[n].add(&format!("c{n}"), &conf(n, &[0, 1, 2]));
+        let ends = [add(0), add(1), add(2)];
+        for end in &ends[1..] {
+            end.ns.serve_tcp("0.0.0.0:80");
+        }
+        let mut live = ends[0].ns.connect(&format!("{}:80", ends[1].ip()), PATIENCE).unwrap();
+        assert!(ends[0].ns.reaches(&format!("{}:80", ends[2].ip())), "so what is learned is learned");
+        let host = &cluster.hosts[0].ns;
+        let traces = || {
+            let all = [
+                host.run(|| Command::new("bridge").args(["fdb", "show"]).output().unwrap().stdout),
+                // The wire's own neighbours are the kernel's.
+                host.ip("neigh show dev skb-vpc").into_bytes(),
+                host.ip("-d link").into_bytes(),
+                host.ruleset().into_bytes(),
+            ];
+            let text = String::from_utf8(all.concat()).unwrap();
+            let of_the_node = [Cluster::v4(2), "02:00:00:00:99:01".to_owned(), "10.1.3.200".to_owned()];
+            // The sandbox there has its address from elsewhere: what is known of it is no trace of the node.
+            text.lines()
+                .filter(|line| of_the_node.iter().any(|trace| line.contains(trace.as_str())))
+                .map(ToOwned::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let links = || host.ip("-br link").matches("skx").count();
+        assert!(traces().len() > 3, "{:?}", traces());
+        assert_eq!(links(), if mode == "flood" { 1 } else { 2 });
+        cluster.up(0, &[0, 1]);
+        assert_eq!(traces(), Vec::<String>::new(), "{mode}");
+        assert_eq!(links(), 1);
+        assert!(echoes(&mut live), "the others are not disturbed");
+        assert!(ends[0].ns.blocked(&format!("{}:80", ends[2].ip())));
+        cluster.hosts[0].del(&ends[0], &conf(0, &[0, 1]));
+        cluster.hosts[0].ns.run(|| {
+            let store = Store::new(cluster.hosts[0].data_dir());
+            plugin::down(&skep_cni::datapath::Host::new().unwrap(), &store, "vpc").unwrap();
+        });
+        assert_eq!(cluster.hosts[0].ns.census(), before);
+    }
+}
+
+#[test]
 fn strangers_are_not_listened_to() {
     needs_root!();
     let cluster = Cluster::new(2, "flood", false, 1500);

@@ -1,5 +1,7 @@
 //! One sandbox's interface.
 
+use std::net::Ipv6Addr;
+
 use super::link::Link;
 use super::netlink::{Route, kernel};
 use super::netns::{Netns, set_sysctl};
@@ -10,6 +12,14 @@ use crate::network::{Attachment, Kind};
 
 /// Whether the container's side can take the interface.
 pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
+    if let Some(port) = attachment.ports.iter().find(|port| port.host_ip == Some(Ipv6Addr::LOCALHOST.into()))
+    {
+        return Err(DatapathError::Unsupported {
+            what: format!("portMappings: publishing {port}"),
+            why: "Linux takes no answer for ::1 from a bridge; publish it on an address of the host's"
+                .to_owned(),
+        });
+    }
     let netns = Netns::open(&attachment.netns)?;
     if attachment.kind == Kind::Chained {
         return Ok(());
@@ -64,8 +74,7 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
         netns.run(|| configure(attachment))?;
         route.await_carrier(&attachment.host_ifname)?;
     }
-    if attachment.kind == Kind::Chained && !attachment.ports.is_empty() {
-        // Nobody told another plugin's bridge when it came up.
+    if !attachment.ports.is_empty() {
         super::bridge::publish_on_loopback(&attachment.bridge)?;
     }
     write_down(route, bridge.index, attachment)?;

@@ -162,7 +162,6 @@ fn configure(route: &mut Route, network: &Network, link: &Link) -> Result<(), Da
     // Settings are files called after the interface; a dot in a name is a slash to nobody but sysctl(8).
     set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
     set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-    publish_on_loopback(name)?;
     if network.owns_bridge {
         route.raise_quiet(link.index, name)
     } else {
@@ -170,8 +169,11 @@ fn configure(route: &mut Route, network: &Network, link: &Link) -> Result<(), Da
     }
 }
 
-/// A port published on 127.0.0.1 leaves by the bridge with that source before it is translated. The rules keep
-/// sandboxes, and whoever else is on the bridge, from using it the other way round.
+/// Lets the host reach published ports at 127.0.0.1: what leaves by the bridge has that source before it is translated.
+/// The rules keep sandboxes, and whoever else is on the bridge, from using it the other way round.
+///
+/// IPv6 has no such setting. `::1` gets out, but the bridge's conntrack puts it back into the answer before the kernel
+/// looks at it, which takes no packet for `::1` from a wire.
 pub(super) fn publish_on_loopback(bridge: &str) -> Result<(), DatapathError> {
     set_sysctl(&format!("ipv4/conf/{bridge}/route_localnet"), "1")
 }

@@ -228,7 +228,11 @@ impl Datapath for Host {
                 cut::network(&self.nft, &self.tracked, earlier, network, &state()?)?;
             }
         }
-        bridge::ensure(&mut self.route(), network, earlier != Some(network))
+        bridge::ensure(&mut self.route(), network, earlier != Some(network))?;
+        match earlier.filter(|earlier| earlier.vpc != network.vpc) {
+            Some(earlier) => vxlan::forget_stations(&mut self.route(), earlier, network),
+            None => Ok(()),
+        }
     }
 
     fn restore(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<bool, DatapathError> {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
@@ -77,12 +77,14 @@ pub(super) fn ensure(route: &mut Route, network: &Network, bridge: &Link) -> Res
             route.set_master(link.index, bridge.index, &wanted.name)?;
         }
         let entering = |error| kernel(format!("write down the peers of {}", wanted.name), error);
-        let present = flood_list(route, link.index).map_err(entering)?;
-        for peer in wanted.flood_to.iter().filter(|peer| !present.contains(peer)) {
-            route.add_station(link.index, NOBODY, Some(*peer)).map_err(entering)?;
+        let present = entries(route, link.index).map_err(entering)?;
+        for peer in &wanted.flood_to {
+            if !present.iter().any(|entry| (entry.mac, entry.peer) == (NOBODY, *peer)) {
+                route.add_station(link.index, NOBODY, Some(*peer)).map_err(entering)?;
+            }
         }
-        for gone in present.iter().filter(|peer| !wanted.flood_to.contains(peer)) {
-            remove_peer(route, link.index, *gone).map_err(entering)?;
+        for entry in present.iter().filter(|entry| !entry.belongs_to(wanted)) {
+            remove_entry(route, link.index, entry).map_err(entering)?;
         }
         for (mac, peer) in &wanted.stations {
             route.add_station(link.index, mac.0, Some(*peer)).map_err(entering)?;
@@ -123,41 +125,85 @@ fn create(route: &mut Route, network: &Network, wanted: &vxlan::Link) -> Result<
     route.change(Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL).map_err(|error| kernel(what, error))
 }
 
-/// Who gets what has no entry of its own.
-fn flood_list(route: &mut Route, index: u32) -> std::io::Result<BTreeSet<IpAddr>> {
+/// Forgets the ends that an earlier declaration knew beforehand and this one does not.
+pub(super) fn forget_stations(
+    route: &mut Route,
+    earlier: &Network,
+    network: &Network,
+) -> Result<(), DatapathError> {
+    let ips = |network: &Network| -> BTreeSet<IpAddr> {
+        network.vpc.iter().flat_map(|vpc| &vpc.stations).filter_map(|station| station.ip).collect()
+    };
+    let bridge = route.need_link(&network.bridge)?.index;
+    ips(earlier).difference(&ips(network)).try_for_each(|ip| route.delete_neighbour(bridge, *ip))
+}
+
+/// An entry of a link's table: behind which host an Ethernet address is.
+struct Entry {
+    mac: [u8; 6],
+    peer: IpAddr,
+    // Or else it was learned.
+    written_down: bool,
+}
+
+impl Entry {
+    /// Whether a link that is so declared may have it. What was learned of a host that is no peer any more would
+    /// keep frames going there until it is forgotten.
+    fn belongs_to(&self, link: &vxlan::Link) -> bool {
+        if self.written_down && self.mac != NOBODY {
+            return link.stations.iter().any(|(mac, peer)| (mac.0, *peer) == (self.mac, self.peer));
+        }
+        link.flood_to.contains(&self.peer)
+    }
+}
+
+/// The table of a link.
+fn entries(route: &mut Route, index: u32) -> std::io::Result<Vec<Entry>> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
-    let mut found = BTreeSet::new();
+    let mut found = Vec::new();
     for answer in route.dump(Message::GetNeighbour(message))? {
         let Message::NewNeighbour(entry) = answer else { continue };
-        if entry.header.ifindex != index
-            || !entry.attributes.contains(&NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()))
-        {
+        if entry.header.ifindex != index {
             continue;
         }
-        for attribute in entry.attributes {
+        let (mut mac, mut peer) = (None, None);
+        for attribute in &entry.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => drop(found.insert(ip.into())),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => drop(found.insert(ip.into())),
-                NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                    let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
-                    found.extend(v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)));
-                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+                NeighbourAttribute::Destination(address) => peer = ip_of(address),
                 _ => {}
             }
+        }
+        // The bridge's own entries for its port lead to no host.
+        if let (Some(mac), Some(peer)) = (mac, peer) {
+            let written_down = entry.header.state == NeighbourState::Permanent;
+            found.push(Entry { mac, peer, written_down });
         }
     }
     Ok(found)
 }
 
-fn remove_peer(route: &mut Route, index: u32, peer: IpAddr) -> std::io::Result<()> {
+fn ip_of(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some((*ip).into()),
+        NeighbourAddress::Inet6(ip) => Some((*ip).into()),
+        NeighbourAddress::Other(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)).ok()
+        }
+        _ => None,
+    }
+}
+
+fn remove_entry(route: &mut Route, index: u32, entry: &Entry) -> std::io::Result<()> {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.flags = NeighbourFlags::Own;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(NOBODY.to_vec()));
-    message.attributes.push(NeighbourAttribute::Destination(neighbour(peer)));
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.to_vec()));
+    message.attributes.push(NeighbourAttribute::Destination(neighbour(entry.peer)));
     allow(route.change(Message::DelNeighbour(message), 0), libc::ENOENT)
 }
 
