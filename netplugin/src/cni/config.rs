@@ -53,6 +53,8 @@ pub enum ConfigError {
 pub struct Uplink {
     /// A network card of the host to put on the bridge: sandboxes get addresses of the network outside.
     pub nic: Option<String>,
+    /// Whether sandboxes hear the IPv6 routers behind that card.
+    pub accept_ra: bool,
     /// The network is stretched over several hosts.
     pub vpc: Option<Vpc>,
 }
@@ -124,6 +126,8 @@ struct Raw {
     policy: NetworkPolicy,
     vxlan: Option<Value>,
     uplink: Option<String>,
+    #[serde(rename = "acceptRA", default)]
+    accept_ra: bool,
     data_dir: Option<PathBuf>,
     prev_result: Option<Value>,
     #[serde(default)]
@@ -200,7 +204,14 @@ impl NetConf {
             }
             None => default_bridge(&raw.name),
         };
-        let uplink = Uplink { nic: uplink_nic(raw.uplink, &bridge)?, vpc: raw.vxlan.map(vpc).transpose()? };
+        let uplink = Uplink {
+            nic: uplink_nic(raw.uplink, &bridge)?,
+            vpc: raw.vxlan.map(vpc).transpose()?,
+            accept_ra: raw.accept_ra,
+        };
+        if uplink.accept_ra && uplink.nic.is_none() {
+            return Err(wrong("acceptRA", "is about the routers behind an uplink, of which there is none"));
+        }
         if uplink.nic.is_some() && uplink.vpc.is_some() {
             // Two nodes with a card each on the same wire would be a loop.
             return Err(wrong("uplink", "and vxlan exclude each other"));
@@ -354,6 +365,7 @@ mod tests {
             (json!({"ipam": {"type": "skep", "subnet": "x"}}), "ipam.subnet"),
             (json!({"dataDir": "x"}), "dataDir: "),
             (json!({"uplink": "skb-pods"}), "uplink: "),
+            (json!({"acceptRA": true}), "acceptRA: "),
             (
                 json!({"runtimeConfig": {"portMappings": [{"hostPort": 0, "containerPort": 1}]}}),
                 "runtimeConfig.portMappings",

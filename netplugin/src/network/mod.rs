@@ -48,6 +48,9 @@ pub struct Network {
     pub policy: NetworkPolicy,
     /// A network card of the host on the bridge.
     pub nic: Option<String>,
+    /// Whether sandboxes hear the IPv6 routers behind that card.
+    #[serde(default)]
+    pub accept_ra: bool,
     /// The other hosts.
     pub vpc: Option<Vpc>,
     /// Whether the bridge stays without sandboxes.

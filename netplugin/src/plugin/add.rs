@@ -326,6 +326,7 @@ pub(super) fn network_of(conf: &NetConf) -> Network {
         ip_masq: conf.ip_masq,
         policy: conf.policy.clone(),
         nic: conf.uplink.nic.clone(),
+        accept_ra: conf.uplink.accept_ra,
         vpc: conf.uplink.vpc.clone(),
         keep: conf.keep_bridge,
         peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),

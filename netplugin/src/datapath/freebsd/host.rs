@@ -132,6 +132,12 @@ impl Datapath for Host {
 
     fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.ready()?;
+        if network.accept_ra {
+            return Err(DatapathError::Unsupported {
+                what: "acceptRA".to_owned(),
+                why: "on FreeBSD router advertisements do not pass from the uplink to sandboxes".to_owned(),
+            });
+        }
         bridge::validate(&self.control, network, attachment)?;
         attach::validate(attachment)
     }

@@ -8,7 +8,7 @@ use super::netns::{Netns, set_sysctl};
 use super::{rules, shape};
 use crate::cni::{self, Interface};
 use crate::datapath::{DatapathError, Existing};
-use crate::network::{Attachment, Kind};
+use crate::network::{Attachment, Kind, Network};
 
 /// Whether the container's side can take the interface.
 pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
@@ -58,7 +58,11 @@ pub(super) fn find_existing(
 }
 
 /// Makes the interface. The rules are there already.
-pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), DatapathError> {
+pub(super) fn attach(
+    route: &mut Route,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
     let bridge = route.need_link(&attachment.bridge)?;
     let netns = Netns::open(&attachment.netns)?;
     if attachment.kind == Kind::Veth {
@@ -71,7 +75,7 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
         route.add_station(port.index, attachment.mac.0, None).map_err(|error| {
             kernel(format!("write down that {} is behind {}", attachment.mac, attachment.host_ifname), error)
         })?;
-        netns.run(|| configure(attachment))?;
+        netns.run(|| configure(network, attachment))?;
         route.await_carrier(&attachment.host_ifname)?;
     }
     if !attachment.ports.is_empty() {
@@ -85,9 +89,13 @@ pub(super) fn attach(route: &mut Route, attachment: &Attachment) -> Result<(), D
 }
 
 /// Gives addresses and routes to an interface that was made without.
-pub(super) fn give_addresses(route: &mut Route, attachment: &Attachment) -> Result<(), DatapathError> {
+pub(super) fn give_addresses(
+    route: &mut Route,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
     let bridge = route.need_link(&attachment.bridge)?;
-    Netns::open(&attachment.netns)?.run(|| configure(attachment))?;
+    Netns::open(&attachment.netns)?.run(|| configure(network, attachment))?;
     write_down(route, bridge.index, attachment)
 }
 
@@ -99,7 +107,7 @@ fn write_down(route: &mut Route, bridge: u32, attachment: &Attachment) -> Result
 }
 
 /// The container's side: addresses and routes. Runs inside its namespace.
-fn configure(attachment: &Attachment) -> Result<(), DatapathError> {
+fn configure(network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
     let mut route = Route::open()?;
     let name = &attachment.ifname;
     let link = route.need_link(name)?;
@@ -108,7 +116,9 @@ fn configure(attachment: &Attachment) -> Result<(), DatapathError> {
         // Nobody else has our addresses: the allocator and the frames' rules see to it.
         set_sysctl(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
         set_sysctl(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-        set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        // Routes may come from a router, addresses may not: what is sent from one that was not given gets nowhere.
+        set_sysctl(&format!("ipv6/conf/{name}/autoconf"), "0")?;
+        set_sysctl(&format!("ipv6/conf/{name}/accept_ra"), if network.accept_ra { "2" } else { "0" })?;
         raise_with_link_local(&mut route, &link, name)?;
     } else {
         route.raise_quiet(link.index, name)?;

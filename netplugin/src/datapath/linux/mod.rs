@@ -266,7 +266,7 @@ impl Datapath for Host {
 
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.add_rules(network, attachment)?;
-        attach::attach(&mut self.route(), attachment)
+        attach::attach(&mut self.route(), network, attachment)
     }
 
     fn takes_addresses_later(&self) -> bool {
@@ -275,7 +275,7 @@ impl Datapath for Host {
 
     fn give_addresses(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.add_rules(network, attachment)?;
-        attach::give_addresses(&mut self.route(), attachment)
+        attach::give_addresses(&mut self.route(), network, attachment)
     }
 
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {

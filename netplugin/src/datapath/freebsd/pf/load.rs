@@ -176,10 +176,11 @@ fn version(pf: &Pf) -> Result<IpAddr, DatapathError> {
 /// What keeps our rules from being asked. No other program is needed where the main ruleset is what it was.
 pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     let version = version(pf)?;
-    if pf.first(ROOT, SEEN)? == Some(version) && whole_tree(pf)? {
+    let whole = whole_tree(pf)?;
+    if whole && pf.first(ROOT, SEEN)? == Some(version) {
         return Ok(Vec::new());
     }
-    let missing = look(pf)?;
+    let missing = look(pf, whole)?;
     if missing.is_empty() {
         pf.make_tables(ROOT, &[SEEN])?;
         pf.set(ROOT, SEEN, &[version.into()])?;
@@ -187,7 +188,7 @@ pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     Ok(missing)
 }
 
-fn look(pf: &Pf) -> Result<Vec<List>, DatapathError> {
+fn look(pf: &Pf, whole: bool) -> Result<Vec<List>, DatapathError> {
     let nat = pfctl(&["-q", "-s", "nat"], "")?;
     let rules = pfctl(&["-q", "-s", "rules"], "")?;
     let mut missing: Vec<List> = List::ALL
@@ -196,7 +197,7 @@ fn look(pf: &Pf) -> Result<Vec<List>, DatapathError> {
         .filter(|(_, there)| !there)
         .map(|(list, _)| list)
         .collect();
-    if missing.is_empty() && !whole_tree(pf)? {
+    if missing.is_empty() && !whole {
         missing.push(List::Filter);
     }
     Ok(missing)

@@ -7,7 +7,7 @@ use crate::datapath::linux::nft::{Base, Batch, Family, Rule};
 
 /// What the tables carry as a note: rules of another note were made by another version of this program and are
 /// replaced as a whole.
-pub(crate) const NOTE: &[u8] = b"skep-cni rules 3";
+pub(crate) const NOTE: &[u8] = b"skep-cni rules 4";
 
 pub(super) const ARP: u16 = 0x0806;
 pub(super) const IPV4: u16 = 0x0800;

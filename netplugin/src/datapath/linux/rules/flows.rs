@@ -45,6 +45,7 @@ pub(super) fn flows(batch: &mut Batch) {
 
     let same_bridge = |rule: Rule| rule.iifname().meta(Meta::Oifname, 4).in_set("same");
     let nd = |kind| same_bridge(icmp_type(Rule::new().l4proto(ICMPV6), kind)).accept();
+    let router = |kind| icmp_type(Rule::new().family(true).l4proto(ICMPV6), kind);
     let dhcp = |rule: Rule, ports: &[u8]| {
         rule.family(false).l4proto(UDP).payload(Base::Transport, 0, 4, 0).equal(0, ports)
     };
@@ -58,8 +59,11 @@ pub(super) fn flows(batch: &mut Batch) {
             // The frames' rules have looked at it.
             nd(NEIGHBOUR_SOLICITATION),
             nd(NEIGHBOUR_ADVERTISEMENT),
-            // Put together from fragments, it was not looked at.
-            icmp_type(Rule::new().l4proto(ICMPV6), ROUTER_ADVERTISEMENT).drop(),
+            // Put together from fragments, it was not looked at: only that a sandbox sends from its own addresses was.
+            router(ROUTER_ADVERTISEMENT).iifname().and_payload(Base::Network, 8, 16).in_set("own6").drop(),
+            same_bridge(router(ROUTER_ADVERTISEMENT)).iifname().in_set("routed").accept(),
+            router(ROUTER_ADVERTISEMENT).drop(),
+            same_bridge(router(ROUTER_SOLICITATION)).iifname().in_set("routed").accept(),
             icmp_type(Rule::new().l4proto(ICMPV6), REDIRECT).drop(),
             // A lease is renewed by a packet to its server, and by one to everybody when that does not answer.
             same_bridge(dhcp(Rule::new(), &[0, 68, 0, 67]))

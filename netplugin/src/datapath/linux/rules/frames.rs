@@ -234,6 +234,7 @@ fn delivery(batch: &mut Batch) {
                 .and_payload(Base::Transport, 8, 16)
                 .in_set("src6")
                 .accept(),
+            icmp_type(Rule::new().l4proto(ICMPV6), ROUTER_ADVERTISEMENT).iifname().in_set("routers").accept(),
             icmp_type(Rule::new().l4proto(ICMPV6), ROUTER_ADVERTISEMENT).drop(),
             icmp_type(Rule::new().l4proto(ICMPV6), NEIGHBOUR_ADVERTISEMENT).drop(),
             Rule::new()

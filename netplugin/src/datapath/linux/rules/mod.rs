@@ -38,9 +38,10 @@ const fn set(name: &'static str, key: &'static [Field], flags: SetFlags) -> SetS
 
 /// Sets of the bridge table. `ports`: host ends of sandboxes. `mac`, `src4`, `src6`: what each may send from.
 /// `spoofed`: counts what it sent from elsewhere. `mcast`: ports that get each other's group frames. `dhcp`: ports
-/// that may ask for an address. `uplinks`: ports to other hosts; `own_mac`: addresses that live here and cannot
+/// that may ask for an address. `uplinks`: ports to other hosts; `routers`: those whose
+/// router advertisements are heard; `own_mac`: addresses that live here and cannot
 /// come from there. `gateway4`, `gateway6`: the gateway's addresses, which stay on this host.
-pub(super) const BRIDGE_SETS: [SetSpec; 11] = [
+pub(super) const BRIDGE_SETS: [SetSpec; 12] = [
     set("ports", &[Field::Ifname], PLAIN),
     set("mac", &[Field::Ifname, Field::Ether], PLAIN),
     set("src4", &[Field::Ifname, Field::Ipv4], PLAIN),
@@ -49,6 +50,7 @@ pub(super) const BRIDGE_SETS: [SetSpec; 11] = [
     set("mcast", &[Field::Ifname], PLAIN),
     set("dhcp", &[Field::Ifname], PLAIN),
     set("uplinks", &[Field::Ifname], COUNTING),
+    set("routers", &[Field::Ifname], PLAIN),
     set("own_mac", &[Field::Ifname, Field::Ether], COUNTING),
     set("gateway4", &[Field::Ifname, Field::Ipv4], PLAIN),
     set("gateway6", &[Field::Ifname, Field::Ipv6], PLAIN),
@@ -57,10 +59,10 @@ pub(super) const BRIDGE_SETS: [SetSpec; 11] = [
 /// Sets and maps of the inet table. `bridges`: ours. `same`, `linked`: pairs of bridges that may exchange packets,
 /// a bridge with itself, and besides with its peer networks. `out*`, `in*`: from a sandbox's address to its chain.
 /// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `leased4`: those
-/// of them that came by DHCP. `host_ok`: bridges the host may open flows into.
+/// of them that came by DHCP. `routed`: bridges with routers behind a card. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
 /// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
-pub(super) const INET_SETS: [SetSpec; 24] = [
+pub(super) const INET_SETS: [SetSpec; 25] = [
     set("bridges", &[Field::Ifname], PLAIN),
     set("same", &[Field::Ifname, Field::Ifname], PLAIN),
     set("linked", &[Field::Ifname, Field::Ifname], PLAIN),
@@ -75,6 +77,7 @@ pub(super) const INET_SETS: [SetSpec; 24] = [
     set("own4", &[Field::Ifname, Field::Ipv4], PLAIN),
     set("own6", &[Field::Ifname, Field::Ipv6], PLAIN),
     set("leased4", &[Field::Ifname, Field::Ipv4], PLAIN),
+    set("routed", &[Field::Ifname], PLAIN),
     set("host_ok", &[Field::Ifname], PLAIN),
     set("host_services", &[Field::Ifname, Field::Proto, Field::Port], PLAIN),
     set("masq", &[Field::Ifname], PLAIN),

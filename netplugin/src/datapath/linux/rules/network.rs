@@ -49,6 +49,9 @@ fn frame_elements(network: &Network) -> Vec<(&'static str, Element)> {
     for uplink in network.uplinks() {
         let key = || Key::new().ifname(&uplink);
         list.push(("uplinks", Element::key(key())));
+        if network.accept_ra {
+            list.push(("routers", Element::key(key())));
+        }
         if network.vpc.is_none() {
             // On a wire of the network outside the gateway may be anybody.
             continue;
@@ -72,6 +75,9 @@ fn flow_elements(network: &Network) -> Vec<(&'static str, Element)> {
     ];
     if network.ip_masq {
         list.push(("masq", Element::key(bridge(Key::new()))));
+    }
+    if network.accept_ra {
+        list.push(("routed", Element::key(bridge(Key::new()))));
     }
     if network.policy.host_ingress {
         list.push(("host_ok", Element::key(bridge(Key::new()))));
