@@ -536,17 +536,17 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
 
 #[test]
 fn routers_are_heard_behind_the_card_and_nowhere_else() {
-    needs_root!();
     const IPV6: u16 = 0x86dd;
-    let all: Ipv6Addr = "ff02::1".parse().unwrap();
+    needs_root!();
+    let everybody: Ipv6Addr = "ff02::1".parse().unwrap();
     let router: Ipv6Addr = "fe80::1".parse().unwrap();
     // A lifetime of half an hour, and a prefix (RFC 4861) to make addresses of.
     let advertisement = |from: Ipv6Addr, mac: [u8; 6]| {
         let prefix: Ipv6Addr = "2001:db8:6::".parse().unwrap();
         let head = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
         let information = [&[3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0][..], &prefix.octets()];
-        let message = icmpv6(from, all, 134, &[&head[..], &information.concat()].concat());
-        (ethernet(group_mac(all), mac, IPV6, &ipv6(from, all, 58, &message)), message)
+        let message = icmpv6(from, everybody, 134, &[&head[..], &information.concat()].concat());
+        (ethernet(group_mac(everybody), mac, IPV6, &ipv6(from, everybody, 58, &message)), message)
     };
     for heard in [true, false] {
         let host = Host::new();
@@ -561,38 +561,37 @@ fn routers_are_heard_behind_the_card_and_nowhere_else() {
         );
         support::merge(&mut conf, open_policy());
         let (a, b) = (host.add("a", &conf), host.add("b", &conf));
-        let (wire, from, at) =
+        let (line, from, ear) =
             (Tap::open(&outside, "far0"), Tap::open(&a.ns, "eth0"), Tap::open(&b.ns, "eth0"));
         let (frame, message) = advertisement(router, [2, 0, 0, 0, 0, 0xfe]);
-        wire.send(&frame);
-        assert_eq!(at.sees(&message, if heard { PATIENCE } else { SILENCE }), heard);
-        let routes = || b.ns.ip("-6 route show default");
+        line.send(&frame);
+        assert_eq!(ear.sees(&message, if heard { PATIENCE } else { SILENCE }), heard);
+        let learned = || b.ns.ip("-6 route show default");
         if heard {
             // The kernel gets round to it after the frame was seen.
             for _ in 0..500 {
-                if routes().contains("via fe80::1") {
+                if learned().contains("via fe80::1") {
                     break;
                 }
                 std::thread::sleep(std::time::Duration::from_millis(10));
             }
         }
-        assert_eq!(routes().contains("via fe80::1"), heard, "{}", routes());
+        assert_eq!(learned().contains("via fe80::1"), heard, "{}", learned());
         assert!(!b.ns.ip("-6 addr").contains("2001:db8:6:"), "an address that nobody gave");
         // A sandbox is no router, also not in pieces.
-        let [p, q, r, s, t, u] = a.mac();
-        let own = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, p ^ 2, q, r, 0xff, 0xfe, s, t, u]);
+        let own = skep_cni::mac::Mac(a.mac()).link_local();
         let (frame, message) = advertisement(own, a.mac());
         from.send(&frame);
         let whole = [&[58, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &message].concat();
-        let pieces = [
+        let fragments = [
             [&[60, 0, 0, 1, 0, 0, 0, 9][..], &whole[..8]].concat(),
             [&[60, 0, 0, 8, 0, 0, 0, 9][..], &whole[8..]].concat(),
         ];
-        for piece in pieces {
-            from.send(&ethernet(group_mac(all), a.mac(), IPV6, &ipv6(own, all, 44, &piece)));
+        for part in fragments {
+            from.send(&ethernet(group_mac(everybody), a.mac(), IPV6, &ipv6(own, everybody, 44, &part)));
         }
-        assert!(!at.sees(&message, SILENCE) && !wire.sees(&message, SILENCE));
-        assert!(!routes().contains(&own.to_string()), "{}", routes());
+        assert!(!ear.sees(&message, SILENCE) && !line.sees(&message, SILENCE));
+        assert!(!learned().contains(&own.to_string()), "{}", learned());
     }
 }
 

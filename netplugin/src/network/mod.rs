@@ -26,6 +26,7 @@ use crate::vxlan::{Link, Vpc};
 /// A network on this host: one bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch of the configuration, with its name")]
 pub struct Network {
     /// Format of the record.
     pub version: u32,

@@ -201,8 +201,10 @@ pub(super) fn flows_of(
     wanted: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Flow>, DatapathError> {
     let theirs = |flow: &Flow| ips.contains(&flow.original.source) || ips.contains(&flow.reply.source);
-    if count.get().is_some_and(|count| count < MANY) {
-        return flows(nft, count, |flow| theirs(flow) && wanted(flow));
+    match count.get() {
+        Some(0) => return Ok(Vec::new()),
+        Some(few) if few < MANY => return flows(nft, count, |flow| theirs(flow) && wanted(flow)),
+        _ => {}
     }
     let mut found: Vec<Flow> = Vec::new();
     for ip in ips {

@@ -180,7 +180,7 @@ pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     if whole && pf.first(ROOT, SEEN)? == Some(version) {
         return Ok(Vec::new());
     }
-    let missing = look(pf, whole)?;
+    let missing = look(whole)?;
     if missing.is_empty() {
         pf.make_tables(ROOT, &[SEEN])?;
         pf.set(ROOT, SEEN, &[version.into()])?;
@@ -188,7 +188,7 @@ pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     Ok(missing)
 }
 
-fn look(pf: &Pf, whole: bool) -> Result<Vec<List>, DatapathError> {
+fn look(whole: bool) -> Result<Vec<List>, DatapathError> {
     let nat = pfctl(&["-q", "-s", "nat"], "")?;
     let rules = pfctl(&["-q", "-s", "rules"], "")?;
     let mut missing: Vec<List> = List::ALL
