@@ -18,10 +18,10 @@ use crate::error::Refusal;
 use crate::fdio::FdStream;
 use crate::os::descriptors;
 
-/// What is read at once of a process's input.
+/// What is read at first of a process's input.
 const BUFFER: usize = 32 * 1024;
-/// What is read at most at once of its output: a pipe as [`descriptors::widen_pipe`] leaves it.
-const CHUNKS: usize = 8;
+/// How many times as much is read at once, and of output how many chunks: a pipe as [`descriptors::widen_pipe`] leaves it.
+const MOST: usize = 8;
 /// A call may overtake the streams it names, but not by much.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
@@ -163,13 +163,13 @@ async fn send(stream: &mut StdioStream, chunks: &mut [Chunk], count: usize) -> i
     Ok(())
 }
 
-/// How many chunks the next read is given, after one of `count` bytes into `chunks` of them: more while they get full, so that
-/// a read empties the pipe and its writer runs once for all of that; one again when there is little to read.
-fn room_after(count: usize, chunks: usize) -> usize {
+/// How many times `unit` the next read is given, after one of `count` bytes into `units` of them: more while they get full,
+/// so that the process has its turn once for all that there is; one again when there is little to read.
+fn room_after(count: usize, units: usize, unit: usize) -> usize {
     match count {
-        full if full == chunks * Chunk::ROOM => (chunks * 2).min(CHUNKS),
-        little if little < Chunk::ROOM => 1,
-        _ => chunks,
+        full if full == units * unit => (units * 2).min(MOST),
+        little if little < unit => 1,
+        _ => units,
     }
 }
 
@@ -193,6 +193,9 @@ async fn feed(mut from: StdioStream, mut to: FdStream) {
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return;
                 }
+                let room = room_after(count, buffer.len() / BUFFER, BUFFER) * BUFFER;
+                buffer.resize(room, 0);
+                buffer.shrink_to(room);
             }
             Err(error) => {
                 tracing::info!("stdin broke: {error}");
@@ -222,7 +225,7 @@ async fn drain(from: FdStream, mut to: Option<StdioStream>) {
             tracing::info!("output broke: {error}");
             to = None;
         }
-        chunks.resize_with(room_after(count, chunks.len()), Chunk::default);
+        chunks.resize_with(room_after(count, chunks.len(), Chunk::ROOM), Chunk::default);
     }
     if let Some(mut stream) = to
         && let Err(error) = stream.shutdown().await
@@ -239,12 +242,12 @@ mod tests {
     fn room_grows_while_it_is_filled_and_goes_when_it_is_not() {
         let mut chunks = 1;
         for expected in [2, 4, 8, 8] {
-            chunks = room_after(chunks * Chunk::ROOM, chunks);
+            chunks = room_after(chunks * 10, chunks, 10);
             assert_eq!(chunks, expected);
         }
-        assert_eq!(room_after(chunks * Chunk::ROOM - 1, chunks), 8);
-        assert_eq!(room_after(Chunk::ROOM, chunks), 8);
-        assert_eq!(room_after(Chunk::ROOM - 1, chunks), 1);
-        assert_eq!(room_after(1, 1), 1);
+        assert_eq!(room_after(chunks * 10 - 1, chunks, 10), 8);
+        assert_eq!(room_after(10, chunks, 10), 8);
+        assert_eq!(room_after(9, chunks, 10), 1);
+        assert_eq!(room_after(1, 1, 10), 1);
     }
 }

@@ -1,15 +1,16 @@
 //! Boots a guest with an agent under QEMU and drives it as a host does: a developer's bench for the agent.
 //!
 //! ```text
-//! cargo run -p skep-agent --example guest -- KERNEL AGENT [BUSYBOX] [--times N] [CASE…]
+//! cargo run -p skep-agent --example guest -- KERNEL AGENT [BUSYBOX] [--times N] [--streams] [CASE…]
 //! ```
 //!
 //! KERNEL is a guest kernel (a PVH vmlinux), AGENT the static agent (`agent/Cargo.toml` says how it is built),
-//! BUSYBOX a static busybox. Without cases all of them run; `--times N` measures N boots instead. Software
-//! emulation is enough and is what is used.
+//! BUSYBOX a static busybox. Without cases all of them run; `--times N` measures N boots instead,
+//! `--streams` what a process's streams cost. Software emulation is enough and is what is used.
 
 mod cases;
 mod spec;
+mod streams;
 mod timing;
 mod vm;
 
@@ -24,10 +25,12 @@ async fn main() -> anyhow::Result<ExitCode> {
     let mut files = Vec::new();
     let mut wanted = Vec::new();
     let mut times = 0_usize;
+    let mut streams = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--times" => times = args.next().context("--times: how many?")?.parse()?,
+            "--streams" => streams = true,
             path if path.contains('/') => files.push(PathBuf::from(path)),
             case if case == "fatal" || cases::ALL.iter().any(|(name, _)| *name == case) => {
                 wanted.push(case.to_owned());
@@ -36,12 +39,18 @@ async fn main() -> anyhow::Result<ExitCode> {
         }
     }
     let [kernel, agent, rest @ ..] = files.as_slice() else {
-        anyhow::bail!("usage: guest KERNEL AGENT [BUSYBOX] [--times N] [CASE…]");
+        anyhow::bail!("usage: guest KERNEL AGENT [BUSYBOX] [--times N] [--streams] [CASE…]");
     };
     let busybox = rest.first().cloned().unwrap_or_else(|| PathBuf::from("/bin/busybox"));
     let image = vm::Image { kernel: kernel.clone(), agent: agent.clone(), busybox };
     if times > 0 {
         measure(&image, times).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if streams {
+        let vm = vm::Vm::boot(&image, "").await?;
+        streams::measure(&vm).await?;
+        vm.end().await?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut failed = 0;

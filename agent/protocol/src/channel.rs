@@ -194,7 +194,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             }
         }
         shared.link.received(count, now);
-        shared.wake_stream();
+        // A part of a frame is nothing to read yet, and the writer is woken when something was sent.
+        if shared.link.has_received()
+            && let Some(reader) = shared.reader.take()
+        {
+            reader.wake();
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -1,13 +1,14 @@
 //! Processes that are added to a running container: their round trip, their streams, and what many of them leave.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 
@@ -222,11 +223,18 @@ fn input(shim: &Shim, fifos: &Fifos, terminal: bool, amount: usize) -> Result<f6
         };
         expect("ready")?;
         let begin = Instant::now();
-        // As much as a pipe takes at once, where there is room for any.
-        let block = [b'x'; 4096];
-        for _ in 0..amount / block.len() {
+        // As much as there is room for, as over the bare port.
+        fcntl(&to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        let block = vec![b'x'; BLOCK];
+        let mut left = amount;
+        while left > 0 {
             wait(&to, PollFlags::POLLOUT)?;
-            to.write_all(&block)?;
+            match to.write(&block[..left.min(BLOCK)]) {
+                Ok(count) => left -= count,
+                // Less than what cannot be divided: a pipe is ready when a page of it is.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         expect("done")?;
         Ok((begin, amount))

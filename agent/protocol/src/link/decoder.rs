@@ -1,5 +1,7 @@
 //! Finds frames in what arrives.
 
+use memchr::memmem;
+
 use super::frame::{Checked, HEADER, Head, MAGIC, decode, mask};
 
 /// Bytes of payload that may be checked in vain per byte received: a hostile peer can nest headers so that each
@@ -98,9 +100,10 @@ impl Decoder {
     /// Where a header begins behind that of the frame that is not complete. Looks at each byte once.
     fn header_within(&mut self) -> Option<usize> {
         let from = self.searched.max(self.start + 1);
-        let found = self.buffer[from..self.end]
-            .windows(HEADER)
-            .position(|window| window.first_chunk().is_some_and(|header| decode(header).is_some()));
+        let bytes = &self.buffer[from..self.end];
+        // Nearly every byte of a long frame comes by here while the rest of it is awaited.
+        let found = memmem::find_iter(bytes, &MAGIC)
+            .find(|&at| bytes[at..].first_chunk().is_some_and(|header| decode(header).is_some()));
         self.searched = (self.end + 1).saturating_sub(HEADER).max(from);
         found.map(|at| from + at)
     }
@@ -116,11 +119,12 @@ impl Decoder {
         if bytes.starts_with(&MAGIC) {
             return;
         }
-        let at = (0..bytes.len()).find(|&at| {
-            let rest = &bytes[at..];
-            rest[..rest.len().min(MAGIC.len())] == MAGIC[..rest.len().min(MAGIC.len())]
+        let at = memmem::find(bytes, &MAGIC).unwrap_or_else(|| {
+            // The beginning of one, whose rest is to come.
+            let tail = bytes.len().saturating_sub(MAGIC.len() - 1);
+            (tail..bytes.len()).find(|&at| MAGIC.starts_with(&bytes[at..])).unwrap_or(bytes.len())
         });
-        self.skip(at.unwrap_or(bytes.len()));
+        self.skip(at);
     }
 
     /// Whether the first part of a frame is here and the rest is not.

@@ -164,6 +164,11 @@ impl Link {
         matches!(&self.core.state, State::Open(open) if open.sender.has_room())
     }
 
+    /// Whether [`Link::read`] gives anything.
+    pub fn has_received(&self) -> bool {
+        self.core.buffered() > 0
+    }
+
     /// Whether all that was written has been acknowledged.
     pub fn is_idle(&self) -> bool {
         !matches!(&self.core.state, State::Open(open) if !open.sender.is_idle())
