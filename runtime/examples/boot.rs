@@ -30,6 +30,7 @@ async fn main() -> anyhow::Result<()> {
             options: PodOptions::defaults(&config),
             network: skep::network::NetworkRequest::Own,
             settings: skep::sandbox::GuestSettings::default(),
+            cgroup: None,
         };
         let sandbox = Sandbox::create(&config, request).await?;
         let phases: Vec<String> = sandbox

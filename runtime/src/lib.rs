@@ -3,6 +3,7 @@
 //! From the bottom up; nothing imports upwards:
 //!
 //! - [`os`]: what differs between Linux and FreeBSD, behind one interface;
+//! - [`cgroup`]: where the host counts and limits what a sandbox costs;
 //! - [`config`]: the configuration file and what a pod may choose by annotation;
 //! - [`guest`]: the artefact a VM boots, and whether it fits this host;
 //! - [`journal`]: every host resource that a sandbox holds, on disk, so that whoever comes can undo it;
@@ -14,6 +15,7 @@
 //! - [`container`]: OCI containers and processes in a sandbox;
 //! - [`doctor`]: what a host lacks to run them.
 
+pub mod cgroup;
 pub mod config;
 pub mod container;
 pub mod doctor;

@@ -5,7 +5,6 @@
 //! `delete` cleans up after a process that is gone.
 
 mod bundle;
-mod cgroup;
 mod cli;
 mod convert;
 mod delete;

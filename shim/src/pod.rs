@@ -12,13 +12,13 @@ use std::{
 };
 
 use skep::{
+    cgroup::CgroupPath,
     config::{Config, PodOptions},
     container::{
         Container, CreateRequest, ErrorKind, Exit, Guest, HostHooks, Size, guest_dir, of_network,
         spec::{Context, guest_os, probe_host, rewrite},
         stdio::{StdioRequest, Streams},
     },
-    guest::GuestOs,
     network::{NetworkError, NetworkRequest, cni},
     sandbox::{Entry, GuestSettings, Sandbox, SandboxError, SandboxRequest},
     share::{Rootfs, RootfsMount},
@@ -252,6 +252,10 @@ impl Pod {
             .as_ref()
             .and_then(|hooks| HostHooks::new(hooks, &request.id, bundle.dir().to_owned(), &spec));
 
+        let named = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+        let cgroup = named.map(|path| CgroupPath::parse(&path.to_string_lossy())).transpose();
+        let cgroup = cgroup.map_err(|error| invalid(&error))?.flatten();
+
         let mut slot = self.sandbox.lock().await;
         let managed = lock(&self.managed).clone();
         if let Some(managed) = &managed {
@@ -296,8 +300,18 @@ impl Pod {
             let network =
                 cni::choose(&self.config, spec.network.clone(), &annotations, &self.namespace, &self.group)
                     .map_err(|error| sandbox_failure(&NetworkError::from(error).into()))?;
+            let request = SandboxRequest {
+                namespace: self.namespace.clone(),
+                id: self.group.clone(),
+                os,
+                hostname: spec.hostname.clone(),
+                options,
+                network,
+                settings,
+                cgroup,
+            };
             let sandbox = tokio::select! {
-                booted = self.boot(os, spec.hostname.clone(), network, options, settings) => booted?,
+                booted = self.boot(request) => booted?,
                 // Dropping the boot undoes it.
                 Ok(_) = given_up.wait_for(|given_up| *given_up) => return Err(given_up_failure()),
             };
@@ -341,25 +355,9 @@ impl Pod {
         Ok((container?, sandbox))
     }
 
-    async fn boot(
-        &self,
-        os: GuestOs,
-        hostname: Option<String>,
-        network: NetworkRequest,
-        options: PodOptions,
-        settings: GuestSettings,
-    ) -> Result<Arc<Sandbox>, Failure> {
+    async fn boot(&self, mut request: SandboxRequest) -> Result<Arc<Sandbox>, Failure> {
         // Under runc a container without a name of its own has the host's; a guest is not the host.
-        let hostname = hostname.unwrap_or_else(|| self.group.chars().take(MAX_HOSTNAME).collect());
-        let request = SandboxRequest {
-            namespace: self.namespace.clone(),
-            id: self.group.clone(),
-            os,
-            hostname: Some(hostname),
-            options,
-            network,
-            settings,
-        };
+        request.hostname.get_or_insert_with(|| self.group.chars().take(MAX_HOSTNAME).collect());
         let sandbox =
             Sandbox::create(&self.config, request).await.map_err(|error| sandbox_failure(&error))?;
         let sandbox = Arc::new(sandbox);

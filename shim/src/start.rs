@@ -8,11 +8,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use skep::{config::Config, os::ProcessIdentity};
+use skep::{
+    cgroup::{self, CgroupPath},
+    config::Config,
+    os::ProcessIdentity,
+};
 
 use crate::{
     bundle::{Bundle, ShimState},
-    cgroup,
     cli::Args,
     input::{self, ConfigSource, Input},
     socket::{self, Claim},
@@ -44,6 +47,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // Whatever is wrong with the configuration is told here, where containerd shows it to the user.
     let config = load_config(&input.config)?;
     let group = bundle.group(&args.id)?;
+    let cgroup = input
+        .shim_cgroup
+        .as_deref()
+        .map(CgroupPath::parse)
+        .transpose()
+        .context("option ShimCgroup")?
+        .flatten();
     let path = socket::path(&config.state_dir, &args.namespace, &group);
 
     let mut state = ShimState::new(group, path.clone(), input.config);
@@ -53,7 +63,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|address| !address.is_empty());
     bundle.write_state(&state)?;
     if let Claim::Bound(listener) = socket::claim(&path)? {
-        match spawn(args, &bundle, listener.into(), input.shim_cgroup.as_deref()) {
+        match spawn(args, &bundle, listener.into(), cgroup.as_ref()) {
             Ok(server) => {
                 state.server = Some(server);
                 bundle.write_state(&state)?;
@@ -87,7 +97,7 @@ fn spawn(
     args: &Args,
     bundle: &Bundle,
     listener: OwnedFd,
-    cgroup: Option<&str>,
+    cgroup: Option<&CgroupPath>,
 ) -> anyhow::Result<ProcessIdentity> {
     let program = std::env::current_exe().context("the path of this program")?;
     let mut command = Command::new(&program);
@@ -108,7 +118,7 @@ fn spawn(
     {
         let _ = child.kill();
         let _ = child.wait();
-        return Err(error.into());
+        return Err(error).context("option ShimCgroup");
     }
     yield_to_daemon(child.id());
     Ok(identity)

@@ -50,6 +50,7 @@ async fn create(config: &Config) -> Result<Sandbox> {
         options: PodOptions::defaults(config),
         network: NetworkRequest::Own,
         settings: GuestSettings::default(),
+        cgroup: None,
     };
     Sandbox::create(config, request).await.context("booting a sandbox")
 }

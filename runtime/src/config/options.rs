@@ -53,6 +53,8 @@ pub struct PodOptions {
 pub struct OwnLimits {
     /// Processor time and the period in which it may be used, both microseconds.
     pub cpu: Option<(u64, u64)>,
+    /// How many processors there have to be for those that it names: one more than the highest number.
+    pub processors: Option<u64>,
     /// Memory, bytes.
     pub memory: Option<u64>,
 }
@@ -172,11 +174,12 @@ impl PodOptions {
         host: HostSize,
     ) {
         let chosen = |keys: [&str; 2]| keys.iter().any(|key| annotations.contains_key(*key));
-        if let Some((quota, period)) = limits.cpu
+        let time = limits.cpu.map(|(quota, period)| quota.div_ceil(period.max(1)));
+        if let Some(processors) = time.max(limits.processors)
             && !chosen(["org.skep.vcpus", CRI_QUOTA])
         {
             let most = host.processors.min(config.sandbox.max_vcpus.get().into());
-            if let Ok(count) = Vcpus::try_from(quota.div_ceil(period.max(1)).min(most)) {
+            if let Ok(count) = Vcpus::try_from(processors.min(most)) {
                 self.vcpus = self.vcpus.max(count);
             }
         }
@@ -341,7 +344,7 @@ mod tests {
         let room = |pairs: &[(&str, &str)], cpu, memory, processors, memory_mib| {
             let map = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
             let mut options = PodOptions::from_annotations(&config, &map).unwrap();
-            let limits = OwnLimits { cpu, memory };
+            let limits = OwnLimits { cpu, memory, processors: None };
             options.make_room(&config, &map, limits, HostSize { processors, memory_mib });
             (options.vcpus.get(), options.memory.mib())
         };
@@ -359,6 +362,23 @@ mod tests {
         assert_eq!(room(&said, Some((100_000, 100_000)), gib, 8, 8192), (3, 128));
         let said = [(CRI_QUOTA, "-1"), (CRI_PERIOD, "100000"), (CRI_MEMORY, "0")];
         assert_eq!(room(&said, Some((200_000, 100_000)), gib, 8, 8192), (1, base));
+    }
+
+    #[test]
+    fn a_container_alone_has_the_processors_that_it_names() {
+        let config = Config::parse("[sandbox]\nmax_vcpus = 4", "test").unwrap();
+        let vcpus = |cpu, processors, host, pairs: &[(&str, &str)]| {
+            let map = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let mut options = PodOptions::from_annotations(&config, &map).unwrap();
+            let limits = OwnLimits { cpu, processors, memory: None };
+            options.make_room(&config, &map, limits, HostSize { processors: host, memory_mib: 8192 });
+            options.vcpus.get()
+        };
+        assert_eq!(vcpus(None, Some(2), 8, &[]), 2);
+        assert_eq!(vcpus(Some((50_000, 100_000)), Some(3), 8, &[]), 3);
+        assert_eq!(vcpus(Some((400_000, 100_000)), Some(2), 8, &[]), 4);
+        assert_eq!((vcpus(None, Some(8), 8, &[]), vcpus(None, Some(8), 2, &[])), (4, 2));
+        assert_eq!(vcpus(None, Some(2), 8, &[("org.skep.vcpus", "1")]), 1);
     }
 
     #[test]

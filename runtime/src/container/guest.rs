@@ -6,10 +6,13 @@ use async_trait::async_trait;
 use skep_protocol::{CallError, Code, Session, api};
 
 use super::ContainerError;
-use crate::{config::PodOptions, guest::GuestOs, journal::Journal, network::NetworkError, sandbox::Sandbox};
+use crate::{
+    config::PodOptions, guest::GuestOs, hypervisor::ExitCause, journal::Journal, network::NetworkError,
+    sandbox::Sandbox,
+};
 
 /// How long to wait for news of the VM's end after the agent became unreachable.
-const NEWS: Duration = Duration::from_secs(2);
+pub(super) const NEWS: Duration = Duration::from_secs(2);
 
 /// How large a VM is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,15 @@ impl From<&PodOptions> for Size {
     fn from(options: &PodOptions) -> Self {
         Self { vcpus: options.vcpus.get(), memory: options.memory.bytes() }
     }
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestEnd {
+    /// For people.
+    pub reason: String,
+    /// This host's kernel ended it for want of memory.
+    pub out_of_memory: bool,
 }
 
 /// What a container needs of its sandbox.
@@ -60,8 +72,8 @@ pub trait Guest: Debug + Send + Sync {
     /// The guest knows its network.
     fn network_settled(&self);
 
-    /// Returns when the VM has ended, with the reason; any number of callers.
-    async fn ended(&self) -> String;
+    /// Returns when the VM has ended; any number of callers.
+    async fn ended(&self) -> GuestEnd;
 
     /// Ends the VM at once.
     async fn kill(&self);
@@ -113,8 +125,10 @@ impl Guest for Sandbox {
         self.network().settled();
     }
 
-    async fn ended(&self) -> String {
-        self.wait_exit().await.to_string()
+    async fn ended(&self) -> GuestEnd {
+        let exit = self.wait_exit().await;
+        let out_of_memory = matches!(exit.cause, ExitCause::OutOfMemory { .. });
+        GuestEnd { reason: exit.to_string(), out_of_memory }
     }
 
     async fn kill(&self) {
@@ -127,9 +141,9 @@ impl Guest for Sandbox {
 /// An agent that can't be reached is most often a VM that has ended, and how it ended is the better message.
 pub(super) async fn explain(guest: &dyn Guest, operation: &'static str, error: CallError) -> ContainerError {
     if error.code == Code::UNAVAILABLE
-        && let Ok(reason) = tokio::time::timeout(NEWS, guest.ended()).await
+        && let Ok(end) = tokio::time::timeout(NEWS, guest.ended()).await
     {
-        return ContainerError::Lost { operation, reason };
+        return ContainerError::Lost { operation, reason: end.reason };
     }
     error.into()
 }

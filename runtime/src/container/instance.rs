@@ -16,7 +16,7 @@ use tokio::sync::watch as channel;
 use super::{
     ContainerError, ContainerStats, Exit, Guest, HostHooks, Process, ProcessState,
     create::detach,
-    guest::explain,
+    guest::{GuestEnd, NEWS, explain},
     resources, signal,
     spec::rewrite_process,
     stdio::{Patience, Place, Stdio, StdioRequest, Streams},
@@ -475,8 +475,8 @@ pub(super) fn watch(guest: &Arc<dyn Guest>, process: &Arc<Process>) {
         let request = process.request();
         let answer = tokio::select! {
             answer = agent.wait_process(&request) => answer,
-            reason = guest.ended() => {
-                process.ended(Exit::lost(reason));
+            end = guest.ended() => {
+                process.ended(Exit::with_guest(end));
                 return;
             }
         };
@@ -486,7 +486,9 @@ pub(super) fn watch(guest: &Arc<dyn Guest>, process: &Arc<Process>) {
                 // Nobody will ever hear of this process again: it must not go on.
                 let lost = explain(&*guest, "waiting for the process", error).await;
                 guest.kill().await;
-                Exit::lost(lost.to_string())
+                let end = tokio::time::timeout(NEWS, guest.ended()).await;
+                let out_of_memory = end.is_ok_and(|end| end.out_of_memory);
+                Exit::with_guest(GuestEnd { reason: lost.to_string(), out_of_memory })
             }
         };
         process.ended(exit);

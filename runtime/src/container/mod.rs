@@ -16,7 +16,7 @@ pub mod stdio;
 
 pub use create::{CreateRequest, guest_dir};
 pub use error::{ContainerError, ErrorKind, of_network};
-pub use guest::{Guest, Size};
+pub use guest::{Guest, GuestEnd, Size};
 
 pub use hooks::{HookError, HostHooks};
 pub use instance::Container;

@@ -37,7 +37,7 @@ impl Container {
         let (ended, process) = (Arc::clone(&guest), Arc::clone(&init));
         tokio::spawn(async move {
             tokio::select! {
-                reason = ended.ended() => process.ended(Exit::lost(reason)),
+                end = ended.ended() => process.ended(Exit::with_guest(end)),
                 _ = process.wait() => {}
             }
         });

@@ -11,6 +11,7 @@ use std::{
 use skep_protocol::api;
 use tokio::sync::{Mutex, MutexGuard, watch};
 
+use super::guest::GuestEnd;
 use super::stdio::{Patience, Pumps, StdioRequest};
 
 /// Status of a process that was killed because its VM ended: as if by SIGKILL.
@@ -23,7 +24,7 @@ pub struct Exit {
     pub status: u32,
     /// When this host heard of it: the guest's clock is not trusted.
     pub at: SystemTime,
-    /// Processes of its container that were killed for want of memory by then, as the guest says.
+    /// Processes of its container that were killed for want of memory by then, as the guest says; or its VM, by this host.
     pub oom_kills: u64,
     /// Why, if it did not end by itself.
     pub reason: Option<String>,
@@ -46,6 +47,11 @@ impl Exit {
 
     pub(super) fn lost(reason: String) -> Self {
         Self { status: KILLED, at: SystemTime::now(), oom_kills: 0, reason: Some(reason) }
+    }
+
+    /// Together with its VM. What this host's kernel did to that for want of memory, it did to each container.
+    pub(super) fn with_guest(end: GuestEnd) -> Self {
+        Self { oom_kills: u64::from(end.out_of_memory), ..Self::lost(end.reason) }
     }
 }
 

@@ -222,9 +222,10 @@ impl Guest for FakeGuest {
 
     fn network_settled(&self) {}
 
-    async fn ended(&self) -> String {
+    async fn ended(&self) -> GuestEnd {
         let mut end = self.end.subscribe();
-        end.wait_for(Option::is_some).await.unwrap().clone().unwrap()
+        let reason = end.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        GuestEnd { out_of_memory: reason.contains("memory"), reason }
     }
 
     async fn kill(&self) {
@@ -393,6 +394,17 @@ async fn the_end_of_the_vm_ends_every_process() {
     soon(container.delete(true)).await.unwrap();
 }
 
+/// As if by the kernel that it runs on: whoever waits for the container hears of its end as of an OOM kill in it.
+#[tokio::test]
+async fn a_vm_without_memory_is_a_container_without() {
+    let bench = Bench::new().await;
+    let container = bench.running("c1").await;
+    bench.guest.end.send_replace(Some("the VMM was killed for want of memory".into()));
+    let exit = soon(container.init().wait()).await;
+    assert_eq!((exit.status, exit.oom_kills), (KILLED, 1));
+    soon(container.delete(true)).await.unwrap();
+}
+
 #[tokio::test]
 async fn an_agent_that_forgets_a_process_costs_the_vm() {
     let bench = Bench::new().await;
@@ -401,7 +413,7 @@ async fn an_agent_that_forgets_a_process_costs_the_vm() {
     let exit = soon(container.init().wait()).await;
     assert_eq!(exit.status, KILLED);
     assert!(exit.reason.unwrap().contains("no wait here"));
-    assert_eq!(soon(bench.guest.ended()).await, "killed by the host");
+    assert_eq!(soon(bench.guest.ended()).await.reason, "killed by the host");
 }
 
 #[tokio::test]

@@ -22,6 +22,11 @@ pub enum ExitCause {
     Fatal(String),
     /// The host ended it.
     Killed,
+    /// The host's kernel ended it for want of memory in its cgroup.
+    OutOfMemory {
+        /// How little there is, and what to do.
+        reason: String,
+    },
     /// The program that ran it failed.
     Vmm {
         /// Its exit status or signal.
@@ -65,6 +70,9 @@ impl fmt::Display for VmExit {
             // It is the console's text: no need to show that again.
             ExitCause::Fatal(word) => return write!(f, "the guest gave up: {word}"),
             ExitCause::Killed => return f.write_str("the VM was killed by the host"),
+            ExitCause::OutOfMemory { reason } => {
+                return write!(f, "the VMM was killed for want of memory on this host: {reason}");
+            }
             ExitCause::Vmm { status, message } => {
                 write!(f, "the hypervisor failed ({status})")?;
                 if !message.is_empty() {

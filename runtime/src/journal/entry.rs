@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::cgroup::CgroupPath;
 use crate::os::ProcessIdentity;
 
 /// Role of a process that writes down a container's output. It ends by itself when what it reads ends, and is given the
@@ -64,6 +65,11 @@ pub enum Entry {
         /// What they are told.
         attachment: Box<CniAttachment>,
     },
+    /// A cgroup that was made for the sandbox's processes; undone by removing it, after these. Its parents stay.
+    Cgroup {
+        /// Which.
+        path: CgroupPath,
+    },
     /// A directory outside of the sandbox's own, that is removed with all that is in it but never across a mount.
     Directory {
         /// Which.
@@ -110,7 +116,8 @@ impl Entry {
             | Self::Mount { .. }
             | Self::Redirect { .. }
             | Self::Tap { .. }
-            | Self::Jail { .. } => false,
+            | Self::Jail { .. }
+            | Self::Cgroup { .. } => false,
             // Plugins write down who has which address.
             Self::Cni { .. } | Self::Directory { .. } | Self::File { .. } => true,
         }
@@ -132,6 +139,7 @@ impl fmt::Display for Entry {
                 let network = attachment.list.get("name").and_then(Value::as_str).unwrap_or("?");
                 write!(f, "interface {} on the CNI network {network}", attachment.ifname)
             }
+            Self::Cgroup { path } => write!(f, "cgroup {path}"),
             Self::Directory { path } => write!(f, "directory {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
         }

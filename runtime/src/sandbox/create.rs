@@ -14,10 +14,11 @@ use super::{
     RESOLVER, ROOT_TAG, SHARE_MOUNT_POINT, SHARE_TAG, Sandbox, SandboxError, SandboxRequest, State, Timings,
     cmdline,
 };
+use crate::cgroup::{Cgroup, CgroupPath};
 use crate::config::{Channel, Config};
 use crate::guest::{Guest, GuestOs};
 use crate::hypervisor::{self, ConsolePort, Place, Share, Vm, VmSpec, Vsock};
-use crate::journal::Journal;
+use crate::journal::{Entry, Journal};
 use crate::network::Network;
 use crate::os::{ProcessIdentity, random};
 
@@ -85,7 +86,9 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         let network = Network::open(&request.network, room, &spec.name, dir.path(), &journal)?;
         spec.nics = network.nics();
         let (netns, taps) = (network.namespace(), network.taps()?);
-        let place = Place { dir: dir.path().to_owned(), netns, taps, journal: Arc::clone(&journal) };
+        let cgroup =
+            request.cgroup.as_ref().map(|path| counted(path, &spec, &journal)).transpose()?.flatten();
+        let place = Place { dir: dir.path().to_owned(), netns, taps, cgroup, journal: Arc::clone(&journal) };
         let boot = async {
             let vm = driver.boot(spec, place).await?;
             for phase in vm.phases() {
@@ -199,6 +202,21 @@ fn spec(
     })
 }
 
+/// The cgroup where the VMM is counted and limited, made unless it is there.
+fn counted(path: &CgroupPath, spec: &VmSpec, journal: &Journal) -> Result<Option<Arc<Cgroup>>, SandboxError> {
+    let record = || {
+        journal.record(Entry::Cgroup { path: path.clone() })?;
+        Ok::<_, SandboxError>(())
+    };
+    let Some(cgroup) = Cgroup::open(path, record)? else { return Ok(None) };
+    if let Some(limit) = cgroup.memory_limit()
+        && limit < hypervisor::memory_need(spec)
+    {
+        tracing::warn!("{}", hypervisor::too_little_memory(&cgroup, spec));
+    }
+    Ok(Some(Arc::new(cgroup)))
+}
+
 /// The VM's name, which no other has: the same sandbox may exist under another state directory, and whoever undoes this
 /// one's journal destroys the VM that it names.
 fn vm_name(dir: &SandboxDir) -> Result<String, SandboxError> {
@@ -299,6 +317,7 @@ mod tests {
             options: PodOptions::defaults(&Config::default()),
             network: crate::network::NetworkRequest::Own,
             settings: crate::sandbox::GuestSettings::default(),
+            cgroup: None,
         }
     }
 

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use skep_protocol::{CallError, ConnectError, Session};
 
+use crate::cgroup::{CgroupError, CgroupPath};
 use crate::config::{Config, PodOptions};
 use crate::guest::{GuestError, GuestOs};
 use crate::hypervisor::{HypervisorError, Vm, VmExit};
@@ -70,6 +71,8 @@ pub struct SandboxRequest {
     pub network: NetworkRequest,
     /// What its kernel is told.
     pub settings: GuestSettings,
+    /// The cgroup of this host where its VMM is counted and limited; that of whoever makes it if none.
+    pub cgroup: Option<CgroupPath>,
 }
 
 /// What a sandbox's kernel is told before anything runs.
@@ -101,6 +104,9 @@ pub enum SandboxError {
     /// Its journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Its VMM cannot be where the host counts it.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Its share directory cannot be mounted.
     #[error(transparent)]
     Mount(#[from] crate::os::MountError),

@@ -48,6 +48,9 @@ pub enum UndoError {
     /// An interface.
     #[error(transparent)]
     Network(#[from] crate::network::NetworkError),
+    /// A cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// A directory.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -89,6 +92,7 @@ pub(super) fn undo_all(dir: &SandboxDir, journal: &Journal) -> Result<(), UndoEr
         | Entry::Tap { .. }
         | Entry::Jail { .. }
         | Entry::Cni { .. }
+        | Entry::Cgroup { .. }
         | Entry::Directory { .. }
         | Entry::File { .. } => 3,
     });
@@ -127,6 +131,7 @@ fn undo(entry: &Entry, journal: &Journal) -> Result<(), UndoError> {
         Entry::Cni { attachment } => {
             Ok(crate::network::cni::undo(attachment, journal).map_err(crate::network::NetworkError::from)?)
         }
+        Entry::Cgroup { path } => Ok(crate::cgroup::remove(path)?),
         Entry::Directory { path } => Ok(remove_tree(path)?),
         Entry::File { path } => match std::fs::remove_file(path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::SystemTime};
 
 use skep::{
     container::{ErrorKind, KILLED, of_network},
-    sandbox::Sandbox,
+    sandbox::{Sandbox, SandboxRequest},
 };
 
 use super::{Pod, destroy, given_up_failure};
@@ -58,13 +58,16 @@ impl Pod {
             return Err(Failure::new(ErrorKind::FailedPrecondition, &text));
         }
         let wanted = &managed.wanted;
-        let boot = self.boot(
-            wanted.os(),
-            wanted.hostname.clone(),
-            wanted.network.clone(),
-            wanted.options,
-            wanted.settings.clone(),
-        );
+        let boot = self.boot(SandboxRequest {
+            namespace: self.namespace.clone(),
+            id: self.group.clone(),
+            os: wanted.os(),
+            hostname: wanted.hostname.clone(),
+            options: wanted.options,
+            network: wanted.network.clone(),
+            settings: wanted.settings.clone(),
+            cgroup: wanted.cgroup.clone(),
+        });
         let sandbox = tokio::select! {
             booted = boot => booted?,
             // Dropping the boot undoes it.

@@ -19,8 +19,19 @@ pub(super) fn own_limits(spec: &Spec) -> OwnLimits {
         let period = cpu.period().filter(|period| *period > 0).unwrap_or(PERIOD);
         Some((cpu.quota().and_then(positive)?, period))
     });
+    let unified = resources.unified().as_ref().and_then(|unified| unified.get("cpuset.cpus"));
+    let named = resources.cpu().as_ref().and_then(|cpu| cpu.cpus().as_ref());
+    let processors = named.into_iter().chain(unified).filter_map(|list| processors(list)).max();
     let memory = resources.memory().as_ref().and_then(|memory| memory.limit().and_then(positive));
-    OwnLimits { cpu, memory }
+    OwnLimits { cpu, processors, memory }
+}
+
+/// One more than the highest number in a list such as `0-1,3`; a list that is none is refused elsewhere.
+fn processors(list: &str) -> Option<u64> {
+    let ends = list.split(',').map(|range| range.split_once('-').map_or(range, |(_, end)| end));
+    let highest =
+        ends.map(|end| end.trim().parse::<u64>().ok()).collect::<Option<Vec<_>>>()?.into_iter().max()?;
+    highest.checked_add(1)
 }
 
 /// This host. What it does not tell bounds nothing.
@@ -42,7 +53,8 @@ mod tests {
             own_limits(&serde_json::from_str(&text).unwrap())
         };
         let limits = read(r#"{"cpu": {"quota": 150000, "period": 50000}, "memory": {"limit": 1024}}"#);
-        assert_eq!(limits, OwnLimits { cpu: Some((150_000, 50_000)), memory: Some(1024) });
+        let expected = OwnLimits { cpu: Some((150_000, 50_000)), processors: None, memory: Some(1024) };
+        assert_eq!(limits, expected);
         assert_eq!(read(r#"{"cpu": {"quota": 7}}"#).cpu, Some((7, PERIOD)));
         for none in ["{}", r#"{"cpu": {"quota": -1}, "memory": {"limit": -1}}"#, r#"{"cpu": {"shares": 2}}"#]
         {
@@ -52,6 +64,23 @@ mod tests {
             own_limits(&serde_json::from_str(r#"{"ociVersion": "1.1.0"}"#).unwrap()),
             OwnLimits::default()
         );
+    }
+
+    #[test]
+    fn processors_are_counted_from_the_highest_that_is_named() {
+        for (list, expected) in [
+            ("0-1", Some(2)),
+            ("3,0-1", Some(4)),
+            ("0", Some(1)),
+            (" 2 - 4 ", Some(5)),
+            ("", None),
+            ("all", None),
+        ] {
+            assert_eq!(processors(list), expected, "{list:?}");
+        }
+        let text = r#"{"ociVersion": "1.1.0", "linux": {"resources":
+            {"cpu": {"cpus": "0"}, "unified": {"cpuset.cpus": "0-2"}}}}"#;
+        assert_eq!(own_limits(&serde_json::from_str(text).unwrap()).processors, Some(3));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::PathBuf};
 use oci_spec::runtime::LinuxNamespaceType;
 use protobuf::Message as _;
 use skep::{
+    cgroup::CgroupPath,
     config::{Config, PodOptions},
     container::ErrorKind,
     guest::GuestOs,
@@ -41,6 +42,8 @@ pub(crate) struct Wanted {
     pub(crate) network: NetworkRequest,
     /// What the guest's kernel is told.
     pub(crate) settings: GuestSettings,
+    /// The cgroup where the host counts and limits it, if one is named.
+    pub(crate) cgroup: Option<CgroupPath>,
     /// For a pod: the content of resolv.conf.
     resolver: Option<String>,
 }
@@ -54,6 +57,7 @@ impl Wanted {
             hostname: None,
             network: NetworkRequest::Own,
             settings: GuestSettings::default(),
+            cgroup: None,
             resolver: None,
         }
     }
@@ -96,11 +100,18 @@ impl Wanted {
         } else {
             NetworkRequest::Join(PathBuf::from(&request.netns_path))
         };
+        let named = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_deref());
+        let cgroup =
+            match pod.as_ref().map(|pod| pod.linux.cgroup_parent.as_str()).filter(|name| !name.is_empty()) {
+                Some(parent) => CgroupPath::of_pod(parent, &request.sandbox_id),
+                None => named.map_or(Ok(None), |path| CgroupPath::parse(&path.to_string_lossy())),
+            };
         Ok(Self {
             options: PodOptions::from_annotations(config, &annotations).map_err(|error| invalid(&error))?,
             hostname: hostname.filter(|name| !name.is_empty()),
             network,
             settings,
+            cgroup: cgroup.map_err(|error| invalid(&error))?,
             resolver: pod.map(|pod| resolver(pod.dns_config.as_ref())),
         })
     }
@@ -196,6 +207,7 @@ mod tests {
         let linux = LinuxPodSandboxConfig {
             sysctls: HashMap::from([("kernel.shm_rmid_forced".to_owned(), "1".to_owned())]),
             resources: Some(resources).into(),
+            cgroup_parent: "/kubepods/pod1".into(),
             ..LinuxPodSandboxConfig::default()
         };
         let dns = DNSConfig { servers: vec!["10.0.0.2".into()], ..DNSConfig::default() };
@@ -217,6 +229,7 @@ mod tests {
         assert_eq!(wanted.options.memory.mib(), PodOptions::defaults(&config).memory.mib() + 64);
         assert_eq!(wanted.settings.shm_bytes, Some(64 << 20));
         assert_eq!(wanted.settings.sysctls["kernel.shm_rmid_forced"], "1");
+        assert_eq!(wanted.cgroup, CgroupPath::parse("/kubepods/pod1/s").unwrap());
         assert_eq!(wanted.resolver.as_deref(), Some("nameserver 10.0.0.2\n"));
     }
 
@@ -250,6 +263,6 @@ mod tests {
         let request = CreateSandboxRequest { sandbox_id: "s".into(), ..CreateSandboxRequest::default() };
         let wanted = Wanted::read(&Config::default(), &request).unwrap();
         assert!(!wanted.is_pod());
-        assert_eq!(wanted.settings, GuestSettings::default());
+        assert_eq!((wanted.settings, wanted.cgroup), (GuestSettings::default(), None));
     }
 }

@@ -42,7 +42,8 @@ impl Bare {
         let config = Config::default();
         let spec = spec(build, &config, archive, share)?;
         let journal = Arc::new(Journal::create(&directory.path().join("journal"))?);
-        let place = Place { netns: None, taps: Vec::new(), dir: directory.path().to_owned(), journal };
+        let place =
+            Place { netns: None, taps: Vec::new(), cgroup: None, dir: directory.path().to_owned(), journal };
         let begin = Instant::now();
         let vm = driver(&config)?.boot(spec, place).await.context("booting the bare kernel")?;
         Ok(Self { vm, begin, directory })

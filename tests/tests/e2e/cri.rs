@@ -23,6 +23,8 @@ pub(crate) const CASES: &[Case] = &[
     on_2(Case::both("cri_figures", figures::figures)),
     on_2(Case::skep("cri_figures_sandbox_api", |lease| figures::all(lease, Handler::Sandbox))),
     on_2(Case::skep("cri_cost_of_a_pod", figures::cost_of_a_pod)),
+    on_2(Case::both("cri_pod_stats", figures::of_the_pod)),
+    on_2(Case::skep("cri_pod_stats_sandbox_api", |lease| figures::of_a_pod(lease, Handler::Sandbox))),
     on_2(Case::skep("cri_losses", losses)),
     on_2(Case::skep("cri_refusals", refusals)),
 ];

@@ -23,6 +23,7 @@ mod freebsd_guest;
 #[cfg(target_os = "freebsd")]
 mod freebsd_network;
 mod hooks;
+mod host_cgroup;
 mod lifecycle;
 mod nerdctl;
 mod network;
@@ -125,6 +126,7 @@ fn main() -> ExitCode {
         calls::CASES,
         #[cfg(target_os = "linux")]
         shim_cgroup::CASES,
+        host_cgroup::CASES,
         resources::CASES,
         network::CASES,
         cni::CASES,

@@ -84,7 +84,9 @@ impl Drop for Cgroups {
 
 fn shim_cgroup(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
-    let spec = subject.spec(ID, &lease.rootfs("root")?, ["/bin/sleep", "1000"])?;
+    let mut spec = subject.spec(ID, &lease.rootfs("root")?, ["/bin/sleep", "1000"])?;
+    // One that names none: its VMM stays with the shim.
+    spec["linux"].as_object_mut().context("a specification without linux")?.remove("cgroupsPath");
     let bundle = lease.containerd.bundle(ID);
     fs::create_dir_all(&bundle)?;
     fs::write(bundle.join("config.json"), spec.to_string())?;

@@ -148,6 +148,7 @@ mod tests {
             dir: dir.path().to_owned(),
             netns: None,
             taps: Vec::new(),
+            cgroup: None,
             journal: Arc::clone(&journal),
         };
         let driver = Bhyve { binary: "/bin/sh".into() };
@@ -202,6 +203,7 @@ mod tests {
             dir: dir.path().to_owned(),
             netns: None,
             taps: Vec::new(),
+            cgroup: None,
             journal: Arc::clone(&journal),
         };
         let spec = VmSpec {

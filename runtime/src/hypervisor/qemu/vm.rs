@@ -20,8 +20,9 @@ use tokio::task::JoinHandle;
 use super::accel::AccelDecision;
 use super::command::{Wiring, arguments};
 use super::qmp::{Qmp, ShutdownReason};
+use crate::cgroup::Cgroup;
 use crate::hypervisor::log::{Tail, record};
-use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, Vm, VmExit, VmSpec};
+use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, Vm, VmExit, VmSpec, too_little_memory};
 use crate::journal::{EntryId, Journal, VMM};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
@@ -95,6 +96,9 @@ pub(super) async fn start(
     if let Some(netns) = &place.netns {
         crate::os::enter_netns(&mut command, Arc::clone(netns));
     }
+    if let Some(cgroup) = &place.cgroup {
+        cgroup.enter(&mut command)?;
+    }
     let (mut child, process, entry) = place.journal.spawn(VMM, command, &inherited)?;
     let phases = [Phase::over("vmm-executed")];
     // QEMU's copies are the only ones from here on: when it ends, its sockets refuse.
@@ -131,6 +135,7 @@ pub(super) async fn start(
         console: console.clone(),
         messages,
         killed: Arc::clone(&killed),
+        memory: place.cgroup.clone().map(|cgroup| (too_little_memory(&cgroup, spec), cgroup)),
         journal: Arc::clone(&place.journal),
         entry,
     };
@@ -185,6 +190,8 @@ struct Keeper {
     console: Tail,
     messages: Tail,
     killed: Arc<AtomicBool>,
+    /// What is to be said if it is killed for want of memory, and where that is counted.
+    memory: Option<(String, Arc<Cgroup>)>,
     journal: Arc<Journal>,
     entry: EntryId,
 }
@@ -208,7 +215,12 @@ impl Keeper {
             tracing::warn!("{e}");
         }
         let killed = self.killed.load(Ordering::Acquire);
-        let cause = judge(status, self.qmp.shutdown_reason(), killed, &self.messages.text());
+        let cause = match &self.memory {
+            Some((reason, cgroup)) if !killed && is_sigkill(&status) && cgroup.killed_for_memory() => {
+                ExitCause::OutOfMemory { reason: reason.clone() }
+            }
+            _ => judge(status, self.qmp.shutdown_reason(), killed, &self.messages.text()),
+        };
         VmExit::with_console(cause, self.console.text())
     }
 }
@@ -219,6 +231,10 @@ async fn wait_elsewhere(mut child: Child) -> io::Result<ExitStatus> {
         Ok(status) => status,
         Err(e) => Err(io::Error::other(e)),
     }
+}
+
+fn is_sigkill(status: &io::Result<ExitStatus>) -> bool {
+    status.as_ref().is_ok_and(|status| status.signal() == Some(libc::SIGKILL))
 }
 
 /// How a VM ended, by all that is known.

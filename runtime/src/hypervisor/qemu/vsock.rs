@@ -43,6 +43,9 @@ pub(super) async fn start(binary: &Path, vsock: Vsock, place: &Place) -> Result<
     command.arg("--guest-cid").arg(vsock.cid.to_string());
     command.arg("--socket").arg(&socket).arg("--uds-path").arg(&uds);
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    if let Some(cgroup) = &place.cgroup {
+        cgroup.enter(&mut command)?;
+    }
     let (mut child, process, entry) = place.journal.spawn("vsock", command, &[])?;
     let said = Tail::default();
     // Its end is seen by the end of its pipe, and it is reaped whatever comes.

@@ -1,5 +1,7 @@
 //! What CRI tells of containers and pods and changes of them, and its streams: with runc, and with Skep both ways.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -32,6 +34,87 @@ pub(super) fn all(lease: &mut Lease, handler: Handler) -> Result<()> {
     streams(&cri, &pod, &container)?;
     pod.remove(&cri)?;
     before.settle(&cri.containerd.scope())
+}
+
+pub(super) fn of_the_pod(lease: &mut Lease) -> Result<()> {
+    of_a_pod(lease, if lease.runtime == Runtime::Runc { Handler::Runc } else { Handler::Container })
+}
+
+/// containerd reads a pod's figures (`crictl statsp`, kubelet's) from the cgroup that kubelet made for it.
+pub(super) fn of_a_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
+    let cri = Cri::start(lease.build()?)?;
+    let parent = format!("{}-pods/pod1", cri.containerd.namespace());
+    make(&parent)?;
+    let before = cri.census()?;
+    let pod = cri.pod(handler, "counted", &json!({ "linux": { "cgroup_parent": format!("/{parent}") } }))?;
+    let script = "dd if=/dev/zero of=/dev/shm/used bs=1M count=20 2>/dev/null; while :; do :; done";
+    pod.run(&cri, "busy", script, &json!({}))?;
+    let figures = || -> Result<(u64, u64)> {
+        let all: Value = serde_json::from_str(&cri.said(&format!("statsp --output json --id {}", pod.id))?)?;
+        let number = |path: &str| {
+            let value = all.pointer(path).and_then(Value::as_str).and_then(|text| text.parse::<u64>().ok());
+            value.unwrap_or_default()
+        };
+        Ok((
+            number("/stats/0/linux/cpu/usageCoreNanoSeconds/value"),
+            number("/stats/0/linux/memory/workingSetBytes/value"),
+        ))
+    };
+    let first = wait_for("the pod's memory to be counted", Duration::from_secs(60), || {
+        let first = figures()?;
+        Ok((first.1 >= 20 * MIB && first.0 > 0).then_some(first))
+    })?;
+    wait_for("the pod's work to be counted", Duration::from_secs(60), || {
+        Ok((figures()?.0 >= first.0 + 1_000_000_000).then_some(()))
+    })?;
+    pod.remove(&cri)?;
+    before.settle(&cri.containerd.scope())?;
+    // Nothing of the pod is in it any more: else it could not be removed.
+    remove(&parent)
+}
+
+/// In the hierarchies that containerd reads.
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    if root.join("cgroup.procs").exists() {
+        return vec![root.to_owned()];
+    }
+    let mut all: Vec<PathBuf> = ["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio", "devices", "freezer"]
+        .iter()
+        .map(|name| root.join(name))
+        .filter(|path| path.join("cgroup.procs").exists())
+        .collect();
+    all.sort_by_key(|path| path.canonicalize().ok());
+    all.dedup_by_key(|path| path.canonicalize().ok());
+    all
+}
+
+/// As kubelet makes it.
+fn make(below: &str) -> Result<()> {
+    for root in hierarchies() {
+        let mut place = root.clone();
+        for part in Path::new(below) {
+            if root == Path::new("/sys/fs/cgroup") {
+                fs::write(place.join("cgroup.subtree_control"), "+cpu +memory")?;
+            }
+            let parent = place.clone();
+            place.push(part);
+            fs::create_dir_all(&place).with_context(|| format!("making {}", place.display()))?;
+            for name in ["cpuset.cpus", "cpuset.mems"].iter().filter(|name| root.join(name).exists()) {
+                fs::write(place.join(name), fs::read_to_string(parent.join(name))?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn remove(below: &str) -> Result<()> {
+    for place in crate::host_cgroup::places(below) {
+        for place in [place.as_path(), place.parent().context("a root")?] {
+            fs::remove_dir(place).with_context(|| format!("removing {}", place.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn inspect(cri: &Cri, container: &str) -> Result<Value> {

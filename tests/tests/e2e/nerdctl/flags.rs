@@ -37,6 +37,11 @@ pub(super) fn limits(lease: &mut Lease) -> Result<()> {
                 "81",
             ),
             ("--pids-limit 20", crowd, "1"),
+            (
+                "--cpuset-cpus 0-1",
+                "awk '/Cpus_allowed_list/ { print $2 }' /proc/self/status; nproc",
+                "0-1\n2",
+            ),
             ("--cpuset-cpus 0", "awk '/Cpus_allowed_list/ { print $2 }' /proc/self/status", "0"),
             (
                 "--memory 32m --cpus 0.5",
