@@ -1,13 +1,17 @@
 //! Containers that share a sandbox, as Kubernetes makes them: by annotations and by the namespaces of the pod's own.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use skep_tests::ctr::{Runtime, Subject};
+use skep_tests::elf;
 use skep_tests::events::Recorder;
+use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -18,6 +22,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits).on_freebsd(),
     Case::skep("pod_loses_its_agent", pod_loses_its_agent),
     Case::skep("pod_with_a_silent_agent", pod_with_a_silent_agent),
+    Case::skep("pod_with_a_stopped_agent", pod_with_a_stopped_agent),
 ];
 
 /// Runs until it is asked to end.
@@ -138,20 +143,46 @@ fn pod_has_room_for_its_limits(lease: &mut Lease) -> Result<()> {
 const CUT: &str =
     "cd /sys/bus/virtio/drivers/virtio_console; for device in virtio*; do echo $device >unbind; done";
 
-/// A pod of three: its own container, one that waits, and one that may do to the guest what it likes.
+/// Stops the guest's first process, which is the agent, by ptrace(2): a signal stops no first process. What else the guest
+/// has goes on, its kernel and the port's driver among it. Ends with 1 if it cannot.
+const HOLD: [u8; 75] = [
+    0xb8, 0x65, 0, 0, 0, // mov eax, 101 (ptrace)
+    0xbf, 0x06, 0x42, 0, 0, // mov edi, PTRACE_SEIZE
+    0xbe, 1, 0, 0, 0, // mov esi, 1
+    0x31, 0xd2, 0x45, 0x31, 0xd2, 0x0f, 0x05, // xor edx, edx; xor r10d, r10d; syscall
+    0x48, 0x85, 0xc0, 0x78, 0x24, // test rax, rax; js end
+    0xb8, 0x65, 0, 0, 0, //
+    0xbf, 0x07, 0x42, 0, 0, // mov edi, PTRACE_INTERRUPT
+    0xbe, 1, 0, 0, 0, //
+    0x31, 0xd2, 0x45, 0x31, 0xd2, 0x0f, 0x05, //
+    0x48, 0x85, 0xc0, 0x78, 0x09, //
+    0xb8, 0x22, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7, // again: mov eax, 34 (pause); syscall; jmp again
+    0xb8, 0x3c, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0x0f, 0x05, // end: mov eax, 60 (exit); mov edi, 1; syscall
+];
+
+/// A pod of three: its own container, one that waits, and one that may do to the guest what it likes and sees its processes.
 fn pod_of_three(lease: &Lease) -> Result<()> {
     let subject = lease.subject();
     let shm = lease.scratch("shm")?;
     subject.run("pod").spec(&sandbox(&subject, &lease.rootfs("pod")?)?)?.flags(["--null-io"]).detached()?;
     let pod = subject.wait_status("pod", "RUNNING")?.pid;
     for id in ["idle", "mighty"] {
-        let mut spec = member(&subject, id, &lease.rootfs(id)?, pod, &shm, "sleep 1000")?;
+        let rootfs = lease.rootfs(id)?;
+        let mut spec = member(&subject, id, &rootfs, pod, &shm, "sleep 1000")?;
         if id == "mighty" {
-            let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+            let hold = rootfs.join("bin/hold");
+            fs::write(&hold, elf::executable(elf::Machine::X86_64, &HOLD))?;
+            fs::set_permissions(&hold, fs::Permissions::from_mode(0o755))?;
+            let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_SYS_PTRACE"]);
             for set in ["bounding", "effective", "permitted"] {
                 spec["process"]["capabilities"][set] = all.clone();
             }
             spec["linux"]["readonlyPaths"] = json!([]);
+            for namespace in spec["linux"]["namespaces"].as_array_mut().context("namespaces")? {
+                if namespace["type"] == "pid" {
+                    namespace["path"] = json!(format!("/proc/{pod}/ns/pid"));
+                }
+            }
             for mount in spec["mounts"].as_array_mut().context("mounts")? {
                 if mount["destination"] == "/sys" {
                     mount["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
@@ -199,4 +230,31 @@ fn pod_with_a_silent_agent(lease: &mut Lease) -> Result<()> {
     ensure!(subject.task("mighty")?.is_some_and(|task| task.status == "RUNNING"));
     subject.kill("idle", "SIGKILL")?.succeeded()?;
     all_are_over(lease, &recorder)
+}
+
+/// As hung as it can be: nothing of it runs while its guest does.
+fn pod_with_a_stopped_agent(lease: &mut Lease) -> Result<()> {
+    lease.configure(|configuration| configuration.call = Some(3))?;
+    let recorder = Recorder::start(&lease.containerd)?;
+    pod_of_three(lease)?;
+    let subject = lease.subject();
+    let script = "/bin/hold & until grep -q '^State:.t' /proc/1/status; do :; done; echo >/held; wait";
+    let holding = subject.exec("mighty", "hold").sh(script).start()?;
+    let held = lease.containerd.directory().join("scratch/mighty/held");
+    let stopped = wait_for("the agent to be stopped", Duration::from_secs(60), || {
+        // Nobody would hear of its end.
+        ensure!(!holding.has_ended(), "the agent goes on");
+        Ok(held.exists().then_some(()))
+    });
+    if let Err(error) = stopped {
+        return Err(error.context(holding.stop(Signal::SIGKILL)?.describe()));
+    }
+    let late = subject.exec("idle", "late").args(["true"]).output()?;
+    ensure!(late.code() != 0 && late.err().contains("deadline exceeded"), "{}", late.describe());
+    ensure!(subject.task("idle")?.is_some_and(|task| task.status == "RUNNING"));
+    subject.kill("idle", "SIGKILL")?.succeeded()?;
+    all_are_over(lease, &recorder)?;
+    let output = holding.wait(LIMIT)?;
+    ensure!(output.code() == 137, "{}", output.describe());
+    Ok(())
 }
