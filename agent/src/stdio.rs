@@ -39,7 +39,7 @@ pub(crate) struct Streams {
 #[derive(Debug)]
 pub(crate) struct Pipes {
     process: [OwnedFd; 3],
-    stdin: Option<OwnedFd>,
+    stdin: Option<FdStream>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 }
@@ -72,11 +72,11 @@ impl Streams {
     pub(crate) fn pipes(&self) -> Result<Pipes, Refusal> {
         let fail = |e: io::Error| Refusal::internal(format!("cannot make the pipes of a process: {e}"));
         let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        let input = |wanted: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+        let input = |wanted: bool| -> io::Result<(OwnedFd, Option<FdStream>)> {
             if !wanted {
                 return Ok((null()?, None));
             }
-            let (read, write) = pipe()?;
+            let (read, write) = input_pipe()?;
             Ok((read, Some(write)))
         };
         let output = |wanted: bool| -> io::Result<(OwnedFd, Option<OwnedFd>)> {
@@ -95,7 +95,7 @@ impl Streams {
     /// Starts copying between the streams and a process's pipes.
     pub(crate) fn pump_pipes(self, ends: Ends) -> io::Result<()> {
         if let (Some(stream), Some(end)) = (self.stdin, ends.stdin) {
-            tokio::spawn(feed(stream, FdStream::new(end)?));
+            tokio::spawn(feed(stream, end));
         }
         for (stream, end) in [(self.stdout, ends.stdout), (self.stderr, ends.stderr)] {
             if let (Some(stream), Some(end)) = (stream, end) {
@@ -130,7 +130,7 @@ impl Pipes {
 /// The agent's ends of a process's pipes.
 #[derive(Debug)]
 pub(crate) struct Ends {
-    stdin: Option<OwnedFd>,
+    stdin: Option<FdStream>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 }
@@ -180,6 +180,14 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
         tracing::debug!("a pipe stays small: {error}");
     }
     Ok((read, write))
+}
+
+/// A pipe that a process reads.
+fn input_pipe() -> io::Result<(OwnedFd, FdStream)> {
+    let (read, write) = pipe()?;
+    // While both ends are open: kqueue watches no pipe whose reader is gone (FreeBSD's sys/kern/sys_pipe.c,
+    // `pipe_kqfilter`), so what a process that ended at once has not read would wait for ever.
+    Ok((read, FdStream::new(write)?))
 }
 
 /// Host to process. The end of the stream, or its break, closes the process's input.
@@ -237,6 +245,15 @@ async fn drain(from: FdStream, mut to: Option<StdioStream>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn input_for_a_process_that_has_ended_is_refused() {
+        let (read, mut write) = input_pipe().expect("pipe");
+        drop(read);
+        let written = tokio::time::timeout(CLAIM_LIMIT, write.write_all(b"too late")).await;
+        let error = written.expect("it is told").expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
 
     #[test]
     fn room_grows_while_it_is_filled_and_goes_when_it_is_not() {

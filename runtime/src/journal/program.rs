@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::pipe::PipeFlags;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 
@@ -99,13 +100,16 @@ impl Program {
     /// Runs it to its end. When the future is dropped it is killed.
     pub(crate) async fn run(self, journal: Option<&Journal>) -> Result<Ended, ProgramError> {
         let Self { role, mut command, input, output: most, limit } = self;
-        command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let (reader, stdin) = input_pipe()?;
+        command.stdin(reader).stderr(Stdio::piped());
         command.stdout(if most.is_some() { Stdio::piped() } else { Stdio::null() });
         let (child, process, record) = if let Some(journal) = journal {
             let (child, process, entry) = journal.spawn(role, command, &[])?;
             (child, process, Some((journal, entry)))
         } else {
             let child = command.spawn()?;
+            // With it goes the reading end of the program's input.
+            drop(command);
             let process =
                 ProcessIdentity::of(child.id())?.unwrap_or(ProcessIdentity { pid: child.id(), start: 0 });
             (child, process, None)
@@ -113,7 +117,6 @@ impl Program {
         let mut running = Running { child, process, record };
         let (mut printed, mut text) = (Vec::new(), Vec::new());
         let ended = {
-            let stdin = running.child.stdin.take().map(OwnedFd::from);
             let stdout = running.child.stdout.take().map(OwnedFd::from);
             let stderr = running.child.stderr.take().map(OwnedFd::from);
             let mut talk = std::pin::pin!(async {
@@ -159,9 +162,15 @@ impl Program {
     }
 }
 
-/// Hands over the input.
-async fn tell(stdin: Option<OwnedFd>, input: &[u8]) {
-    let Some(Ok(mut stdin)) = stdin.map(pipe::Sender::from_owned_fd) else { return };
+/// A pipe for the input. It is watched while both ends are open: kqueue watches no pipe whose reader is gone (FreeBSD's
+/// `sys/kern/sys_pipe.c`, `pipe_kqfilter`), so writing to a program that ended at once would wait for ever.
+fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((reader, pipe::Sender::from_owned_fd(writer)?))
+}
+
+/// Hands over the input, as far as it is read.
+async fn tell(mut stdin: pipe::Sender, input: &[u8]) {
     let _ = stdin.write_all(input).await;
 }
 
@@ -210,6 +219,15 @@ mod tests {
             Program { limit: Duration::from_millis(50), ..sh("echo waiting >&2; exec sleep 600", None) };
         let error = slow.run(None).await.unwrap_err().to_string();
         assert!(error.starts_with("killed after 0 s"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_is_not_waited_for() {
+        let (reader, stdin) = input_pipe().unwrap();
+        drop(reader);
+        tokio::time::timeout(Duration::from_secs(30), tell(stdin, &vec![0; 1 << 20])).await.unwrap();
+        let idle = Program { input: vec![0; 1 << 20], ..sh("exit 4", None) };
+        assert_eq!(idle.run(None).await.unwrap().status.code(), Some(4));
     }
 
     #[tokio::test]

@@ -60,6 +60,7 @@ struct Program {
 const TESTS: &[Program] = &[
     Program { group: Group::Unit, package: "skep", target: "skep", limit: 900 },
     Program { group: Group::Unit, package: "skep-cni", target: "skep_cni", limit: 900 },
+    Program { group: Group::Unit, package: "skep-agent", target: "skep-agent", limit: 900 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd", limit: 3600 },
     Program { group: Group::CniBench, package: "skep-cni", target: "freebsd_bench", limit: 7200 },
     Program { group: Group::E2e, package: "skep-tests", target: "e2e", limit: 7200 },
@@ -124,9 +125,11 @@ pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
         let _ = writeln!(plan, "{name} {BENCH_LIMIT} {rounds}");
     }
     for test in chosen() {
+        // A program may have the name of its package's library, which is what has the tests then.
         let found = built
             .iter()
-            .find(|built| (built.package.as_str(), built.target.as_str()) == (test.package, test.target));
+            .filter(|built| (built.package.as_str(), built.target.as_str()) == (test.package, test.target))
+            .min_by_key(|built| built.program);
         let path =
             &found.with_context(|| format!("cargo built no test {} of {}", test.target, test.package))?.path;
         let name = format!("{}-{}", test.package, test.target);
@@ -207,6 +210,8 @@ fn tree(directory: &Path, name: &str, files: &mut Vec<(String, PathBuf)>) -> Res
 struct Built {
     package: String,
     target: String,
+    /// Of a program, not of a library.
+    program: bool,
     path: PathBuf,
 }
 
@@ -226,10 +231,6 @@ fn artifact(line: &str) -> Option<Built> {
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;
     }
-    // A program has the name of its package's library, which is what has the tests.
-    if message["target"]["kind"].as_array()?.iter().any(|kind| kind == "bin") {
-        return None;
-    }
     // path+file:///w/tests#skep-tests@0.1.0, or path+file:///w/skep-tests#0.1.0 where the directory has the name.
     let (place, version) = message["package_id"].as_str()?.rsplit_once('#')?;
     let package = match version.split_once('@') {
@@ -239,6 +240,7 @@ fn artifact(line: &str) -> Option<Built> {
     Some(Built {
         package: package.to_owned(),
         target: message["target"]["name"].as_str()?.to_owned(),
+        program: message["target"]["kind"].as_array()?.iter().any(|kind| kind == "bin"),
         path: message["executable"].as_str()?.into(),
     })
 }
@@ -290,10 +292,10 @@ mod tests {
         };
         let built = artifact(&message("path+file:///w/tests#skep-tests@0.1.0", "test", true)).unwrap();
         assert_eq!((built.package.as_str(), built.target.as_str()), ("skep-tests", "e2e"));
-        let library = artifact(&message("path+file:///w/skep-cni#0.1.0", "lib", true));
-        assert_eq!(library.unwrap().package, "skep-cni");
+        let library = artifact(&message("path+file:///w/skep-cni#0.1.0", "lib", true)).unwrap();
+        assert_eq!((library.package.as_str(), library.program), ("skep-cni", false));
+        assert!(artifact(&message("path+file:///w/skep-agent#0.1.0", "bin", true)).unwrap().program);
         assert!(artifact(&message("path+file:///w/skep-cni#0.1.0", "lib", false)).is_none());
-        assert!(artifact(&message("path+file:///w/skep-cni#0.1.0", "bin", true)).is_none());
         assert!(artifact("warning: not JSON").is_none());
     }
 
