@@ -52,7 +52,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let (kernel, agent, world) = (Path::new(kernel), Path::new(agent), Path::new(world));
     let mut failed = 0;
-    for name in ["hello", "stdio", "exec", "faults", "signals", "terminal", "pause", "clean"] {
+    for name in ["hello", "stdio", "exec", "faults", "signals", "terminal", "pause", "limits", "clean"] {
         if !wanted.is_empty() && !wanted.iter().any(|one| one == name) {
             continue;
         }
@@ -67,6 +67,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             "signals" => signals(&vm).await,
             "terminal" => terminal(&vm).await,
             "pause" => pause(&vm).await,
+            "limits" => limits(&vm).await,
             _ => clean(&vm).await,
         };
         // The answer may be lost with the guest.
@@ -123,7 +124,7 @@ impl Vm {
         ]);
         qemu.arg("-kernel").arg(kernel).arg("-append").arg(
             "vfs.root.mountfrom=p9fs:guest vfs.root.mountfrom.options=ro init_path=/skep-agent \
-             machdep.disable_tsc_calibration=1 debug.acpi.disabled=hpet kern.panic_reboot_wait_time=0 \
+             machdep.disable_tsc_calibration=1 debug.acpi.disabled=hpet kern.panic_reboot_wait_time=0 kern.racct.enable=1 \
              console=comconsole boot_serial=YES hint.uart.0.at=isa hint.uart.0.port=0x3F8 hint.uart.0.flags=0x10 \
              skep.log=debug",
         );
@@ -438,6 +439,26 @@ async fn pause(vm: &Vm) -> anyhow::Result<()> {
         .await
         .context("it is dead")??;
     end(vm, "p", 9, 137).await
+}
+
+async fn limits(vm: &Vm) -> anyhow::Result<()> {
+    // Who took the memory ends, and nobody else.
+    let script =
+        "(dd if=/dev/zero bs=100m count=1 2>/dev/null; echo dd $? >/code) | sleep 8; cat /code; exit 5";
+    let mut bounded = spec(script);
+    bounded["linux"]["resources"]["memory"]["limit"] = (64 << 20).into();
+    let (status, output) = vm.run("bounded", &bounded, b"").await?;
+    ensure!(status == 5 && output == "dd 137\n", "{status}: {output:?}");
+    vm.create("counted", &bounded, Tokens::new()).await?;
+    vm.start("counted", "").await?;
+    let exit = vm.agent().wait_process(&process("counted", "")).await?;
+    vm.agent().delete_process(&process("counted", "")).await?;
+    ensure!((exit.exit_status, exit.oom_kills) == (5, 1), "{exit:?}");
+    let mut few = spec("for n in 1 2 3 4 5; do sleep 3 & done; echo all");
+    few["linux"]["resources"]["pids"]["limit"] = 4.into();
+    let (status, output) = vm.run("few", &few, b"").await?;
+    ensure!(status != 0 && output.is_empty(), "{status}: {output:?}");
+    Ok(())
 }
 
 async fn clean(vm: &Vm) -> anyhow::Result<()> {

@@ -286,10 +286,14 @@ impl Container {
     }
 }
 
-/// Waits for the end of the first process: those that it leaves end with it.
+/// Holds the container to its memory until the first process ends: those that it leaves end with it.
 pub(crate) async fn follow(container: Arc<Container>) {
-    container.init.wait().await;
-    if let Err(error) = group::init_ended(&container.paths.group_dir()) {
+    let group = container.paths.group_dir();
+    tokio::select! {
+        _ = container.init.wait() => {}
+        never = oom::enforce(&group) => match never {},
+    }
+    if let Err(error) = group::init_ended(&group) {
         tracing::warn!("{}: {error}", container.init.name());
     }
 }

@@ -2,18 +2,25 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
+use serde_json::json;
 use skep_tests::ctr::{Exec, Run, Subject};
+use skep_tests::events::Recorder;
 use skep_tests::image::Image;
 use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::{FREEBSD_GUEST_VARIABLE, Lease};
+use skep_tests::task_api::Shim;
 
 use crate::Case;
+use crate::resources::Figures;
 
 const CASES: &[Case] = &[
     Case::skep("jail_runs", runs).on_freebsd(),
     Case::skep("jail_execs", execs).on_freebsd(),
     Case::skep("jail_pauses", pauses).on_freebsd(),
+    Case::skep("jail_limits", limits).on_freebsd(),
+    Case::skep("jail_metrics", metrics).on_freebsd(),
+    Case::skep("jail_volumes", volumes).on_freebsd(),
 ];
 
 const IMAGE: &str = "skep.test/freebsd:latest";
@@ -164,4 +171,83 @@ fn pauses(lease: &mut Lease) -> Result<()> {
     subject.wait_status("still", "STOPPED")?;
     ensure!(subject.delete_task("still")? == 7);
     subject.remove("still")
+}
+
+const LIMIT_BYTES: u64 = 96 << 20;
+
+/// Who takes too much memory is killed and nobody else, and there are no more processes than may be.
+fn limits(lease: &mut Lease) -> Result<()> {
+    let recorder = Recorder::start(&lease.containerd)?;
+    // It holds its block as long as nobody takes it. The first process makes no others later: it would not outlive a refusal.
+    let script = "trap 'exit 7' TERM; \
+        (dd if=/dev/zero bs=150m count=1 2>/dev/null; echo $? >/tmp/code) | sleep 1000 & wait";
+    let memory = LIMIT_BYTES.to_string();
+    run(lease, "bounded")?.flags(["--null-io", "--memory-limit", &memory]).sh(script).detached()?;
+    recorder.wait("bounded", "oom")?;
+    let subject = lease.subject();
+    let script = "until test -s /tmp/code; do sleep 0.1; done; cat /tmp/code";
+    let code = exec(subject, "bounded", "code").sh(script).output()?;
+    ensure!(code.text()? == "137", "{}", code.describe());
+    let task = subject.task("bounded")?;
+    ensure!(task.as_ref().is_some_and(|task| task.status == "RUNNING"), "{task:?}");
+
+    let shim = Shim::of(&lease.containerd, "bounded")?;
+    let update = |resources: serde_json::Value| {
+        shim.update("bounded", &resources).map_err(|refused| anyhow!("{resources}: {refused:?}"))
+    };
+    update(json!({"pids": {"limit": 8}}))?;
+    let script = "for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done; echo all";
+    let crowd = exec(subject, "bounded", "crowd").sh(script).output()?;
+    ensure!(crowd.out().is_empty() && crowd.err().contains("ork"), "{}", crowd.describe());
+    let figures = Figures::of(&subject, "bounded")?;
+    ensure!(figures.oom_kills == 1 && figures.memory_limit == LIMIT_BYTES, "{figures:?}");
+    ensure!((4..=8).contains(&figures.pids) && figures.pids_limit == 8, "{figures:?}");
+    // What is not named stays, and what is lifted is.
+    update(json!({"pids": {"limit": -1}, "memory": {"limit": -1}}))?;
+    let figures = Figures::of(&subject, "bounded")?;
+    ensure!(figures.memory_limit > LIMIT_BYTES && figures.pids_limit != 8, "{figures:?}");
+    subject.kill("bounded", "SIGTERM")?.succeeded()?;
+    subject.wait_status("bounded", "STOPPED")?;
+    ensure!(subject.delete_task("bounded")? == 7);
+    subject.remove("bounded")
+}
+
+/// Time and memory that are used show, and grow with what is used.
+fn metrics(lease: &mut Lease) -> Result<()> {
+    start(lease, "counted", &[])?;
+    let subject = lease.subject();
+    let first = Figures::of(&subject, "counted")?;
+    ensure!(first.memory > 0 && first.pids >= 1 && first.oom_kills == 0, "{first:?}");
+    let held = "(dd if=/dev/zero bs=40m count=1 2>/dev/null; :) | sleep 1000 & while :; do :; done";
+    let busy = exec(subject, "counted", "busy").sh(held).start()?;
+    let later = wait_for("time and memory to be counted", LIMIT, || {
+        let later = Figures::of(&subject, "counted")?;
+        let grown =
+            later.memory > first.memory + (40 << 20) && later.cpu >= first.cpu + Duration::from_secs(2);
+        Ok((grown && later.pids >= first.pids + 3).then_some(later))
+    })?;
+    ensure!(later.oom_kills == 0, "{later:?}");
+    subject.kill("counted", "SIGKILL")?.succeeded()?;
+    subject.wait_status("counted", "STOPPED")?;
+    busy.wait(LIMIT)?;
+    subject.remove("counted")
+}
+
+/// Directories of the host, once read-only and once not.
+fn volumes(lease: &mut Lease) -> Result<()> {
+    let (given, taken) = (lease.scratch("given")?, lease.scratch("taken")?);
+    std::fs::write(given.join("file"), "from the host\n")?;
+    let mount = |source: &std::path::Path, target: &str, access: &str| {
+        format!("type=bind,src={},dst={target},options=rbind:{access}", source.display())
+    };
+    let script = "cat /given/file; cat /given/file >/taken/copy; echo changed >/given/file; echo $?";
+    let output = run(lease, "volumes")?
+        .flags(["--mount", &mount(&given, "/given", "ro"), "--mount", &mount(&taken, "/taken", "rw")])
+        .sh(script)
+        .output()?;
+    ensure!(output.out() == "from the host\n2\n", "{}", output.describe());
+    ensure!(output.err().contains("Read-only file system"), "{}", output.describe());
+    ensure!(std::fs::read_to_string(taken.join("copy"))? == "from the host\n");
+    ensure!(std::fs::read_to_string(given.join("file"))? == "from the host\n");
+    Ok(())
 }

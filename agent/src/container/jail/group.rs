@@ -14,6 +14,8 @@ use crate::error::{Code, Refusal};
 
 /// Processes of the guest that are looked at.
 const PROCESSES_MAX: usize = 65_536;
+/// Bytes of a page, sys/amd64/include/param.h.
+const PAGE: u64 = 4096;
 /// `SSTOP` and `SZOMB`, sys/proc.h.
 const STOPPED: libc::c_char = 4;
 const ZOMBIE: libc::c_char = 5;
@@ -41,9 +43,13 @@ impl From<GroupError> for Refusal {
 
 /// A living process of a jail.
 #[derive(Debug, Clone, Copy)]
-struct Member {
-    pid: i32,
-    stopped: bool,
+pub(super) struct Member {
+    pub(super) pid: i32,
+    /// When it was made, seconds and microseconds: a pid may be another's later.
+    pub(super) start: (libc::time_t, libc::suseconds_t),
+    pub(super) stopped: bool,
+    /// Bytes of memory that it has mapped and that are there, shared ones included.
+    pub(super) resident: u64,
 }
 
 /// The jail's number, if there is one of that name.
@@ -67,11 +73,15 @@ pub(crate) fn init_ended(jail: &Path) -> Result<(), GroupError> {
 
 /// The processes of the jail.
 pub(crate) fn pids(jail: &Path) -> Result<Vec<u32>, GroupError> {
-    let Some(jid) = jid(jail)? else { return Ok(Vec::new()) };
-    let members = members(jid)?;
+    let members = members_of(jail)?;
     let mut pids: Vec<u32> = members.iter().filter_map(|member| u32::try_from(member.pid).ok()).collect();
     pids.sort_unstable();
     Ok(pids)
+}
+
+/// The living processes of the jail.
+pub(super) fn members_of(jail: &Path) -> Result<Vec<Member>, GroupError> {
+    jid(jail)?.map_or(Ok(Vec::new()), members)
 }
 
 /// Stops or continues every process and waits until it is done. A process that is made meanwhile is found the next
@@ -103,6 +113,7 @@ pub(crate) async fn remove(jail: &Path, limit: Duration) -> Result<(), GroupErro
         kill(jail)?;
         if jid(jail)?.is_none() {
             super::limits::forget(jail);
+            super::oom::forget(jail);
             return Ok(());
         }
         if Instant::now() >= deadline {
@@ -139,7 +150,12 @@ fn members(jid: i32) -> Result<Vec<Member>, GroupError> {
         unsafe { all.set_len((size / size_of::<libc::kinfo_proc>()).min(count)) };
         let living = all.iter().filter(|info| info.ki_jid == jid && info.ki_stat != ZOMBIE);
         return Ok(living
-            .map(|info| Member { pid: info.ki_pid, stopped: info.ki_stat == STOPPED })
+            .map(|info| Member {
+                pid: info.ki_pid,
+                start: (info.ki_start.tv_sec, info.ki_start.tv_usec),
+                stopped: info.ki_stat == STOPPED,
+                resident: u64::try_from(info.ki_rssize).unwrap_or(0) * PAGE,
+            })
             .collect());
     }
 }

@@ -10,6 +10,8 @@ use crate::error::Refusal;
 
 /// What the kernel answers at most.
 const ANSWER_MAX: usize = 16 * 1024;
+/// The resource that is a jail's resident memory.
+pub(super) const MEMORY: &str = "memoryuse";
 /// The kernel's period of a CPU quota if none is set, in microseconds, as on Linux.
 const PERIOD: u64 = 100_000;
 
@@ -64,13 +66,13 @@ struct Pids {
 type Rule = (&'static str, Option<(&'static str, u64)>);
 
 impl Resources {
-    /// The rules that say so. More memory kills the process that took it, more processor time waits, more processes
-    /// fail to be made.
+    /// The rules that say so. More processor time waits, more processes fail to be made; that of memory does nothing by
+    /// itself (`devctl` tells nobody here): `oom.rs` acts upon it.
     fn rules(&self) -> Vec<Rule> {
         let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
         let mut rules: Vec<Rule> = Vec::new();
         if let Some(limit) = self.memory.limit {
-            rules.push(("memoryuse", positive(limit).map(|limit| ("sigkill", limit))));
+            rules.push((MEMORY, positive(limit).map(|limit| ("devctl", limit))));
         }
         if let Some(limit) = self.pids.limit {
             rules.push(("maxproc", positive(limit).map(|limit| ("deny", limit))));
@@ -137,7 +139,7 @@ fn numbers(answer: &str) -> Vec<(String, u64)> {
     answer.split(',').filter_map(pair).collect()
 }
 
-/// `jail:NAME:memoryuse:sigkill=4096,…`.
+/// `jail:NAME:memoryuse:devctl=4096,…`.
 fn rules_in(answer: &str) -> Vec<(String, u64)> {
     let rule = |word: &str| {
         let mut parts = word.split(':');
@@ -211,7 +213,7 @@ mod tests {
         assert_eq!(
             rules(r#"{"memory":{"limit":1048576},"pids":{"limit":10},"cpu":{"quota":50000,"shares":3}}"#),
             [
-                ("memoryuse", Some(("sigkill", 1_048_576))),
+                ("memoryuse", Some(("devctl", 1_048_576))),
                 ("maxproc", Some(("deny", 10))),
                 ("pcpu", Some(("deny", 50)))
             ]
@@ -230,7 +232,7 @@ mod tests {
             [("cputime".into(), 3), ("memoryuse".into(), 4096)]
         );
         assert_eq!(
-            rules_in("jail:skep+a:memoryuse:sigkill=4096,jail:skep+a:maxproc:deny=5/jail"),
+            rules_in("jail:skep+a:memoryuse:devctl=4096,jail:skep+a:maxproc:deny=5/jail"),
             [("memoryuse".to_owned(), 4096), ("maxproc".to_owned(), 5)]
         );
     }

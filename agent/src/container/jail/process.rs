@@ -116,8 +116,11 @@ pub(super) fn enter(
     program::own_stdio(user.uid());
     let entered = program::enter_cwd(process.cwd())?;
     process.rlimits().iter().flatten().try_for_each(limit)?;
-    let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid()), Gid::from_raw(user.gid()));
+    // The first is the effective one and no other for programs linked as before FreeBSD 15 (setgroups(2), HISTORY), as
+    // this one is.
+    let others = user.additional_gids().iter().flatten().map(|gid| Gid::from_raw(*gid));
+    let groups: Vec<Gid> = std::iter::once(gid).chain(others).collect();
     nix::unistd::setgroups(&groups).map_err(internal("set groups"))?;
     nix::unistd::setresgid(gid, gid, gid).map_err(internal("change group"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(internal("change user"))?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use skep_protocol::api::ContainerStatsResponse;
 
 use super::limits::{self, LimitsError};
+use super::oom;
 
 /// Reads it, under the names that cgroup v2 has for the same. Processor time is counted in whole seconds.
 pub(crate) fn read(jail: &Path) -> Result<ContainerStatsResponse, LimitsError> {
@@ -16,8 +17,9 @@ pub(crate) fn read(jail: &Path) -> Result<ContainerStatsResponse, LimitsError> {
     let limit = |name| find(&set, name).unwrap_or(u64::MAX);
     let mut stats = ContainerStatsResponse::new();
     stats.cpu.insert("usage_usec".into(), count("cputime").saturating_mul(1_000_000));
-    stats.memory_current = count("memoryuse");
-    stats.memory_max = limit("memoryuse");
+    stats.memory_current = count(limits::MEMORY);
+    stats.memory_max = limit(limits::MEMORY);
+    stats.memory_events.insert("oom_kill".into(), oom::kills(jail));
     stats.pids_current = count("maxproc");
     stats.pids_max = limit("maxproc");
     Ok(stats)
