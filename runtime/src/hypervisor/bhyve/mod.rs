@@ -3,6 +3,7 @@
 //! libvmmapi makes the VM, our own [loader] fills it, bhyve(8) runs it, and whatever its end is, the VM is
 //! destroyed: the kernel keeps one that nobody runs. The command line has what QEMU's has, device by device.
 
+pub mod boot_files;
 mod command;
 mod exit;
 pub mod loader;

@@ -1,8 +1,6 @@
 //! A VM and the bhyve process that runs it: their start, their watch, their end.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command};
@@ -11,13 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use object::read::ReadCache;
 use skep_protocol::Endpoint;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::loader::{self, BootFile, BootImage};
+use super::boot_files::BootFiles;
 use super::vmmapi::{VmName, VmmApi, VmmApiError};
 use super::{BhyveError, command, exit, pipes};
 use crate::guest::GuestOs;
@@ -155,41 +152,17 @@ impl Machine {
 }
 
 fn load(api: &VmmApi, name: &VmName, spec: &VmSpec) -> Result<Vec<Phase>, HypervisorError> {
-    let (kernel, _) = open(&spec.kernel)?;
-    let initramfs = spec.initramfs.as_deref().map(open).transpose()?;
     let command_line = match spec.os {
         GuestOs::Linux => format!("{} {PARAMETERS}", spec.cmdline),
         GuestOs::FreeBsd => spec.cmdline.clone(),
     };
-    // Of the kernel only headers are read here.
-    let headers = ReadCache::new(&kernel);
-    let image = BootImage {
-        kernel: &headers,
-        initramfs: initramfs.as_ref().map_or(0, |(_, length)| *length),
+    let boot = BootFiles {
+        kernel: &spec.kernel,
+        initramfs: spec.initramfs.as_deref(),
         command_line: command_line.trim_end(),
         memory: spec.memory.bytes(),
     };
-    let plan =
-        loader::plan(&image).map_err(|source| BhyveError::Loader { kernel: spec.kernel.clone(), source })?;
-    let mut vm = api.create(name).map_err(BhyveError::from)?;
-    let made = Phase::over("vm-made");
-    let read = |file, offset, memory: &mut [u8]| match (file, &initramfs) {
-        (BootFile::Kernel, _) => kernel.read_exact_at(memory, offset),
-        (BootFile::Initramfs, Some((initramfs, _))) => initramfs.read_exact_at(memory, offset),
-        (BootFile::Initramfs, None) => Err(io::ErrorKind::NotFound.into()),
-    };
-    vm.load(&plan, false, read).map_err(BhyveError::from)?;
-    Ok(vec![made, Phase::over("vm-loaded")])
-}
-
-/// A file and its length in bytes.
-fn open(path: &Path) -> Result<(File, u64), HypervisorError> {
-    let open = || {
-        let file = File::open(path)?;
-        let length = file.metadata()?.len();
-        Ok((file, length))
-    };
-    open().map_err(|source| HypervisorError::File { action: "open", path: path.to_owned(), source })
+    boot.load(api, name).map(Vec::from)
 }
 
 /// A bhyve process with what it says.

@@ -1,5 +1,6 @@
 //! `cargo xtask freebsd bench`: what sandboxes cost under bhyve, beside the same guest under QEMU on this host.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -31,6 +32,12 @@ pub(crate) struct BenchOptions {
     /// Build without optimisation: figures of such a run mean nothing
     #[arg(long)]
     dev: bool,
+    /// A directory with a FreeBSD guest, as `freebsd guest` makes it, for cases that want one
+    #[arg(long, value_name = "DIR")]
+    freebsd_guest: Option<PathBuf>,
+    /// Cases to run in place of those that measure containers
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
 }
 
 /// Measures and prints a table in Markdown; an error if anything failed on the way.
@@ -38,9 +45,13 @@ pub(crate) fn bench(options: &BenchOptions, cache: &Cache) -> Result<()> {
     let mut here = Vec::new();
     let contents = Contents {
         groups: vec![Group::E2e],
-        arguments: vec![CASES.to_owned()],
+        arguments: if options.arguments.is_empty() {
+            vec![CASES.to_owned()]
+        } else {
+            options.arguments.clone()
+        },
         rounds: Some(options.rounds),
-        freebsd_guest: None,
+        freebsd_guest: options.freebsd_guest.clone(),
         dev: options.dev,
     };
     let results = run(&options.host, &contents, cache, || {
