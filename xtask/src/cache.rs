@@ -32,7 +32,8 @@ impl Cache {
         Self::at(&std::path::absolute(root).context("cannot make the cache's path absolute")?)
     }
 
-    fn at(root: &Path) -> Result<Self> {
+    /// The cache in that directory, which is made.
+    pub(crate) fn at(root: &Path) -> Result<Self> {
         std::fs::create_dir_all(root)
             .with_context(|| format!("cannot create the cache {}", root.display()))?;
         Ok(Self { root: root.to_owned() })

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -21,6 +21,19 @@ use serde_json::{Value, json};
 pub const PATIENCE: Duration = Duration::from_secs(15);
 /// How long we listen for a packet that should not arrive.
 pub const SILENCE: Duration = Duration::from_millis(1500);
+
+/// How often a state is looked at that is waited for, and how long at most: nothing takes that long unless it never comes.
+const LOOK: Duration = Duration::from_millis(500);
+const AT_MOST: Duration = Duration::from_secs(600);
+
+/// Waits for `holds`, which says what is so instead.
+pub fn until(holds: impl Fn() -> Result<(), String>) {
+    let begin = Instant::now();
+    while let Err(instead) = holds() {
+        assert!(begin.elapsed() < AT_MOST, "after {} s: {instead}", AT_MOST.as_secs());
+        std::thread::sleep(LOOK);
+    }
+}
 
 /// Where the plugin is: told by the environment, else beside the test.
 pub fn plugin() -> PathBuf {

@@ -7,6 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use skep_tests::census::{self, Member};
+use skep_tests::containerd_versions::Line;
 use skep_tests::ctr::{Runtime, Subject};
 use skep_tests::events::Recorder;
 use skep_tests::process::wait_for;
@@ -31,7 +32,7 @@ pub(crate) const CASES: &[Case] = &[
     Case::both("same_id_again", same_id_again).on_freebsd(),
     Case::both("containerd_restart", containerd_restart).on_freebsd().everywhere(),
     Case::both("containerd_killed", containerd_killed).on_freebsd(),
-    Case::both("restarts_in_every_state", restarts_in_every_state),
+    Case::both("restarts_in_every_state", restarts_in_every_state).on_freebsd(),
     Case::both("pause", pause).on_freebsd().everywhere(),
     Case::both("kill_of_a_paused_one", kill_of_a_paused_one).on_freebsd(),
     Case::skep("round_trips", round_trips).on_freebsd(),
@@ -312,7 +313,12 @@ fn restarts_in_every_state(lease: &mut Lease) -> Result<()> {
         tasks.sort_by(|one, other| one.id.cmp(&other.id));
         anyhow::Ok(tasks)
     };
-    let before = sorted(&subject)?;
+    let mut before = sorted(&subject)?;
+    // containerd 2 takes a shim without processes for one that was left over: `loadShim` in its core/runtime/v2.
+    let forgets = lease.containerd.installation().line == Line::V2;
+    if forgets {
+        before.retain(|task| task.id != "over");
+    }
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         lease.containerd.restart(signal)?;
         let subject = lease.subject();
@@ -335,7 +341,9 @@ fn restarts_in_every_state(lease: &mut Lease) -> Result<()> {
         subject.wait_status(id, "STOPPED")?;
     }
     for (id, code) in [("runs", 7), ("waits", 7), ("screen", 7), ("over", 9)] {
-        ensure!(subject.delete_task(id)? == code, "{id}");
+        if id != "over" || !forgets {
+            ensure!(subject.delete_task(id)? == code, "{id}");
+        }
         subject.remove(id)?;
     }
     Ok(())

@@ -3,7 +3,8 @@
 //! Every case runs on a containerd of its own for its time, and fails unless the census after it equals the one before:
 //! processes, mounts, cgroups, files, sockets, links and containerd's own descriptors.
 //!
-//! A filter may be several words with commas between them: cases whose names contain one of them run.
+//! A filter may be several words with commas between them: cases whose names contain one of them run, in the
+//! order of the words.
 
 mod bad_input;
 mod basics;
@@ -151,7 +152,9 @@ fn main() -> ExitCode {
     // Several of them, since a machine that has to be booted first is booted for all.
     if let Some(list) = arguments.filter.take_if(|filter| filter.contains(',')) {
         let wanted: Vec<&str> = list.split(',').filter(|word| !word.is_empty()).collect();
-        trials.retain(|trial| wanted.iter().any(|word| trial.name().contains(word)));
+        let place = |trial: &Trial| wanted.iter().position(|word| trial.name().contains(word));
+        trials.retain(|trial| place(trial).is_some());
+        trials.sort_by_key(place);
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     // The last owner: the containerds end before this process does.

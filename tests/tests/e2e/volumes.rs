@@ -14,7 +14,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("volumes_follow_the_host", volumes_follow_the_host).on_freebsd(),
-    Case::both("tmpfs_has_its_size", tmpfs_has_its_size),
+    Case::both("tmpfs_has_its_size", tmpfs_has_its_size).on_freebsd(),
     Case::skep("sockets_are_refused", sockets_are_refused).on_freebsd(),
 ];
 

@@ -116,6 +116,36 @@ mod tests {
     }
 
     #[test]
+    fn a_compressed_image_is_unpacked_once_for_each_that_is_given() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::at(&directory.path().join("cache")).unwrap();
+        let packed = directory.path().join("image.raw.xz");
+        let pack = |last: u8| {
+            let mut disk = vec![0; 1 << 20];
+            disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+            disk[(1 << 20) - 1] = last;
+            std::fs::write(directory.path().join("image.raw"), &disk).unwrap();
+            let mut xz = Command::new("xz");
+            let status = xz.args(["--force", "--keep"]).arg(directory.path().join("image.raw")).status();
+            assert!(status.unwrap().success());
+            disk
+        };
+        let first = pack(1);
+        let disk = prepare(&packed, &cache).unwrap();
+        assert_eq!((disk.format, std::fs::read(&disk.path).unwrap() == first), ("raw", true));
+        // Were it unpacked again, this would be gone.
+        std::fs::write(&disk.path, &first[..512]).unwrap();
+        assert_eq!(prepare(&packed, &cache).unwrap(), disk);
+        assert_eq!(std::fs::read(&disk.path).unwrap(), first[..512]);
+
+        let other = pack(2);
+        let disk = prepare(&packed, &cache).unwrap();
+        assert!(std::fs::read(&disk.path).unwrap() == other);
+        std::fs::write(&packed, [XZ, b"cut off"].concat()).unwrap();
+        assert!(prepare(&packed, &cache).unwrap_err().to_string().contains("xz failed"));
+    }
+
+    #[test]
     fn versions_are_numbers() {
         let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright";
         assert_eq!(parse_version(debian), Some((10, 0)));
