@@ -43,7 +43,7 @@ mod tests {
         let text = |path: &str| check(Path::new(path)).expect_err(path).to_string();
         assert!(text("/no/such/root").starts_with("rootfs \"/no/such/root\": No such file"));
         assert_eq!(text("relative"), "rootfs \"relative\": not an absolute path");
-        assert_eq!(text("/etc/hostname"), "rootfs \"/etc/hostname\": not a directory");
+        assert_eq!(text("/etc/passwd"), "rootfs \"/etc/passwd\": not a directory");
         assert!(check(Path::new("/")).is_ok());
     }
 }
