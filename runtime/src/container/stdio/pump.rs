@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use skep_protocol::Chunk;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     sync::watch,
@@ -24,6 +25,8 @@ use super::{
 
 /// Bytes moved at once. What is under way in a stream is bounded by this, the mux's window and the FIFO's buffer.
 const BUFFER: usize = 32 * 1024;
+/// The same of input: one chunk of a stream, so that none of a few bytes goes after each.
+const INPUT: usize = Chunk::ROOM;
 
 /// The moving bytes of one process. Dropping it stops them.
 pub struct Pumps {
@@ -271,7 +274,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; INPUT];
     loop {
         let n = source.read(&mut buffer).await?;
         if n == 0 {
