@@ -12,6 +12,7 @@ const BRDGDEL: u64 = 1;
 const BRDGGIFFLGS: u64 = 2;
 const BRDGSIFFLGS: u64 = 3;
 const BRDGSADDR: u64 = 8;
+const BRDGDADDR: u64 = 11;
 const IFBAF_STATIC: u8 = 1;
 /// A port whose source addresses are learnt.
 pub const LEARNS: u32 = 0x1;
@@ -82,5 +83,12 @@ impl Control {
             self.driver(bridge, BRDGSADDR, false, &mut station)
         };
         add().map_err(|error| kernel(format!("write down that {} is behind {port}", shown(mac)), error))
+    }
+
+    /// Forgets what [`Control::add_station`] wrote down; fine if nothing is.
+    pub fn remove_station(&self, bridge: &str, mac: [u8; 6]) -> Result<(), Error> {
+        let mut station = Station { mac, ..Station::default() };
+        allow(self.driver(bridge, BRDGDADDR, false, &mut station), libc::ENOENT)
+            .map_err(|error| kernel(format!("forget where {} is on {bridge}", shown(mac)), error))
     }
 }

@@ -44,5 +44,5 @@ pub use {
     error::Error,
     interface::{Control, Link, find, links, name_of, need},
     jail::Jail,
-    netgraph::Netgraph,
+    netgraph::{Limits, Netgraph, Rate},
 };

@@ -1,7 +1,10 @@
-//! The filter between an interface and its bridge: a bpf node of netgraph(4) on the interface's own node.
+//! Nodes of netgraph(4) on those of interfaces: the filter between an interface and its bridge, a bpf node, and what joins
+//! two interfaces.
 //!
 //! Frames that an interface receives go `lower` -> program -> `upper`, and from there to the bridge, as if they had just
 //! come. A node without a program lets nothing through, so there is no moment without a filter.
+
+mod car;
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -9,6 +12,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use crate::Insn;
 use crate::error::Error;
 use crate::sys::{allow, kernel, socket};
+
+pub use car::{Limits, Rate};
 
 // netgraph/ng_message.h, netgraph/ng_socket.h
 const NG_CONTROL: i32 = 2;
@@ -126,16 +131,22 @@ impl Netgraph {
     /// hears of neither, until one of them is removed.
     pub fn join(&self, one: &str, other: &str) -> Result<(), Error> {
         let failed = |error| kernel(format!("join interfaces {one} and {other}"), error);
-        for interface in [one, other] {
-            // Frames keep the address they come with; all are wanted.
-            let device = format!("{}:", node(interface));
-            for (command, value) in [(NGM_ETHER_SET_AUTOSRC, 0_u32), (NGM_ETHER_SET_PROMISC, 1)] {
-                self.send(&device, NGM_ETHER_COOKIE, command, &value.to_ne_bytes()).map_err(failed)?;
-            }
-        }
+        self.hand_over([one, other])?;
         let peer = format!("{}:", node(other));
         let connect = [field(&peer, PATH), field("lower", NAME), field("lower", NAME)].concat();
         self.send(&format!("{}:", node(one)), NGM_GENERIC_COOKIE, NGM_CONNECT, &connect).map_err(failed)
+    }
+
+    /// Has interfaces take and send frames as they are: of any address, and with the address they come with.
+    fn hand_over(&self, interfaces: [&str; 2]) -> Result<(), Error> {
+        for interface in interfaces {
+            let device = format!("{}:", node(interface));
+            for (command, value) in [(NGM_ETHER_SET_AUTOSRC, 0_u32), (NGM_ETHER_SET_PROMISC, 1)] {
+                self.send(&device, NGM_ETHER_COOKIE, command, &value.to_ne_bytes())
+                    .map_err(|error| kernel(format!("have interface {interface} take all frames"), error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Lets an interface be what it was before [`Netgraph::join`], when the other one is gone.
@@ -169,29 +180,39 @@ impl Netgraph {
         self.send(filter, NGM_BPF_COOKIE, NGM_BPF_SET_PROGRAM, &argument)
     }
 
-    /// How many frames an interface's filter refused; none if it has no filter.
-    pub fn refused(&self, interface: &str) -> Result<Option<u64>, Error> {
-        let failed = |error| kernel(format!("ask the filter of {interface} what it counted"), error);
-        let path = format!("{}:lower", node(interface));
-        match self.send(&path, NGM_BPF_COOKIE, NGM_BPF_GET_STATS, &field("lower", NAME)) {
-            Ok(()) => {}
+    /// Asks a node; its answer, at most `room` bytes. None if there is no such node, or it is of another kind.
+    fn ask(
+        &self,
+        path: &str,
+        cookie: u32,
+        command: u32,
+        argument: &[u8],
+        room: usize,
+    ) -> io::Result<Option<Vec<u8>>> {
+        match self.send(path, cookie, command, argument) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
                 return Ok(None);
             }
-            Err(error) => return Err(failed(error)),
+            result => result?,
         }
-        let mut buffer = [0_u8; HEADER + 48];
+        let mut buffer = vec![0; HEADER + room];
         // SAFETY: the buffer lives until the call returns and is as long as told.
         let got = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
-        if got < 0 {
-            return Err(failed(io::Error::last_os_error()));
-        }
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        buffer.truncate(got);
+        Ok(Some(buffer.split_off(HEADER.min(got))))
+    }
+
+    /// How many frames an interface's filter refused; none if it has no filter.
+    pub fn refused(&self, interface: &str) -> Result<Option<u64>, Error> {
+        let path = format!("{}:lower", node(interface));
+        let counters = self
+            .ask(&path, NGM_BPF_COOKIE, NGM_BPF_GET_STATS, &field("lower", NAME), 48)
+            .map_err(|error| kernel(format!("ask the filter of {interface} what it counted"), error))?;
+        let Some(counters) = counters else { return Ok(None) };
         // struct ng_bpf_hookstat: frames and bytes received, frames and bytes that matched.
         let count = |at: usize| {
-            buffer
-                .get(HEADER + at..HEADER + at + 8)
-                .and_then(|bytes| bytes.try_into().ok())
-                .map_or(0, u64::from_ne_bytes)
+            counters.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
         };
         Ok(Some(count(0).saturating_sub(count(16))))
     }

@@ -97,9 +97,15 @@ impl Attachment {
         format!("skv{id}")
     }
 
-    /// The name of the device that shapes what the sandbox sends.
+    /// The name of the device by which the sandbox's traffic is limited: on Linux what shapes what it sends, on FreeBSD the
+    /// interface behind the port.
     pub fn shaper_of(id: &str) -> String {
         format!("ski{id}")
+    }
+
+    /// Whether there are limits on what it carries.
+    pub fn is_limited(&self) -> bool {
+        self.bandwidth.is_some_and(|limit| limit.ingress_rate > 0 || limit.egress_rate > 0)
     }
 
     /// The sandbox's addresses, without their prefixes.

@@ -291,17 +291,22 @@ impl<D: Datapath> Plugin<'_, D> {
             mtu: Some(mtu),
             sandbox,
         };
+        let mut interfaces = vec![
+            interface(&network.bridge, network.owns_bridge.then_some(network.mac), network.mtu, None),
+            interface(&attachment.host_ifname, None, attachment.mtu, None),
+            interface(
+                &attachment.ifname,
+                Some(attachment.mac),
+                attachment.mtu,
+                Some(attachment.netns.clone()),
+            ),
+        ];
+        if attachment.kind == Kind::Tap && attachment.is_limited() {
+            // The tap that a VM opens is not the port then.
+            interfaces.push(interface(&Attachment::shaper_of(&attachment.id), None, attachment.mtu, None));
+        }
         AddResult {
-            interfaces: vec![
-                interface(&network.bridge, network.owns_bridge.then_some(network.mac), network.mtu, None),
-                interface(&attachment.host_ifname, None, attachment.mtu, None),
-                interface(
-                    &attachment.ifname,
-                    Some(attachment.mac),
-                    attachment.mtu,
-                    Some(attachment.netns.clone()),
-                ),
-            ],
+            interfaces,
             ips: attachment
                 .addresses
                 .iter()

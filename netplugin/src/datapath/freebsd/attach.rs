@@ -7,13 +7,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use skep_ifnet::sys::interruptible;
-use skep_ifnet::{Control, Error, Jail, Netgraph, find, links, need, route};
+use skep_ifnet::{Control, DISCOVERS, Error, Jail, LEARNS, Netgraph, find, links, need, route};
 
 use super::pf::ruleset::{addresses, check_name};
 use super::pf::tree::port_groups;
-use super::{bridge, frames};
-use crate::cni::Route;
-use crate::datapath::DatapathError;
+use super::{bridge, frames, shape};
+use crate::cni::{Interface, Route};
+use crate::datapath::{DatapathError, Existing};
+use crate::mac::Mac;
 use crate::network::{Attachment, Kind};
 
 /// How long a tap may be in use that is to be removed.
@@ -24,14 +25,7 @@ const MAX_ADDRESSES: usize = 8;
 /// Whether the attachment can be made.
 pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
     check_name(&attachment.host_ifname)?;
-    if attachment.bandwidth.is_some_and(|limit| limit.ingress_rate > 0 || limit.egress_rate > 0) {
-        return Err(DatapathError::Unsupported {
-            what: "runtimeConfig.bandwidth".to_owned(),
-            // A pipe hands a packet back to IP: what was bridged would be routed, past its bridge and its rules.
-            why: "FreeBSD has no limit for both directions of a bridge's port: pf's dummynet pipes route what was bridged"
-                .to_owned(),
-        });
-    }
+    shape::validate(attachment)?;
     if attachment.addresses.len() > MAX_ADDRESSES {
         return Err(DatapathError::Unsupported {
             what: format!("{} addresses for one sandbox", attachment.addresses.len()),
@@ -68,42 +62,85 @@ pub(super) fn validate(attachment: &Attachment) -> Result<(), DatapathError> {
     Ok(())
 }
 
+/// Finds what another plugin made: the container's end in its jail, and the host's, which is a port of a bridge.
+pub(super) fn find_existing(
+    control: &Control,
+    interfaces: &[Interface],
+    netns: &str,
+    ifname: &str,
+) -> Result<Existing, DatapathError> {
+    let conflict = |why: String| DatapathError::Conflict(format!("prevResult: {why}"));
+    let name = ifname.to_owned();
+    let inside: Option<(Option<[u8; 6]>, u32)> = Jail::open(netns)?.run(move || {
+        Ok(links()?.into_iter().find(|link| link.name == name).map(|link| (link.mac, link.mtu)))
+    })?;
+    let (mac, mtu) =
+        inside.ok_or_else(|| conflict(format!("there is no interface {ifname} in jail {netns}")))?;
+    let mac = mac.ok_or_else(|| conflict(format!("{ifname} has no Ethernet address")))?;
+    let all = links()?;
+    // What is no bridge refuses the question.
+    let bridge_of = |port: &str| {
+        all.iter()
+            .find(|link| matches!(control.port_flags(&link.name, port), Ok(Some(_))))
+            .map(|link| link.name.clone())
+    };
+    let ours = interfaces
+        .iter()
+        .filter(|interface| interface.sandbox.is_none() && all.iter().any(|link| link.name == interface.name))
+        .find_map(|interface| Some((interface.name.clone(), bridge_of(&interface.name)?)));
+    let (host_ifname, bridge) =
+        ours.ok_or_else(|| conflict("no interface of the host in it is a port of a bridge".to_owned()))?;
+    Ok(Existing { host_ifname, bridge, mac: Mac(mac), mtu })
+}
+
 /// Makes the interface. The rules are there already.
 pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
     let port = &attachment.host_ifname;
-    let jail = match attachment.kind {
-        Kind::Veth => Some(Jail::open(&attachment.netns)?),
-        Kind::Tap | Kind::Chained => None,
+    let end = match attachment.kind {
+        Kind::Chained => None,
+        Kind::Veth | Kind::Tap => make(control, attachment)?,
     };
-    let made = match &attachment.given {
-        Some(tap) => tap.clone(),
-        None => control.create(if jail.is_some() { "epair" } else { "tap" })?,
-    };
-    let other = made.strip_suffix('a').filter(|_| jail.is_some()).map(|stem| format!("{stem}b"));
-    // Named first: from then on a DEL finds it.
-    if let Err(error) = control.rename(&made, port) {
-        if attachment.given.is_none() {
-            let _ = control.destroy(&made);
-        }
-        return Err(error.into());
-    }
-    control.set_mtu(port, attachment.mtu)?;
     join_groups(control, attachment)?;
-    // The host itself does not speak on it.
-    control.set_ipv6(port, false)?;
     let program = frames::program(attachment.mac, &addresses(attachment));
     Netgraph::open()?.filter(port, &program)?;
     // Neither learns nor is asked for what nobody knows: who is behind it is written down.
     control.add_port(&attachment.bridge, port, 0)?;
     control.add_station(&attachment.bridge, port, attachment.mac.0)?;
     bridge::neighbours(attachment, true)?;
-    if let (Some(jail), Some(other)) = (jail, other) {
+    if let Some((jail, other)) = end {
         control.set_mac(&other, attachment.mac.0)?;
         control.set_mtu(&other, attachment.mtu)?;
         control.move_into(&other, jail.id)?;
         jail.run(|| configure(attachment, &other))?;
     }
     Ok(control.raise(port)?)
+}
+
+/// Makes the port, and what is behind it; the end that is the jail's, if it is one's.
+fn make(control: &Control, attachment: &Attachment) -> Result<Option<(Jail, String)>, DatapathError> {
+    let port = &attachment.host_ifname;
+    let limits = shape::limits(attachment)?;
+    let jail = if attachment.kind == Kind::Veth { Some(Jail::open(&attachment.netns)?) } else { None };
+    let made = match &attachment.given {
+        Some(tap) => tap.clone(),
+        None => control.create(if jail.is_some() { "epair" } else { "tap" })?,
+    };
+    // Named first: from then on a DEL finds it.
+    let name = if limits.is_some() { Attachment::shaper_of(&attachment.id) } else { port.clone() };
+    if let Err(error) = control.rename(&made, &name) {
+        if attachment.given.is_none() {
+            let _ = control.destroy(&made);
+        }
+        return Err(error.into());
+    }
+    control.set_mtu(&name, attachment.mtu)?;
+    if let Some(limits) = limits {
+        shape::shape(control, attachment, limits)?;
+    }
+    // The host itself does not speak on it.
+    control.set_ipv6(port, false)?;
+    let other = made.strip_suffix('a').map(|stem| format!("{stem}b"));
+    Ok(jail.zip(other))
 }
 
 /// Puts the port into the groups by which its rules are found.
@@ -142,38 +179,65 @@ fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
 /// Removes the interface, as much of it as there is; the jail's end goes with the host's. Goes on after an error.
 pub(super) fn detach(control: &Control, attachment: &Attachment) -> Vec<DatapathError> {
     let mut errors = Vec::new();
-    if attachment.kind != Kind::Chained {
-        errors.extend(match &attachment.given {
-            Some(tap) => give_back(control, attachment, tap).err(),
-            None => remove(control, attachment).err(),
-        });
-    }
+    errors.extend(match (&attachment.given, attachment.kind) {
+        (_, Kind::Chained) => leave(control, attachment).err(),
+        (Some(tap), _) => give_back(control, attachment, tap).err(),
+        (None, _) => remove(control, attachment).err(),
+    });
     errors.extend(bridge::neighbours(attachment, false).err());
     errors
+}
+
+/// Takes what is ours off an interface: its filter, and the groups by which its rules are found.
+fn leave(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
+    let port = &attachment.host_ifname;
+    if find(port)?.is_none() {
+        return Ok(());
+    }
+    Netgraph::open()?.unfilter(port)?;
+    for group in port_groups(&attachment.id) {
+        control.remove_group(port, &group)?;
+    }
+    if attachment.kind == Kind::Chained && control.port_flags(&attachment.bridge, port)?.is_some() {
+        control.remove_station(&attachment.bridge, attachment.mac.0)?;
+        control.add_port(&attachment.bridge, port, LEARNS | DISCOVERS)?;
+    }
+    Ok(())
 }
 
 /// Gives a tap of the runtime's back, as much of it as was taken.
 fn give_back(control: &Control, attachment: &Attachment, tap: &str) -> Result<(), DatapathError> {
     let port = &attachment.host_ifname;
+    if attachment.is_limited() {
+        let device = Attachment::shaper_of(&attachment.id);
+        shape::unshape(control, attachment)?;
+        return match find(&device)? {
+            Some(_) => Ok(control.rename(&device, tap)?),
+            None => Ok(()),
+        };
+    }
     if find(port)?.is_none() {
         return Ok(());
     }
     control.lower(port)?;
     control.remove_port(&attachment.bridge, port)?;
-    Netgraph::open()?.unfilter(port)?;
-    for group in port_groups(&attachment.id) {
-        control.remove_group(port, &group)?;
-    }
+    leave(control, attachment)?;
     Ok(control.rename(port, tap)?)
 }
 
-/// Removes the port. A tap that its VM has open still waits until it is closed, so from then on nothing shall pass.
+/// Removes the port, and what is behind it. A tap that its VM has open still waits until it is closed, so from then on
+/// nothing shall pass.
 fn remove(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
-    let port = &attachment.host_ifname;
-    control.lower(port)?;
-    match interruptible(CLOSED, || control.destroy(port)) {
+    let device = if attachment.is_limited() {
+        shape::unshape(control, attachment)?;
+        Attachment::shaper_of(&attachment.id)
+    } else {
+        attachment.host_ifname.clone()
+    };
+    control.lower(&device)?;
+    match interruptible(CLOSED, || control.destroy(&device)) {
         Err(error) if error.errno() == Some(libc::EINTR) => Err(DatapathError::Conflict(format!(
-            "interface {port} is still in use after {} s: end the VM that has it open first",
+            "interface {device} is still in use after {} s: end the VM that has it open first",
             CLOSED.as_secs()
         ))),
         result => Ok(result?),
@@ -214,6 +278,7 @@ pub(super) fn check(
             }
         }
     }
+    shape::check(attachment, found)?;
     if attachment.kind != Kind::Veth {
         return Ok(());
     }

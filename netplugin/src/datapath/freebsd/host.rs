@@ -142,11 +142,13 @@ impl Datapath for Host {
         attach::validate(attachment)
     }
 
-    fn find_existing(&self, _: &[Interface], _: &str, _: &str) -> Result<Existing, DatapathError> {
-        Err(DatapathError::Unsupported {
-            what: "prevResult: filtering the interface of another plugin".to_owned(),
-            why: "on FreeBSD this plugin is the first of a chain".to_owned(),
-        })
+    fn find_existing(
+        &self,
+        interfaces: &[Interface],
+        netns: &str,
+        ifname: &str,
+    ) -> Result<Existing, DatapathError> {
+        attach::find_existing(&self.control, interfaces, netns, ifname)
     }
 
     fn ensure_network(

@@ -31,6 +31,8 @@ mod loopback;
 mod orphans;
 mod pf;
 #[cfg(target_os = "freebsd")]
+mod shape;
+#[cfg(target_os = "freebsd")]
 mod vxlan;
 
 #[cfg(target_os = "freebsd")]

@@ -19,7 +19,10 @@ pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, Da
             let is_id = |text: &str| text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
             let sandbox = |id: &str| state.attachments.iter().any(|one| one.id == id);
             let linked = || state.networks.iter().flat_map(|net| &net.links).any(|one| one.name == *name);
-            name.strip_prefix("skv").is_some_and(|id| is_id(id) && !sandbox(id))
+            ["skv", "ski"]
+                .iter()
+                .find_map(|prefix| name.strip_prefix(prefix))
+                .is_some_and(|id| is_id(id) && !sandbox(id))
                 || name.strip_prefix("skx").is_some_and(|id| is_id(id) && !linked())
                 || name.strip_prefix(flood::PREFIX).is_some_and(|id| {
                     let mut links = state.networks.iter().flat_map(|net| &net.links);

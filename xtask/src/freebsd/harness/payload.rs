@@ -62,6 +62,7 @@ const TESTS: &[Program] = &[
     Program { group: Group::Unit, package: "skep-cni", target: "skep_cni", limit: 900 },
     Program { group: Group::Unit, package: "skep-agent", target: "skep-agent", limit: 900 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd", limit: 3600 },
+    Program { group: Group::Cni, package: "skep-cni", target: "freebsd_attach", limit: 1800 },
     Program { group: Group::CniBench, package: "skep-cni", target: "freebsd_bench", limit: 7200 },
     Program { group: Group::E2e, package: "skep-tests", target: "e2e", limit: 7200 },
 ];
@@ -136,6 +137,8 @@ pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
         let more = match test.group {
             Group::E2e => arguments.join(" "),
             Group::CniBench => format!("--ignored --nocapture {}", arguments.join(" ")),
+            // Without end-to-end tests the filter is theirs.
+            Group::Cni if !groups.contains(&Group::E2e) => arguments.join(" ").replace(',', " "),
             Group::Unit | Group::Cni => String::new(),
         };
         let _ = writeln!(plan, "{name} {} --color=never {more}", test.limit);
