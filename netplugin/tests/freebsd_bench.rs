@@ -146,6 +146,7 @@ struct Script<'a> {
 
 impl Script<'_> {
     fn add(&self, n: usize, jail: &Jail) {
+        // pf refuses one of two loads at a time.
         let rules = self.dir.join(format!("rules{n}"));
         let ip = format!("10.50.0.{}", n + 2);
         let mac = format!("02:50:00:00:00:{n:02x}");
@@ -156,7 +157,7 @@ impl Script<'_> {
              ifconfig refbr static ref{n}x {mac}; ifconfig $b ether {mac}; ifconfig $b vnet {jail}; \
              jexec {jail} ifconfig $b name eth0 >/dev/null; jexec {jail} ifconfig eth0 inet {ip}/16 up; \
              jexec {jail} route -q add default 10.50.0.1; arp -S {ip} {mac} >/dev/null; \
-             pfctl -q -a refs/{n} -f {}",
+             lockf -k /tmp/refs.lock pfctl -q -a refs/{n} -f {}",
             rules.display(),
             jail = jail.name,
         ));
@@ -186,13 +187,15 @@ fn add_and_del() {
     let rules = sh(&format!("pfctl -q -a {} -s rules", anchor.trim()))
         .replace(&stay.host_ifname(), "PORT")
         .replace("skb-pods", "refbr")
-        .replace("<own>", "IP")
         .replace("<skepa_", "<refa_");
     let never = sh(&format!("pfctl -q -a {} -t never -T show", anchor.trim()))
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(", ");
-    let script = Script { dir: host.dir.path(), rules: format!("table <never> {{ {never} }}\n{rules}") };
+    let script = Script {
+        dir: host.dir.path(),
+        rules: format!("table <never> {{ {never} }}\ntable <own> {{ IP }}\n{rules}"),
+    };
     sh("b=$(ifconfig bridge create); ifconfig $b name refbr >/dev/null; ifconfig refbr inet 10.50.0.1/16 up");
     let mut times: [Vec<Duration>; 4] = Default::default();
     for n in 0..ROUNDS {
@@ -305,6 +308,7 @@ fn throughput_and_round_trip() {
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     println!("two sandboxes on one bridge: {}", transfer(&a.jail, &b.jail, &b.ip()));
     let far = jails::Node::new("192.0.2.1", "192.0.2.2");
+    far.jail.sh("route -q add 10.1.0.0/24 192.0.2.1");
     println!(
         "the wire between two hosts, to a jail behind it: {}",
         transfer(&a.jail, &far.jail, "192.0.2.2")

@@ -1,5 +1,6 @@
 //! Interfaces, by the ioctls of netintro(4).
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -293,7 +294,7 @@ impl Control {
 
 /// The interface called `name`.
 pub fn find(name: &str) -> Result<Option<Link>, Error> {
-    Ok(links()?.into_iter().find(|link| link.name == name))
+    Ok(look(|one| one == name)?.pop())
 }
 
 /// The interface called `name`, which must be there.
@@ -304,20 +305,30 @@ pub fn need(name: &str) -> Result<Link, Error> {
 
 /// Every interface of the network stack the process is in.
 pub fn links() -> Result<Vec<Link>, Error> {
+    look(|_| true)
+}
+
+/// The interfaces whose names are wanted.
+fn look(wanted: impl Fn(&str) -> bool) -> Result<Vec<Link>, Error> {
     let mut list = std::ptr::null_mut();
     // SAFETY: getifaddrs writes one pointer.
     if unsafe { libc::getifaddrs(&raw mut list) } < 0 {
         return Err(kernel("list interfaces", io::Error::last_os_error()));
     }
     let mut found: Vec<Link> = Vec::new();
+    let mut places: HashMap<String, usize> = HashMap::new();
     let mut next = list;
     // SAFETY: the list was made by getifaddrs and is not freed before the loop ends; each entry's name is a C string,
     // and its address, where there is one, has as many bytes as its family's structure.
     while let Some(entry) = unsafe { next.as_ref() } {
+        next = entry.ifa_next;
         // SAFETY: see above.
-        let name = unsafe { std::ffi::CStr::from_ptr(entry.ifa_name) }.to_string_lossy().into_owned();
-        let at = found.iter().position(|link| link.name == name).unwrap_or_else(|| {
-            found.push(Link { name, ..Link::default() });
+        let name = unsafe { std::ffi::CStr::from_ptr(entry.ifa_name) }.to_string_lossy();
+        if !wanted(&name) {
+            continue;
+        }
+        let at = *places.entry(name.into_owned()).or_insert_with_key(|name| {
+            found.push(Link { name: name.clone(), ..Link::default() });
             found.len() - 1
         });
         let link = &mut found[at];
@@ -325,7 +336,6 @@ pub fn links() -> Result<Vec<Link>, Error> {
         link.loopback = entry.ifa_flags & libc::IFF_LOOPBACK.cast_unsigned() != 0;
         // SAFETY: see above.
         unsafe { read_entry(link, entry) };
-        next = entry.ifa_next;
     }
     // SAFETY: made by getifaddrs, freed once.
     unsafe { libc::freeifaddrs(list) };

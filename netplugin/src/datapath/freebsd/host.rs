@@ -254,9 +254,7 @@ impl Datapath for Host {
             errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
         }
         errors.extend(load::remove_sandbox(pf, attachment));
-        for ip in ruleset::addresses(attachment) {
-            errors.extend(load::end_all(ip).err());
-        }
+        errors.extend(load::end_all(pf, &ruleset::addresses(attachment)));
         errors
     }
 

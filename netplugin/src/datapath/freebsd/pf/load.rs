@@ -323,10 +323,19 @@ pub(in super::super) fn end<'a>(flows: impl Iterator<Item = &'a State>) -> Resul
     Ok(())
 }
 
-/// Ends every flow from or to an address.
-pub(in super::super) fn end_all(ip: IpAddr) -> Result<(), DatapathError> {
-    let ip = ip.to_string();
-    let anybody = if ip.contains(':') { "::/0" } else { "0.0.0.0/0" };
-    pfctl(&["-q", "-k", &ip], "")?;
-    pfctl(&["-q", "-k", anybody, "-k", &ip], "").map(|_| ())
+/// Ends every flow from or to these addresses.
+pub(in super::super) fn end_all(pf: &Pf, ips: &[IpAddr]) -> Vec<DatapathError> {
+    let flows = match pf.flows() {
+        Ok(flows) => flows,
+        Err(error) => return vec![error],
+    };
+    let mut errors = Vec::new();
+    // Most have none by then, and no other program is needed.
+    for ip in ips.iter().filter(|ip| flows.iter().any(|flow| flow.involves(**ip))) {
+        let (one, anybody) = (ip.to_string(), if ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" });
+        for whose in [&["-k", &one][..], &["-k", anybody, "-k", &one], &["-k", "nat", "-k", &one]] {
+            errors.extend(pfctl(&[&["-q"], whose].concat(), "").err());
+        }
+    }
+    errors
 }
