@@ -22,11 +22,13 @@ use crate::{apt, command, guest, workspace};
 const RUNNER: &str = include_str!("runner.sh");
 /// Where everything is in the machine.
 const ROOT: &str = "/skep";
-/// The programs of a host, by package and name.
+/// The CNI plugin, by package and name.
+const PLUGIN: (&str, &str) = ("skep-cni", "skep-cni");
+/// All programs of a host.
 const PROGRAMS: &[(&str, &str)] = &[
     ("skep", "skep"),
     ("containerd-shim-skep-v2", "containerd-shim-skep-v2"),
-    ("skep-cni", "skep-cni"),
+    PLUGIN,
     ("skep-agent", "skep-agent"),
 ];
 
@@ -106,9 +108,11 @@ pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
     let mut files: Vec<(String, PathBuf)> = Vec::new();
 
     line("building programs and tests for FreeBSD");
-    command::run(cargo().args(PROGRAMS.iter().flat_map(|(package, _)| ["--package", package])))
+    let hosts = rounds.is_some() || groups.iter().any(|group| !matches!(group, Group::Cni | Group::CniBench));
+    let programs = if hosts { PROGRAMS } else { &[PLUGIN] };
+    command::run(cargo().args(programs.iter().flat_map(|(package, _)| ["--package", package])))
         .context("the programs do not build")?;
-    for (_, name) in PROGRAMS {
+    for (_, name) in programs {
         files.push((format!("bin/{name}"), toolchain.target_dir().join(TARGET).join(profile).join(name)));
     }
     let chosen = || TESTS.iter().filter(|test| groups.contains(&test.group));
