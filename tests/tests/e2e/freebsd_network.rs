@@ -22,6 +22,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     Case::skep("bhyve_net_cni", cni).on_freebsd(),
+    Case::skep("bhyve_net_vxlan", vxlan).on_freebsd(),
     Case::skep("bhyve_net_killed_shim", killed_shim).on_freebsd(),
     Case::skep("bhyve_net_gc", gc).on_freebsd(),
     Case::skep("bhyve_net_vnet_jail", vnet_jail).on_freebsd(),
@@ -39,7 +40,7 @@ const SERVICE: u16 = 9990;
 const ENOUGH: u32 = 20;
 const SILENCE: u32 = 4;
 /// How long what undoes a sandbox may take, and pf to forget the rules of flows that have ended.
-const SETTLE: Duration = Duration::from_secs(90);
+const SETTLE: Duration = Duration::from_secs(180);
 
 fn sh(script: &str) -> Result<Output> {
     let mut command = Command::new("/bin/sh");
@@ -125,8 +126,12 @@ struct Lan {
 
 impl Lan {
     fn create(lease: &Lease) -> Result<Self> {
+        Self::create_with(lease, |_| {})
+    }
+
+    fn create_with(lease: &Lease, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let bin = lease.build()?.bin.clone();
-        let conf = json!({
+        let mut conf = json!({
             "type": "skep-cni", "mtu": 1400,
             "ipam": { "type": "skep",
                 "ranges": [[{ "subnet": "10.83.0.0/24" }], [{ "subnet": "fd83::/64" }]] },
@@ -134,6 +139,7 @@ impl Lan {
             "policy": { "annotations": true, "hostServices": [{ "protocol": "tcp", "port": SERVICE }] },
             "capabilities": { "portMappings": true, "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true },
         });
+        change(&mut conf);
         lease.configure(|configuration| {
             configuration.more = format!("[network]\nbin_dirs = [{:?}]\n", bin.to_string_lossy());
         })?;
@@ -217,6 +223,7 @@ impl Lan {
             Ok(last.is_empty().then_some(()))
         })
         .with_context(|| last.clone())
+        .with_context(|| sh("pfctl -vvss").map(|output| output.out()).unwrap_or_default())
     }
 }
 
@@ -366,14 +373,55 @@ fn cni(lease: &mut Lease) -> Result<()> {
     // False names: what is sent with them does not come to the bridge.
     let spoofed =
         |id: &str| Ok::<_, anyhow::Error>(lan.attachment(id)?["counters"]["spoofedPackets"].as_u64());
-    let before = spoofed("first")?.context("a counter")?;
-    let script = format!(
-        "ip address add 10.83.0.250/24 dev eth0; ip route add {jails}/32 dev eth0 src 10.83.0.250; \
-         timeout {SILENCE} wget -qO- http://{jails}/; ip route del {jails}/32; ip address del 10.83.0.250/24 dev eth0; true"
+    let jails6 = address(&result["ips"][1]["address"])?;
+    let own = result["interfaces"][2]["mac"].as_str().context("a MAC")?.to_owned();
+    for (what, script) in [
+        (
+            "IPv4",
+            format!(
+                "ip address add 10.83.0.250/24 dev eth0; ip route add {jails}/32 dev eth0 src 10.83.0.250; \
+                 timeout {SILENCE} wget -qO- http://{jails}/; ip route del {jails}/32; \
+                 ip address del 10.83.0.250/24 dev eth0; true"
+            ),
+        ),
+        (
+            "IPv6",
+            // Until it has asked in vain whether somebody has it, the address is not one to speak from.
+            format!(
+                "ip address add fd83::250/64 dev eth0; sleep 3; \
+                 timeout {SILENCE} ping -6 -I fd83::250 -c 1 {jails6} >/dev/null; \
+                 ip address del fd83::250/64 dev eth0; true"
+            ),
+        ),
+        (
+            "ARP",
+            format!(
+                "ip address add 10.83.0.250/24 dev eth0; arping -A -c 2 -I eth0 -s 10.83.0.250 {jails} >/dev/null; \
+                 ip address del 10.83.0.250/24 dev eth0; true"
+            ),
+        ),
+        (
+            "Ethernet",
+            format!(
+                "own=$(cat /sys/class/net/eth0/address); ip link set eth0 address {own}; \
+                 timeout {SILENCE} ping -c 1 {jails} >/dev/null; ip link set eth0 address $own; true"
+            ),
+        ),
+    ] {
+        let before = spoofed("first")?.context("a counter")?;
+        let output = first.sh(&script)?;
+        ensure!(output.text()?.is_empty(), "heard under a false name ({what}): {}", output.describe());
+        ensure!(
+            spoofed("first")?.is_some_and(|after| after > before),
+            "{what}: nothing was counted as false: {}",
+            output.describe()
+        );
+    }
+    let neighbours = jail.said("arp -an; ndp -an")?;
+    ensure!(
+        !neighbours.contains("10.83.0.250") && !neighbours.contains("fd83::250"),
+        "false answers were believed:\n{neighbours}"
     );
-    let output = first.sh(&script)?;
-    ensure!(output.text()?.is_empty(), "heard under a false name: {}", output.describe());
-    ensure!(spoofed("first")?.is_some_and(|after| after > before), "nothing was counted as false");
     first.hears(&format!("http://{jails}/"), "from-the-jail")?;
 
     // The published port, from outside.
@@ -391,6 +439,54 @@ fn cni(lease: &mut Lease) -> Result<()> {
     subject.remove("second")?;
     attached.detach()?;
     drop((wire, outside, jail));
+    lan.ends_empty()
+}
+
+/// A link of the kernel's at another node, moved into its jail: it comes back when the jail ends.
+struct FarLink(&'static str);
+
+impl Drop for FarLink {
+    fn drop(&mut self) {
+        let _ = sh(&format!("ifconfig {} destroy", self.0));
+    }
+}
+
+/// A VM whose neighbours are behind VXLAN, and which has limits on what it carries.
+fn vxlan(lease: &mut Lease) -> Result<()> {
+    // Dropped last: while its jail is there it cannot be removed.
+    let link = FarLink("skeptfar");
+    let node = Jail::create("skept-node")?;
+    let wire = node.wire("192.0.2.2/24", "192.0.2.1/24")?;
+    let lan = Lan::create_with(lease, |conf| {
+        conf["vxlan"] = json!({"vni": 83, "nodes": [{"name": "here", "address": "192.0.2.1"},
+            {"name": "there", "address": "192.0.2.2"}]});
+        conf["capabilities"]["bandwidth"] = true.into();
+    })?;
+    let policy = json!({ "egress": { "allow": ["10.83.0.0/24"] },
+        "ingress": { "allow": [{ "cidr": "10.83.0.0/24", "protocol": "tcp", "ports": [80] }] } });
+    let limits = ["kubernetes.io/ingress-bandwidth=50M", "kubernetes.io/egress-bandwidth=50M"];
+    let subject = lease.subject();
+    let guest = Guest::start(subject, "stretched", SERVE, annotations(&policy, &limits))?;
+    let record = lan.attachment("stretched")?;
+    let own = address(&record["addresses"][0])?;
+    said(&format!(
+        "x=$(ifconfig vxlan create vxlanid 83 vxlanlocal 192.0.2.2 vxlanremote 192.0.2.1); ifconfig $x name {far} >/dev/null; \
+         ifconfig {far} vnet {jail}; jexec {jail} ifconfig {far} inet 10.83.0.77/24 up",
+        far = link.0,
+        jail = node.0
+    ))?;
+    let _servers = [node.serve(80)?, node.serve(81)?];
+    guest.hears("http://10.83.0.77/", "from-the-jail")?;
+    ensure!(node.fetch(&format!("http://{own}/"), ENOUGH)? == "from-the-vm", "from the other node");
+    ensure!(node.fetch(&format!("http://{own}:81/"), SILENCE)?.is_empty(), "what its list does not have");
+    // Whole packets, and none longer.
+    let output = guest.sh("ping -c 2 -W 20 -s 1372 10.83.0.77")?;
+    ensure!(output.out().contains("2 packets received"), "the longest packets: {}", output.describe());
+    let tap = said("ifconfig -g tap")?;
+    ensure!(tap.lines().any(|name| name.starts_with("ski")), "the limits are before the tap: {tap}");
+    subject.remove("stretched")?;
+    drop(node);
+    drop((link, wire));
     lan.ends_empty()
 }
 
