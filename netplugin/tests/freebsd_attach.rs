@@ -62,9 +62,7 @@ fn bandwidth_is_limited_both_ways() {
     let _turn = alone();
     let host = Host::new(None);
     let conf = host.conf("pods", "10.1.0.0/24", open_policy());
-    let first = host.add("first", &conf);
-    host.del(&first, &conf);
-    let before = host.census();
+    let before = host.census_after_first(&conf);
     let (free, other) = (host.add("free", &conf), host.add("other", &conf));
     let slow = limited(&conf);
     let limited = host.add("limited", &slow);
@@ -100,6 +98,41 @@ fn more_than_the_kernel_can_limit_is_refused_before_anything_is_made() {
     assert!(refused.to_string().contains("ingressRate"), "{refused}");
     assert_eq!(host.files(), Vec::<String>::new());
     assert!(!there("skb-pods"));
+}
+
+#[test]
+fn a_vm_gets_a_tap_on_the_host() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let result = host.call("ADD", "vm", "0", &conf).unwrap();
+    let tap = result["interfaces"][1]["name"].as_str().unwrap();
+    assert!(sh(&format!("ifconfig {tap}")).contains("groups: tap"));
+    assert!(std::path::Path::new("/dev").join(tap).exists(), "bhyve opens it by this name");
+    assert!(sh("ifconfig skb-pods").contains(&format!("member: {tap}")));
+    host.call("CHECK", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    host.call("DEL", "vm", "0", &conf).unwrap();
+    assert!(!sh("ifconfig -l").contains(tap));
+}
+
+#[test]
+fn a_tap_that_is_given_has_its_rules_and_goes_with_its_sandbox() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let tap = sh("ifconfig tap create").trim().to_owned();
+    let args = format!("SKEP_TAP={tap}");
+    let result = host.call_with(&args, "ADD", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    let port = result["interfaces"][1]["name"].as_str().unwrap().to_owned();
+    assert!(there(&port) && !there(&tap), "it is the port");
+    assert!(sh(&format!("ifconfig {port}")).contains("skepport"));
+    host.call_with(&args, "CHECK", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    // By a group its rules are found: without it nothing would pass.
+    sh(&format!("ifconfig {port} -group skepport"));
+    let found = host.call_with(&args, "CHECK", "vm", "0", &conf).unwrap_err();
+    assert!(found.to_string().contains("skepport"), "{found}");
+    host.call_with(&args, "DEL", "vm", "0", &conf).unwrap_or_else(|error| panic!("{error}"));
+    assert!(!there(&port) && !there(&tap), "it went with its sandbox");
 }
 
 #[test]
@@ -215,17 +248,7 @@ fn it_filters_what_another_plugin_of_the_chain_made() {
         let _ = socket.send_to(b"?", "10.8.0.3:80");
         true
     });
-    let status = host.administer(&["status", "--json"], "").1;
-    let status: Value = serde_json::from_str(&status).unwrap_or_else(|error| panic!("{error}: {status}"));
-    let of_a = status["networks"][0]["attachments"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|one| one["containerId"] == "a")
-        .unwrap()["counters"]["spoofedPackets"]
-        .as_u64()
-        .unwrap();
-    assert!(spoofed && of_a > 0, "{status}");
+    assert!(spoofed && host.spoofed("a") > 0);
     for (id, one) in [("a", &a), ("b", &b)] {
         host.call("DEL", id, &one.jail.name, &with(one)).unwrap_or_else(|error| panic!("{error}"));
         assert!(there(&one.port), "the other plugin's interface is not ours to remove");

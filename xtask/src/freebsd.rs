@@ -104,8 +104,9 @@ pub(crate) fn check(cache: &Cache) -> Result<()> {
         "--deny",
         "warnings",
     ]))?;
-    let tests = ["--package", "skep-tests", "--all-targets", "--", "--deny", "warnings"];
-    command::run(toolchain.cargo("clippy").args(tests)).context("the end-to-end tests")?;
+    let tests =
+        ["--package", "skep-tests", "--package", "skep-cni", "--all-targets", "--", "--deny", "warnings"];
+    command::run(toolchain.cargo("clippy").args(tests)).context("the tests that run there")?;
     command::run(toolchain.cargo("doc").args(crates()).arg("--no-deps").env("RUSTDOCFLAGS", "-Dwarnings"))?;
     Ok(())
 }

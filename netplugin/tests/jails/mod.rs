@@ -7,6 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
 #![allow(clippy::must_use_candidate, clippy::needless_pass_by_value)]
 
+pub mod frames;
+
+use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
@@ -366,8 +369,8 @@ pub fn evaluations(to: &[&Container]) -> u64 {
     for one in to {
         let port = one.host_ifname();
         let (a, b) = (&port[3..4], &port[4..5]);
-        script += &format!("list skep/port/{a}; list skep/routed/{a}\n");
-        script += &format!("for one in $(below skep/port/{a}/{b}); do list $one; done\n");
+        let _ = writeln!(script, "list skep/port/{a}; list skep/routed/{a}");
+        let _ = writeln!(script, "for one in $(below skep/port/{a}/{b}); do list $one; done");
     }
     sh(&script)
         .lines()
@@ -536,6 +539,22 @@ impl<'a> Host<'a> {
         text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("\n")
     }
 
+    /// The same after a sandbox has come and gone: the first call turns pf on and loads what it needs, which stays.
+    pub fn census_after_first(&self, conf: &Value) -> String {
+        let first = self.add("first", conf);
+        self.del(&first, conf);
+        self.census()
+    }
+
+    /// How many frames with a source that is not its own a container of the only network has sent.
+    pub fn spoofed(&self, id: &str) -> u64 {
+        let (_, told) = self.administer(&["status", "--json"], "");
+        let status: Value = serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}"));
+        let all = status["networks"][0]["attachments"].as_array().unwrap();
+        let one = all.iter().find(|one| one["containerId"] == id).unwrap();
+        one["counters"]["spoofedPackets"].as_u64().unwrap()
+    }
+
     /// Waits until there is nothing that was not there before. Less there may be: pf forgets an anchor when it has freed
     /// the last rule that a flow knew, perhaps an earlier test's.
     pub fn settles_to(&self, before: &str) {
@@ -579,4 +598,29 @@ pub fn merge(into: &mut Value, more: Value) {
 
 pub fn open_policy() -> Value {
     json!({ "policy": { "egress": { "allow": ["any"] }, "ingress": { "allow": ["any"] } } })
+}
+
+pub fn policy(egress: Value, ingress: Value) -> Value {
+    json!({ "policy": { "egress": egress, "ingress": ingress } })
+}
+
+/// A stack outside: 192.0.2.2, the machine has 192.0.2.1.
+pub fn outside() -> (Jail, Wire) {
+    let jail = Jail::new();
+    let (_, here) = jail.wire(None, "192.0.2.2/24", "192.0.2.1/24");
+    jail.sh("ifconfig lo0 alias 203.0.113.5/32; ifconfig lo0 alias 203.0.113.77/32; ifconfig lo0 alias 169.254.169.254/32");
+    sh("route -q add 203.0.113.0/24 192.0.2.2; route -q add 169.254.0.0/16 192.0.2.2");
+    (jail, Wire(here))
+}
+
+/// The machine's end of a wire: goes with the value.
+pub struct Wire(String);
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        sh(&format!(
+            "route -q delete 203.0.113.0/24 || true; route -q delete 169.254.0.0/16 || true; ifconfig {} destroy || true",
+            self.0
+        ));
+    }
 }
