@@ -83,6 +83,12 @@ impl Network {
         self.nic.iter().chain(self.links.iter().map(|link| &link.name)).cloned().collect()
     }
 
+    /// Whether every flow of its addresses is seen on its bridge, and there are so few that each address can be noted: not
+    /// where the bridge is not ours or has the network outside behind a card.
+    pub fn notes_addresses(&self) -> bool {
+        self.owns_bridge && self.nic.is_none()
+    }
+
     /// Takes over what an earlier configuration or another sandbox's address brought to the network.
     pub fn absorb(&mut self, earlier: &Network) {
         for gateway in &earlier.gateways {

@@ -1,6 +1,7 @@
 //! Tracked flows: finding and ending them.
 //!
-//! All flows of an address are ended by the kernel itself (`CTA_FILTER` with a deletion, Linux 6.9): it passes over
+//! Which addresses have any is noted elsewhere (`history`). All flows of an address are ended by the kernel itself
+//! (`CTA_FILTER` with a deletion, Linux 6.9): it passes over
 //! empty buckets of its table and compares the rest, so that ten thousand flows of others cost some
 //! milliseconds and no memory here. Older kernels refuse that; then flows are listed and ended one by one.
 //!
@@ -158,6 +159,11 @@ fn parse(body: &[u8]) -> Option<Flow> {
 pub(super) struct Count(OnceCell<File>);
 
 impl Count {
+    /// Whether nothing is tracked.
+    pub(super) fn is_zero(&self) -> bool {
+        self.get() == Some(0)
+    }
+
     /// The number; `None` where the kernel does not say.
     fn get(&self) -> Option<u64> {
         if self.0.get().is_none() {
@@ -191,6 +197,12 @@ pub(super) fn flows(
     let answers =
         nft.ask(GET, DUMP, [0; 2], |_| ()).map_err(|error| kernel("list the tracked flows", error))?;
     Ok(answers.iter().filter_map(|body| parse(body)).filter(wanted).collect())
+}
+
+/// Looks at every tracked flow as it is listed.
+pub(super) fn each(nft: &Nft, mut look: impl FnMut(&Flow)) -> Result<(), DatapathError> {
+    nft.ask_each(GET, DUMP, [0; 2], |_| (), |body| parse(body).iter().for_each(&mut look))
+        .map_err(|error| kernel("list the tracked flows", error))
 }
 
 /// The tracked flows that one of `ips` opened or answers, and that `wanted` picks besides.
@@ -318,15 +330,16 @@ pub(super) fn end(nft: &Nft, flow: &Flow) -> Result<(), DatapathError> {
     }
 }
 
-/// Ends every flow that a sandbox with these addresses and published ports takes part in, or that was tracked to one
-/// of the ports before it was published.
+/// Ends every flow that one of `ips` takes part in, or that was tracked to one of the ports, in the families (IPv4, IPv6)
+/// that they are published in, before they were.
 pub(super) fn end_all(
     nft: &Nft,
     count: &Count,
     ips: &BTreeSet<IpAddr>,
     ports: &[PortMapping],
+    published: [bool; 2],
 ) -> Result<(), DatapathError> {
-    if count.get() == Some(0) {
+    if count.is_zero() || (ips.is_empty() && ports.is_empty()) {
         return Ok(());
     }
     let mut picks = Vec::new();
@@ -342,8 +355,7 @@ pub(super) fn end_all(
             Some(ip) => (flags | BY_DESTINATION, &[ip.is_ipv6()][..]),
             None => (flags, &[false, true][..]),
         };
-        // It is published in the families that the sandbox has.
-        for ipv6 in families.iter().filter(|ipv6| ips.iter().any(|ip| ip.is_ipv6() == **ipv6)) {
+        for ipv6 in families.iter().filter(|ipv6| published[usize::from(**ipv6)]) {
             let protocol = port.protocol.number();
             let (ip, port) = (port.host_ip, port.host_port);
             picks.push(Pick { flags, ip, protocol, port, ..Pick::any(*ipv6) });

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::conntrack::{self, Count, Flow};
+use super::history;
 use super::nft::Nft;
 use crate::datapath::DatapathError;
 use crate::network::{Attachment, HostState, Network};
@@ -46,9 +47,13 @@ pub(super) fn sandbox(
     attachment: &Attachment,
     members: &dyn Fn(&GroupName, IpAddr) -> bool,
 ) -> Result<(), DatapathError> {
+    let busy = history::with_flows(nft, count, network, attachment)?;
+    if busy.is_empty() {
+        return Ok(());
+    }
     let ips: BTreeSet<IpAddr> = attachment.ips().collect();
     let forbidden =
-        conntrack::flows_of(nft, count, &ips, |flow| !permitted(flow, &ips, network, attachment, members))?;
+        conntrack::flows_of(nft, count, &busy, |flow| !permitted(flow, &ips, network, attachment, members))?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
 

@@ -6,6 +6,7 @@ mod bridge;
 mod check;
 mod conntrack;
 mod cut;
+mod history;
 mod link;
 mod netlink;
 mod netns;
@@ -130,7 +131,7 @@ impl Host {
             _ => error.into(),
         })?;
         // What others left behind under these addresses and ports is not this sandbox's.
-        conntrack::end_all(&self.nft, &self.tracked, &attachment.ips().collect(), &attachment.ports)
+        history::end(&self.nft, &self.tracked, Some(network), attachment, &attachment.ports)
     }
 
     /// Makes all rules anew if they are not there; the generation of the ruleset in which they are.
@@ -229,6 +230,7 @@ impl Datapath for Host {
             }
         }
         bridge::ensure(&mut self.route(), network, earlier != Some(network))?;
+        history::take_stock(&self.nft, &self.tracked, network, earlier.is_none())?;
         match earlier.filter(|earlier| earlier.vpc != network.vpc) {
             Some(earlier) => vxlan::forget_stations(&mut self.route(), earlier, network),
             None => Ok(()),
@@ -259,6 +261,7 @@ impl Datapath for Host {
             }
         } else {
             rules::remove_network(&mut batch, network);
+            errors.extend(history::forget(&self.nft, &mut batch, network).err());
         }
         errors.extend(self.commit_if_there(batch).err());
         errors
@@ -284,9 +287,8 @@ impl Datapath for Host {
         let mut batch = Batch::new(rules::TABLE);
         rules::remove_sandbox(&mut batch, network, attachment);
         errors.extend(self.commit_if_there(batch).err());
-        let ips = attachment.ips().collect();
         // A flow by one of its ports is one that it answers.
-        errors.extend(conntrack::end_all(&self.nft, &self.tracked, &ips, &[]).err());
+        errors.extend(history::end(&self.nft, &self.tracked, network, attachment, &[]).err());
         errors
     }
 

@@ -258,6 +258,11 @@ impl Batch {
         self.elements(DELSETELEM, 0, "remove from", set, elements);
     }
 
+    /// Removes elements, all of which are there.
+    pub(crate) fn remove_present(&mut self, set: &str, elements: &[Element]) {
+        self.elements(DELSETELEM, 0, "remove from", set, elements);
+    }
+
     /// Makes of `rule` one or two that go on only if the address in the first registers is within one of `nets`, which
     /// are all of one family. They go into anonymous sets of the same transaction: single addresses into a hash,
     /// which takes them several times faster, ranges into a tree.

@@ -147,9 +147,19 @@ impl Rule {
         .not_equal(0, &[0; 4])
     }
 
-    /// Connection state: established or related.
+    /// Connection state: established.
     pub(crate) fn ct_established(self) -> Self {
-        self.ct(0).any_bit(0x2 | 0x4)
+        self.ct(0).any_bit(0x2)
+    }
+
+    /// Connection state: related to another, by an error message or by what a helper read in that.
+    pub(crate) fn ct_related(self) -> Self {
+        self.ct(0).any_bit(0x4)
+    }
+
+    /// Connection state: new.
+    pub(crate) fn ct_new(self) -> Self {
+        self.ct(0).any_bit(0x8)
     }
 
     /// Connection state: invalid.
@@ -226,6 +236,15 @@ impl Rule {
     /// Does what a verdict map says for what the registers hold; goes on if it says nothing.
     pub(crate) fn verdict_map(self, map: &str) -> Self {
         self.lookup(map, None, false, true)
+    }
+
+    /// Adds what the registers hold to a set, unless it is there; goes on unless the set is full.
+    pub(crate) fn note(self, set: &str) -> Self {
+        self.push("dynset", |data| {
+            data.text(1, set);
+            data.be32(3, 0); // NFT_DYNSET_OP_ADD
+            data.be32(4, REG32);
+        })
     }
 
     /// The packet's destination is an address of this host.

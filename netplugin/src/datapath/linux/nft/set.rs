@@ -77,6 +77,8 @@ pub(crate) struct SetFlags {
     pub(crate) counter: bool,
     /// Elements lead to verdicts.
     pub(crate) verdicts: bool,
+    /// Packets add elements ([`super::Rule::note`]), as many as there is room for.
+    pub(crate) noting: Option<u32>,
 }
 
 /// A set's or map's definition.
@@ -110,6 +112,7 @@ const ANONYMOUS: u32 = 0x1;
 const CONSTANT: u32 = 0x2;
 const INTERVAL: u32 = 0x4;
 const MAP: u32 = 0x8;
+const EVAL: u32 = 0x20;
 const EXPR: u32 = 0x100;
 
 pub(super) fn encode_named(attrs: &mut Attrs<'_>, table: &str, name: &str, spec: &SetSpec, id: u32) {
@@ -123,6 +126,9 @@ pub(super) fn encode_named(attrs: &mut Attrs<'_>, table: &str, name: &str, spec:
     if spec.flags.counter {
         flags |= EXPR;
     }
+    if spec.flags.noting.is_some() {
+        flags |= EVAL;
+    }
     attrs.text(1, table);
     attrs.text(2, name);
     attrs.be32(SET_FLAGS, flags);
@@ -134,6 +140,9 @@ pub(super) fn encode_named(attrs: &mut Attrs<'_>, table: &str, name: &str, spec:
     } else if !spec.value.is_empty() {
         attrs.be32(6, nft_type(spec.value));
         attrs.be32(7, total_len(spec.value));
+    }
+    if let Some(room) = spec.flags.noting {
+        attrs.nest(9, |desc| desc.be32(1, room));
     }
     attrs.be32(10, id);
     if let [Field::Ifname] = spec.key {
@@ -182,6 +191,11 @@ pub(crate) struct Key {
 }
 
 impl Key {
+    /// A key as the kernel told it.
+    pub(crate) fn told(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), lone: None }
+    }
+
     /// A key without parts yet.
     pub(crate) fn new() -> Self {
         Self::default()
@@ -230,6 +244,22 @@ impl Key {
     /// A VXLAN network identifier.
     pub(crate) fn vni(self, vni: u32) -> Self {
         self.part(&vni.to_be_bytes()[1..])
+    }
+
+    /// The address that it begins with, of the family that its length tells: of an address, or an address and a number.
+    pub(crate) fn starts_with(&self) -> Option<IpAddr> {
+        match self.bytes() {
+            &[a, b, c, d] | &[a, b, c, d, _, _, _, _] => Some([a, b, c, d].into()),
+            bytes => <[u8; 16]>::try_from(bytes.get(..16)?).ok().map(IpAddr::from),
+        }
+    }
+
+    /// The number behind that address.
+    pub(crate) fn prefix(&self) -> Option<u8> {
+        match self.bytes() {
+            [_, _, _, _, len, _, _, _] => Some(*len),
+            bytes => bytes.get(16).copied(),
+        }
     }
 
     /// As the kernel wants it.

@@ -10,8 +10,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
 use super::batch::{Batch, Family};
-use super::set::Element;
-use super::wire::{Attrs, find_attribute};
+use super::set::{Element, Key};
+use super::wire::{Attrs, attributes, find_attribute};
 
 /// Why the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +153,20 @@ impl Nft {
         [family, version]: [u8; 2],
         fill: impl FnOnce(&mut Attrs<'_>),
     ) -> io::Result<Vec<Vec<u8>>> {
+        let mut answers = Vec::new();
+        self.ask_each(message, flags, [family, version], fill, |body| answers.push(body.to_vec()))?;
+        Ok(answers)
+    }
+
+    /// The same, with each answer's body as it comes.
+    pub(crate) fn ask_each(
+        &self,
+        message: u16,
+        flags: u16,
+        [family, version]: [u8; 2],
+        fill: impl FnOnce(&mut Attrs<'_>),
+        mut hear: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
         let mut buffer = Vec::new();
         buffer.extend_from_slice(&0_u32.to_ne_bytes());
         buffer.extend_from_slice(&message.to_ne_bytes());
@@ -163,20 +177,19 @@ impl Nft {
         let len = u32::try_from(buffer.len()).unwrap_or(u32::MAX);
         buffer[..4].copy_from_slice(&len.to_ne_bytes());
         self.socket.send(&buffer, 0)?;
-        let mut answers = Vec::new();
         while let Some(answer) = self.receive()? {
             for (kind, _, body) in messages(&answer) {
                 match kind {
-                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => match error_code(body) {
                         0 => {}
                         code => return Err(io::Error::from_raw_os_error(code)),
                     },
-                    _ => answers.extend(body.get(4..).map(<[u8]>::to_vec)),
+                    _ => body.get(4..).into_iter().for_each(&mut hear),
                 }
             }
         }
-        Ok(answers)
+        Ok(())
     }
 
     /// The note a table was made with; none if there is no table.
@@ -210,6 +223,28 @@ impl Nft {
             Ok(answers) => Ok(answers.first().map(|body| counted(body).unwrap_or(0))),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The keys of a set's elements; none if there is no such set.
+    pub(crate) fn keys(&self, family: Family, table: &str, set: &str) -> io::Result<Vec<Key>> {
+        const GETSETELEM: u16 = 10 << 8 | 0xd;
+        const DUMP: u16 = 0x300;
+        let mut keys = Vec::new();
+        let name = |attrs: &mut Attrs<'_>| {
+            attrs.text(1, table);
+            attrs.text(2, set);
+        };
+        let heard = self.ask_each(GETSETELEM, DUMP, [family as u8, 0], name, |body| {
+            let elements = attributes(find_attribute(body, 3).unwrap_or_default());
+            keys.extend(
+                elements
+                    .filter_map(|(_, element)| find_attribute(find_attribute(element, 1)?, 1).map(Key::told)),
+            );
+        });
+        match heard {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(keys),
         }
     }
 

@@ -1,18 +1,20 @@
 //! The rules that are the same on every host.
 
-use super::flows::{flows, translation};
+use super::flows::{flows, notes, translation};
 use super::frames::frames;
 use super::{BRIDGE_SETS, INET_SETS};
 use crate::datapath::linux::nft::{Base, Batch, Family, Rule};
 
 /// What the tables carry as a note: rules of another note were made by another version of this program and are
 /// replaced as a whole.
-pub(crate) const NOTE: &[u8] = b"skep-cni rules 4";
+pub(crate) const NOTE: &[u8] = b"skep-cni rules 5";
 
 pub(super) const ARP: u16 = 0x0806;
 pub(super) const IPV4: u16 = 0x0800;
 pub(super) const IPV6: u16 = 0x86dd;
+pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
+pub(super) const SCTP: u8 = 132;
 pub(super) const ICMPV6: u8 = 58;
 
 pub(super) const ROUTER_SOLICITATION: u8 = 133;
@@ -34,6 +36,7 @@ pub(crate) fn create_base(batch: &mut Batch) {
         batch.set(spec);
     }
     flows(batch);
+    notes(batch);
     translation(batch);
 }
 

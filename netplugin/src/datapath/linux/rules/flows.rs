@@ -5,7 +5,7 @@
 
 use super::base::{
     ICMPV6, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT,
-    ROUTER_SOLICITATION, UDP, append, icmp_type,
+    ROUTER_SOLICITATION, SCTP, TCP, UDP, append, icmp_type,
 };
 use crate::datapath::linux::nft::{Base, Batch, ChainType, Hook, Meta, Rule, Verdict};
 
@@ -18,9 +18,21 @@ pub(super) fn flows(batch: &mut Batch) {
     batch.base_chain("forward", ChainType::Filter, Hook::Forward, PRIORITY_FILTER);
     batch.base_chain("input", ChainType::Filter, Hook::Input, PRIORITY_FILTER);
     batch.base_chain("output", ChainType::Filter, Hook::Output, PRIORITY_FILTER);
-    for chain in
-        ["unlinked", "outbound", "inbound", "to_host", "from_host", "refuse_out", "refuse_in", "from_peers"]
-    {
+    for chain in [
+        "unlinked",
+        "related",
+        "outbound",
+        "inbound",
+        "to_host",
+        "from_host",
+        "refuse_out",
+        "refuse_in",
+        "from_peers",
+        "note_source",
+        "note_destination",
+        "note_sender",
+        "note_receiver",
+    ] {
         batch.chain(chain);
     }
     append(
@@ -41,7 +53,15 @@ pub(super) fn flows(batch: &mut Batch) {
             Rule::new().drop(),
         ],
     );
-    append(batch, "output", &[Rule::new().oifname().in_set("bridges").goto("from_host")]);
+    append(
+        batch,
+        "output",
+        &[
+            Rule::new().oifname().in_set("bridges").goto("from_host"),
+            // A port published on 127.0.0.1: it seems to leave by the loopback interface still.
+            Rule::new().ct_new().ct_dnat().goto("note_receiver"),
+        ],
+    );
 
     let same_bridge = |rule: Rule| rule.iifname().meta(Meta::Oifname, 4).in_set("same");
     let nd = |kind| same_bridge(icmp_type(Rule::new().l4proto(ICMPV6), kind)).accept();
@@ -55,6 +75,7 @@ pub(super) fn flows(batch: &mut Batch) {
         &[
             Rule::new().iifname().not_in_set("bridges").oifname().not_in_set("bridges").accept(),
             Rule::new().ct_established().accept(),
+            Rule::new().ct_related().goto("related"),
             Rule::new().ct_invalid().drop(),
             // The frames' rules have looked at it.
             nd(NEIGHBOUR_SOLICITATION),
@@ -113,6 +134,7 @@ pub(super) fn flows(batch: &mut Batch) {
             // A sandbox's chain returns what it allows.
             source(Rule::new(), false).verdict_map("out4"),
             source(Rule::new(), true).verdict_map("out6"),
+            Rule::new().jump("note_source"),
             Rule::new().goto("inbound"),
         ],
     );
@@ -120,6 +142,7 @@ pub(super) fn flows(batch: &mut Batch) {
         batch,
         "inbound",
         &[
+            Rule::new().jump("note_destination"),
             destination(Rule::new(), false).verdict_map("in4"),
             destination(Rule::new(), true).verdict_map("in6"),
             Rule::new().accept(),
@@ -130,10 +153,12 @@ pub(super) fn flows(batch: &mut Batch) {
         "to_host",
         &[
             Rule::new().ct_established().accept(),
+            Rule::new().ct_related().goto("related"),
             Rule::new().ct_invalid().drop(),
             icmp_type(Rule::new().l4proto(ICMPV6), ROUTER_SOLICITATION).accept(),
             icmp_type(Rule::new().l4proto(ICMPV6), NEIGHBOUR_SOLICITATION).accept(),
             icmp_type(Rule::new().l4proto(ICMPV6), NEIGHBOUR_ADVERTISEMENT).accept(),
+            Rule::new().jump("note_source"),
             Rule::new()
                 .iifname()
                 .meta(Meta::L4proto, 4)
@@ -149,9 +174,11 @@ pub(super) fn flows(batch: &mut Batch) {
         "from_host",
         &[
             Rule::new().ct_established().accept(),
+            Rule::new().ct_related().goto("related"),
             nd_type(ROUTER_ADVERTISEMENT),
             nd_type(NEIGHBOUR_SOLICITATION),
             nd_type(NEIGHBOUR_ADVERTISEMENT),
+            Rule::new().jump("note_destination"),
             Rule::new().oifname().in_set("host_ok").accept(),
             Rule::new().goto("inbound"),
         ],
@@ -174,6 +201,32 @@ pub(super) fn flows(batch: &mut Batch) {
             Rule::new().drop(),
         ],
     );
+}
+
+/// Makes the chains that note who has flows: see `history`. Every flow of a sandbox passes one of them before the kernel
+/// tracks it.
+pub(super) fn notes(batch: &mut Batch) {
+    append(
+        batch,
+        "related",
+        &[Rule::new().jump("note_source"), Rule::new().jump("note_destination"), Rule::new().accept()],
+    );
+    append(batch, "note_source", &[Rule::new().iifname().in_set("noted").goto("note_sender")]);
+    append(batch, "note_destination", &[Rule::new().oifname().in_set("noted").goto("note_receiver")]);
+    for (chain, [at4, at6]) in [("note_sender", [12, 8]), ("note_receiver", [16, 24])] {
+        for (ipv6, at, len, met) in [(false, at4, 4, "met4"), (true, at6, 16, "met6")] {
+            let address = || Rule::new().family(ipv6).payload(Base::Network, at, len, 0);
+            append(
+                batch,
+                chain,
+                &[
+                    address().note(met),
+                    // There was no room for it.
+                    address().not_in_set(met).meta(Meta::Nfproto, 0).note("crowded"),
+                ],
+            );
+        }
+    }
 }
 
 /// Makes the chains of the inet table that translate addresses.
@@ -199,6 +252,10 @@ pub(super) fn translation(batch: &mut Batch) {
             service(Rule::new().family(true), 0).dnat_by("published6", true),
         ],
     );
+    for protocol in [TCP, UDP, SCTP] {
+        let port = Rule::new().l4proto(protocol).payload(Base::Transport, 2, 2, 1);
+        append(batch, "publish", &[port.note("asked")]);
+    }
     let source_on = |rule: Rule, ipv6: bool| {
         let (at, len) = if ipv6 { (8, 16) } else { (12, 4) };
         rule.family(ipv6).oifname().and_payload(Base::Network, at, len)

@@ -28,8 +28,12 @@ use crate::network::HostState;
 /// The name of both tables.
 pub(super) const TABLE: &str = "skep";
 
-const PLAIN: SetFlags = SetFlags { interval: false, counter: false, verdicts: false };
+const PLAIN: SetFlags = SetFlags { interval: false, counter: false, verdicts: false, noting: None };
 const COUNTING: SetFlags = SetFlags { counter: true, ..PLAIN };
+/// Room for the addresses of a network of 16 bits.
+const NOTING: SetFlags = SetFlags { noting: Some(1 << 16), ..PLAIN };
+/// Room for every port of TCP, UDP and SCTP.
+const PORTS: SetFlags = SetFlags { noting: Some(3 << 16), ..PLAIN };
 const VERDICTS: SetFlags = SetFlags { verdicts: true, ..PLAIN };
 
 const fn set(name: &'static str, key: &'static [Field], flags: SetFlags) -> SetSpec {
@@ -62,7 +66,20 @@ pub(super) const BRIDGE_SETS: [SetSpec; 12] = [
 /// of them that came by DHCP. `routed`: bridges with routers behind a card. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
 /// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
-pub(super) const INET_SETS: [SetSpec; 25] = [
+/// What packets note, and what belongs to it (see `history`): `noted`: bridges where they do; `met*`: addresses that a
+/// flow was opened from or to; `crowded`: address families of which `met*` has no room for more; `asked`: ports of the
+/// host that are nobody's; `ending*`: addresses whose flows are being ended; `stocked*`: subnets whose earlier flows
+/// are in `met*`, too.
+pub(super) const INET_SETS: [SetSpec; 34] = [
+    set("noted", &[Field::Ifname], PLAIN),
+    set("met4", &[Field::Ipv4], NOTING),
+    set("met6", &[Field::Ipv6], NOTING),
+    set("crowded", &[Field::Proto], NOTING),
+    set("asked", &[Field::Proto, Field::Port], PORTS),
+    set("ending4", &[Field::Ipv4], PLAIN),
+    set("ending6", &[Field::Ipv6], PLAIN),
+    set("stocked4", &[Field::Ipv4, Field::Proto], PLAIN),
+    set("stocked6", &[Field::Ipv6, Field::Proto], PLAIN),
     set("bridges", &[Field::Ifname], PLAIN),
     set("same", &[Field::Ifname, Field::Ifname], PLAIN),
     set("linked", &[Field::Ifname, Field::Ifname], PLAIN),

@@ -26,7 +26,7 @@ const GROUP4: SetSpec = SetSpec {
     name: "",
     key: &[Field::Ipv4],
     value: &[],
-    flags: SetFlags { interval: false, counter: false, verdicts: false },
+    flags: SetFlags { interval: false, counter: false, verdicts: false, noting: None },
 };
 const GROUP6: SetSpec = SetSpec { key: &[Field::Ipv6], ..GROUP4 };
 
@@ -73,6 +73,9 @@ fn flow_elements(network: &Network) -> Vec<(&'static str, Element)> {
         ("same", Element::key(bridge(bridge(Key::new())))),
         ("linked", Element::key(bridge(bridge(Key::new())))),
     ];
+    if network.notes_addresses() {
+        list.push(("noted", Element::key(bridge(Key::new()))));
+    }
     if network.ip_masq {
         list.push(("masq", Element::key(bridge(Key::new()))));
     }

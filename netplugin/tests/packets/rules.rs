@@ -1,0 +1,180 @@
+//! Rules that are changed, removed and put back while sandboxes live; what they count and limit.
+
+use crate::support::{Container, Host, SILENCE, open_policy};
+use crate::{policy, set_policy};
+use serde_json::{Value, json};
+use skep_cni::network::Store;
+use skep_cni::plugin;
+
+#[test]
+fn flushing_the_ruleset_loses_nothing_for_long() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        policy(
+            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            json!({"allow": ["any"]}),
+        ),
+    );
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.ns.serve_tcp("0.0.0.0:80");
+    b.ns.serve_tcp("0.0.0.0:81");
+    host.ns.nft("flush ruleset");
+    let store = Store::new(host.data_dir());
+    let restore =
+        || host.ns.run(|| plugin::restore(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
+    assert!(restore(), "there was something to restore");
+    assert!(!restore(), "and then nothing");
+    host.check(&a, &conf).unwrap();
+    host.check(&b, &conf).unwrap();
+    assert!(a.ns.reaches(&format!("{}:80", b.ip())));
+    assert!(a.ns.blocked(&format!("{}:81", b.ip())));
+    // An ADD restores as well.
+    host.ns.nft("delete table inet skep");
+    let c = host.add("c", &conf);
+    assert!(c.ns.reaches(&format!("{}:80", b.ip())));
+    host.check(&a, &conf).unwrap();
+}
+
+#[test]
+fn what_was_carried_and_refused_is_counted() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        policy(
+            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+            json!({"allow": [{"protocol": "tcp", "ports": [80]}]}),
+        ),
+    );
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.ns.serve_tcp("0.0.0.0:80");
+    assert!(a.ns.reaches(&format!("{}:80", b.ip())));
+    assert!(a.ns.blocked(&format!("{}:81", b.ip())));
+    let store = Store::new(host.data_dir());
+    let status = host.ns.run(|| plugin::status(&skep_cni::datapath::Host::new().unwrap(), &store).unwrap());
+    let of =
+        |id: &str| status.networks[0].attachments.iter().find(|one| one.container_id == id).unwrap().clone();
+    assert!(of("a").problems.is_empty(), "{:?}", of("a").problems);
+    assert!(of("a").counters.denied_out_packets > 0);
+    assert_eq!(of("b").counters.denied_out_packets, 0);
+    assert!(of("b").counters.received_bytes > 0 && of("b").counters.sent_bytes > 0);
+}
+
+#[test]
+fn bandwidth_is_limited_both_ways() {
+    needs_root!();
+    let host = Host::new();
+    let before = host.ns.census();
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let free = host.add("free", &conf);
+    conf["runtimeConfig"] = json!({"bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 100_000, "egressRate": 1_000_000, "egressBurst": 100_000}});
+    let limited = host.add("limited", &conf);
+    host.check(&limited, &conf).unwrap();
+    assert!(free.ns.ask_udp(&format!("{}:1", limited.ip()), SILENCE).is_none());
+    let burst = |from: &Container, to: &Container| {
+        let target = to.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:5000").unwrap());
+        target.set_read_timeout(Some(SILENCE)).unwrap();
+        let source = from.ns.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        // 2 MB at once, where a second's worth is an eighth of one. In rounds, so that nothing else overflows.
+        let mut arrived = 0;
+        for _ in 0..40 {
+            for _ in 0..50 {
+                let _ = source.send_to(&[0; 1000], format!("{}:5000", to.ip()));
+            }
+            target.set_nonblocking(true).unwrap();
+            while target.recv(&mut [0; 1500]).is_ok() {
+                arrived += 1;
+            }
+        }
+        arrived
+    };
+    let other = host.add("other", &host.conf("pods", "10.1.0.0/24", open_policy()));
+    assert!(burst(&free, &other) > 1500, "without a limit nearly all arrives");
+    assert!(burst(&free, &limited) < 1000, "towards the sandbox");
+    assert!(burst(&limited, &free) < 1000, "from the sandbox");
+    for container in [&free, &limited, &other] {
+        host.del(container, &conf);
+    }
+    assert_eq!(host.ns.census(), before);
+}
+
+#[test]
+fn the_watcher_puts_rules_back_at_once() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let a = host.add("a", &conf);
+    let mut watcher = host.ns.run(|| {
+        std::process::Command::new(env!("CARGO_BIN_EXE_skep-cni"))
+            .args(["watch", "--data-dir"])
+            .arg(host.data_dir())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    });
+    // It looks once when it starts: only what comes after shows that it hears.
+    let whole = |wanted: bool| {
+        (0..500).any(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            host.check(&a, &conf).is_ok() == wanted
+        })
+    };
+    for _ in 0..3 {
+        host.ns.nft("flush ruleset");
+        assert!(whole(true), "not put back within five seconds");
+    }
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+}
+
+#[test]
+fn a_policy_kept_open_follows_what_other_calls_do() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.ns.serve_tcp("0.0.0.0:80");
+    let target = format!("{}:80", b.ip());
+    let store = skep_cni::network::Store::new(host.data_dir());
+    let lists = |text: Value| serde_json::from_value::<skep_cni::policy::Policy>(text).unwrap();
+    let open = || lists(json!({"egress": {"allow": ["any"]}}));
+    host.ns.run(|| {
+        let datapath = skep_cni::datapath::Host::new().unwrap();
+        let mut live = plugin::LivePolicy::open(&datapath, &store, "pods", "a", "eth0").unwrap();
+        assert!(a.ns.blocked(&target));
+        live.replace(open()).unwrap();
+        assert!(a.ns.reaches(&target));
+        live.replace(lists(json!({"egress": {"allow": ["any"], "deny": [b.ip()]}}))).unwrap();
+        assert!(a.ns.blocked(&target));
+        // Another process's change, then one of ours.
+        set_policy(&host, "a", &json!({"egress": {"allow": ["any"]}}));
+        assert!(a.ns.reaches(&target));
+        live.replace(lists(json!({}))).unwrap();
+        assert!(a.ns.blocked(&target));
+        // The network's policy changes by an ADD, and the tables go: both are seen.
+        let mut closed = conf.clone();
+        closed["policy"]["ingress"] = json!({});
+        let c = host.add("c", &closed);
+        host.ns.nft("flush ruleset");
+        live.replace(open()).unwrap();
+        assert!(a.ns.blocked(&target));
+        host.check(&a, &closed).unwrap();
+        let d = host.add("d", &conf);
+        assert!(a.ns.reaches(&target));
+        // It ends with its sandbox, whoever has the name next.
+        host.del(&a, &conf);
+        let error = live.replace(open()).unwrap_err();
+        assert!(matches!(error, skep_cni::cni::CniError::NotAttached { .. }), "{error}");
+        let again = host.add("a", &conf);
+        assert!(again.ns.blocked(&target), "the next of this name inherits no policy");
+        live.replace(open()).unwrap_err();
+        for container in [&again, &b, &c, &d] {
+            host.del(container, &conf);
+        }
+    });
+    assert_eq!(host.files(), Vec::<String>::new());
+}
