@@ -254,7 +254,10 @@ fn a_network_is_declared_once_and_carried_to_its_hosts() {
 
     // Two leave.
     site.done(0, "node remove vpc n2 n3");
-    assert!(site.sync("").0);
+    let (ok, reports) = site.sync("");
+    assert!(!ok, "{reports:?}");
+    assert_eq!(outcomes(&reports), [("n0", "unchanged"), ("n1", "changed"), ("n2", "failed")]);
+    assert!(reports[2]["why"].as_str().unwrap().contains("has sandboxes"), "{reports:?}");
     assert!(c.ns.blocked(&format!("{}:80", b.ip())));
     assert!(a.ns.reaches(&format!("{}:80", b.ip())));
     let (sent, lost) = flow.finish();
@@ -268,15 +271,29 @@ fn a_network_is_declared_once_and_carried_to_its_hosts() {
     assert!(site.done(0, "status").contains(&format!("to n1 ({})", v4(1))));
     let (ok, _, err) = site.skep(0, "delete vpc", "");
     assert!(!ok && err.contains("has sandboxes"), "{err}");
-    for (n, container) in [&a, &b, &c].into_iter().enumerate() {
-        site.hosts[n].del(container, &site.conf(n));
-        site.done(n, "delete vpc");
+    // Without sandboxes, the one that left has nothing of it as soon as it is told.
+    site.hosts[2].del(&c, &site.conf(2));
+    site.stop(2);
+    let (ok, reports) = site.sync("");
+    assert!(!ok && outcomes(&reports)[2] == ("n2", "failed"), "{reports:?}");
+    site.serve(2);
+    let (ok, reports) = site.sync("");
+    assert!(ok, "{reports:?}");
+    assert_eq!(outcomes(&reports), [("n0", "unchanged"), ("n1", "unchanged"), ("n2", "left")]);
+    assert_eq!(outcomes(&site.sync("").1).len(), 2, "it is told once");
+    let clean = |n: usize| {
         assert_eq!(site.hosts[n].ns.census(), before[n]);
         assert_eq!(site.hosts[n].files(), Vec::<String>::new());
-        for dir in ["etc", "etc/vxlan", "cni"] {
-            let mut left = fs::read_dir(site.hosts[n].dir.path().join(dir)).unwrap().flatten();
+        for dir in ["etc", "etc/vxlan", "etc/known", "cni"] {
+            let mut left = fs::read_dir(site.hosts[n].dir.path().join(dir)).into_iter().flatten().flatten();
             assert!(left.all(|entry| entry.path().is_dir() || entry.file_name() == "lock"), "{dir}");
         }
+    };
+    clean(2);
+    for (n, container) in [&a, &b].into_iter().enumerate() {
+        site.hosts[n].del(container, &site.conf(n));
+        site.done(n, "delete vpc");
+        clean(n);
     }
 }
 

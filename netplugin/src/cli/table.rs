@@ -86,6 +86,7 @@ pub(super) fn reports(declaration: &Declaration, reports: &[Report]) -> String {
         let result = match &report.outcome {
             Outcome::Changed => format!("has revision {} now", declaration.revision),
             Outcome::Unchanged => format!("had revision {} already", declaration.revision),
+            Outcome::Left => "is none of its nodes any more, and has nothing of it".to_owned(),
             Outcome::Failed { why } => {
                 missing.push(report.node.clone());
                 format!("FAILED: {why}")
@@ -96,12 +97,12 @@ pub(super) fn reports(declaration: &Declaration, reports: &[Report]) -> String {
     if !missing.is_empty() {
         let _ = writeln!(
             text,
-            "{} of {} nodes have network {} in revision {}; not: {}. Nodes that have it are left as they are when you \
-             sync again.",
-            reports.len() - missing.len(),
-            reports.len(),
+            "network {} in revision {} is not everywhere yet: {} of {} hosts failed ({}). Nodes that have it are left as \
+             they are when you sync again. A removed host that will never be back: skep net sync --forget NAME.",
             declaration.name,
             declaration.revision,
+            missing.len(),
+            reports.len(),
             missing.join(", "),
         );
     }

@@ -58,13 +58,17 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
-    /// Give every host of a network its declaration, by ssh. Exit status 1: not all of them have it.
+    /// Give every host of a network its declaration, by ssh; have hosts that were given one from here and are removed take the
+    /// network away. Exit status 1: not all of them have done so.
     Sync {
         /// The network.
         name: String,
         /// Only these hosts.
         #[arg(long = "node", value_name = "NAME")]
         nodes: Vec<String>,
+        /// No longer look for this removed host, which will never be back.
+        #[arg(long, value_name = "NAME")]
+        forget: Vec<String>,
         /// What to run there.
         #[arg(long, value_name = "WORDS", default_value = "skep net")]
         remote: String,
@@ -83,6 +87,16 @@ pub(super) enum Command {
         /// Which node this host is, instead of the one whose address it has.
         #[arg(long)]
         node: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take the network of the declaration on standard input away from this host, which is none of its nodes any more (what
+    /// sync runs there).
+    Leave {
+        /// Which node this host was.
+        #[arg(long)]
+        node: String,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -123,7 +137,7 @@ pub(super) enum NodeCommand {
         #[arg(required = true, value_name = "NODE", help = "NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]")]
         nodes: Vec<NewNode>,
     },
-    /// Remove hosts. The others' sandboxes notice nothing. Then: skep net sync, and skep net delete on the removed ones.
+    /// Remove hosts. The others' sandboxes notice nothing. Then: skep net sync.
     Remove {
         /// The network.
         network: String,
@@ -186,8 +200,13 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
             declaration.validate()?;
             put(&directory, arguments, &declaration)?;
         }
-        Command::Sync { name, nodes, remote, options, timeout, json } => {
+        Command::Sync { name, nodes, forget, remote, options, timeout, json } => {
             let declaration = directory.load(name)?;
+            let names: Vec<&str> = forget.iter().map(String::as_str).collect();
+            if let Some(stranger) = directory.forget(name, &names)?.first() {
+                let why = format!("`{stranger}` was not given it from here");
+                return Err(DeclarationError::NotANode { network: name.clone(), why }.into());
+            }
             let remote = Remote::new(remote, options.clone(), Duration::from_secs(*timeout))?;
             let reports = sync(&directory, arguments, &declaration, nodes, &remote)?;
             if *json {
@@ -205,6 +224,15 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
                 print_json(&installed)?;
             } else {
                 print!("{}", said(&declaration, &installed));
+            }
+        }
+        Command::Leave { node, json } => {
+            let declaration = Declaration::parse(&standard_input()?)?;
+            let left = directory.leave(&Host::new()?, &declaration, node, &arguments.store(None))?;
+            if *json {
+                print_json(&left)?;
+            } else {
+                println!("network {}: this host has nothing of it any more", declaration.name);
             }
         }
         Command::Apply { names } => {
@@ -286,7 +314,7 @@ fn said(declaration: &Declaration, installed: &Installed) -> String {
     format!("network {}: revision {}, as node {}\n", declaration.name, installed.revision, installed.node)
 }
 
-/// Every node, or the ones that were named; this host without ssh.
+/// Every node, and every host that is none any more, or the nodes that were named; this host without ssh.
 fn sync(
     directory: &Directory,
     arguments: &Net,
@@ -313,6 +341,13 @@ fn sync(
         };
         reports.push(Report { node: node.name.clone(), destination: "this host".to_owned(), outcome });
     }
+    let gone = directory.will_know(declaration, &others)?;
     reports.extend(remote.sync(declaration, &others)?);
+    if names.is_empty() {
+        let left = remote.dismiss(declaration, &gone.iter().collect::<Vec<_>>())?;
+        let done = left.iter().filter(|report| report.outcome == Outcome::Left);
+        directory.forget(&declaration.name, &done.map(|report| report.node.as_str()).collect::<Vec<_>>())?;
+        reports.extend(left);
+    }
     Ok(reports)
 }

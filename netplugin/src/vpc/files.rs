@@ -94,7 +94,12 @@ impl Directory {
         conflist::conflist(declaration, member, &self.vxlan_path(&declaration.name))
     }
 
-    fn lock(&self) -> Result<Lock, StateError> {
+    /// A directory below that of the declarations.
+    pub(super) fn subdirectory(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub(super) fn lock(&self) -> Result<Lock, StateError> {
         create_dir(&self.dir.join("vxlan"))?;
         Lock::take(&self.dir.join("lock"))
     }
@@ -194,6 +199,39 @@ impl Directory {
     pub fn delete<D: Datapath>(&self, datapath: &D, name: &str, store: &Store) -> Result<(), InstallError> {
         check_name(name).map_err(|why| super::wrong("name", why))?;
         let _lock = self.lock()?;
+        self.take_away(datapath, name, store)
+    }
+
+    /// Takes the network away from this host, which was its node `node` and is none by `offered`. There may be nothing
+    /// to take away.
+    pub fn leave<D: Datapath>(
+        &self,
+        datapath: &D,
+        offered: &Declaration,
+        node: &str,
+        store: &Store,
+    ) -> Result<Installed, InstallError> {
+        offered.validate()?;
+        let refused = |why: String| DeclarationError::NotANode { network: offered.name.clone(), why };
+        if let Some(still) = offered.local(None, &host_addresses()?).ok().or_else(|| offered.find(node)) {
+            return Err(
+                refused(format!("node `{}` is one of its nodes, it does not leave", still.name)).into()
+            );
+        }
+        let _lock = self.lock()?;
+        let here = self.find(&offered.name)?;
+        if let Some(here) = &here {
+            in_order(here, offered)?;
+            if here.find(node).is_none() {
+                return Err(refused(format!("`{node}` is none of its nodes by what is here")).into());
+            }
+            self.take_away(datapath, &offered.name, store)?;
+        }
+        Ok(Installed { node: node.to_owned(), revision: offered.revision, changed: here.is_some() })
+    }
+
+    /// Removes a network. The lock is held.
+    fn take_away<D: Datapath>(&self, datapath: &D, name: &str, store: &Store) -> Result<(), InstallError> {
         // First the files: no sandbox is attached by them any more.
         let conflist = self.conflist_path(name);
         let kept = read(&conflist)?;
@@ -207,6 +245,7 @@ impl Directory {
             return Err(InstallError::Network { error, errors });
         }
         remove(&self.vxlan_path(name))?;
+        self.forget_all(name)?;
         Ok(remove(&self.path(name))?)
     }
 }
@@ -277,7 +316,7 @@ pub(crate) fn host_addresses() -> Result<Vec<std::net::IpAddr>, StateError> {
         .collect())
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     match fs::read(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -292,7 +331,7 @@ fn text(value: &impl Serialize) -> Result<String, DeclarationError> {
 }
 
 /// Puts a file in the place of an earlier one: a reader, and a host that loses power, has the one or the other.
-fn write(path: &Path, content: &[u8]) -> Result<(), StateError> {
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), StateError> {
     // No runtime takes a name without a known ending for a configuration.
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new()

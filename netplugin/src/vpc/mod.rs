@@ -8,6 +8,7 @@
 mod conflist;
 mod declaration;
 mod files;
+mod known;
 mod ranges;
 pub mod sync;
 

@@ -44,6 +44,8 @@ pub enum Outcome {
     Changed,
     /// It had it already, and its network is as it should be.
     Unchanged,
+    /// It is none of the network's nodes any more, and has nothing of it.
+    Left,
     /// It has not.
     Failed {
         /// Why.
@@ -51,7 +53,7 @@ pub enum Outcome {
     },
 }
 
-/// What `install` prints on the other side.
+/// What `install` and `leave` print on the other side.
 #[derive(Debug, Deserialize)]
 struct Answer {
     node: String,
@@ -90,13 +92,31 @@ impl Remote {
         declaration: &Declaration,
         nodes: &[&Member],
     ) -> Result<Vec<Report>, DeclarationError> {
+        self.tell("install", declaration, nodes)
+    }
+
+    /// Has every host of `gone` take the network away, which is none of the declaration's nodes.
+    pub fn dismiss(
+        &self,
+        declaration: &Declaration,
+        gone: &[&Member],
+    ) -> Result<Vec<Report>, DeclarationError> {
+        self.tell("leave", declaration, gone)
+    }
+
+    fn tell(
+        &self,
+        verb: &'static str,
+        declaration: &Declaration,
+        nodes: &[&Member],
+    ) -> Result<Vec<Report>, DeclarationError> {
         let text = declaration.to_text()?;
         let mut reports = Vec::new();
         for some in nodes.chunks(AT_ONCE) {
             thread::scope(|scope| {
                 let running: Vec<_> = some
                     .iter()
-                    .map(|node| scope.spawn(|| self.install(&text, declaration.revision, node)))
+                    .map(|node| scope.spawn(|| self.ask(verb, &text, declaration.revision, node)))
                     .collect();
                 for (node, one) in some.iter().zip(running) {
                     let outcome = one
@@ -114,7 +134,7 @@ impl Remote {
     }
 
     /// ssh's arguments for a node.
-    fn arguments(&self, node: &Member) -> Vec<String> {
+    fn arguments(&self, verb: &str, node: &Member) -> Vec<String> {
         let mut arguments = Vec::new();
         // The first value of an option counts: the user's come before ours.
         let ours =
@@ -123,14 +143,14 @@ impl Remote {
             arguments.extend(["-o".to_owned(), option.clone()]);
         }
         arguments.extend(["-T".to_owned(), "--".to_owned(), node.destination()]);
-        arguments.push(format!("{} install --json --node {}", self.command, node.name));
+        arguments.push(format!("{} {verb} --json --node {}", self.command, node.name));
         arguments
     }
 
-    fn install(&self, text: &str, revision: u64, node: &Member) -> Outcome {
+    fn ask(&self, verb: &str, text: &str, revision: u64, node: &Member) -> Outcome {
         let failed = |why: String| Outcome::Failed { why };
         let spawned = Command::new("ssh")
-            .args(self.arguments(node))
+            .args(self.arguments(verb, node))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -162,6 +182,7 @@ impl Remote {
                 answer.node.escape_debug(),
                 answer.revision
             )),
+            Ok(_) if verb == "leave" => Outcome::Left,
             Ok(Answer { changed: true, .. }) => Outcome::Changed,
             Ok(_) => Outcome::Unchanged,
             Err(_) => failed(format!("answered nonsense: {}", printable(&output))),
@@ -232,7 +253,7 @@ mod tests {
             assert!(Remote::new(bad, Vec::new(), timeout).is_err(), "{bad}");
         }
         let remote = Remote::new("sudo  skep net", vec!["ConnectTimeout=3".to_owned()], timeout).unwrap();
-        let arguments = remote.arguments(&member("a"));
+        let arguments = remote.arguments("install", &member("a"));
         assert_eq!(arguments[..2], ["-o", "ConnectTimeout=3"]);
         assert_eq!(
             arguments[arguments.len() - 3..],
