@@ -1,5 +1,6 @@
 //! What one shim looks after: a sandbox and the tasks in it.
 
+mod confine;
 mod managed;
 mod overhead;
 mod room;
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use oci_spec::runtime::LinuxResources;
 use skep::{
     cgroup::CgroupPath,
     config::{Config, PodOptions},
@@ -72,6 +74,7 @@ pub(crate) struct Pod {
     managed: Mutex<Option<Arc<Managed>>>,
     tasks: Mutex<HashMap<String, Slot>>,
     overhead_told: overhead::Told,
+    confinement: confine::Confinement,
 }
 
 /// Gives an id back unless the task was made.
@@ -110,6 +113,7 @@ impl Pod {
             managed: Mutex::default(),
             tasks: Mutex::default(),
             overhead_told: overhead::Told::default(),
+            confinement: confine::Confinement::default(),
         }
     }
 
@@ -153,8 +157,10 @@ impl Pod {
         let reservation = Reservation { pod: self, id };
         let made = Box::pin(self.make(request, given_up.clone())).await;
         let (container, sandbox) = match made {
-            Ok((container, _)) if *given_up.borrow() => {
+            Ok((container, sandbox)) if *given_up.borrow() => {
                 self.discard(&container, Path::new(&request.bundle)).await;
+                self.confinement.remove(id, Some(&sandbox));
+                drop(sandbox);
                 drop(reservation);
                 self.end_if_empty().await;
                 return Err(given_up_failure());
@@ -235,9 +241,12 @@ impl Pod {
         let annotations = spec.annotations().clone().unwrap_or_default();
         let mut options =
             PodOptions::from_annotations(&self.config, &annotations).map_err(|error| invalid(&error))?;
-        if !annotations.contains_key(CONTAINER_TYPE) {
+        let host_sets = if annotations.contains_key(CONTAINER_TYPE) {
+            Some(confine::take_from(&mut spec)?)
+        } else {
             options.make_room(&self.config, &annotations, room::own_limits(&spec), room::host());
-        }
+            None
+        };
         let stdio = StdioRequest::parse(&request.stdin, &request.stdout, &request.stderr, request.terminal)
             .map_err(skep::container::ContainerError::from)?;
         if let Some(process) = spec.process_mut() {
@@ -336,6 +345,12 @@ impl Pod {
             return Ok((container?, sandbox));
         }
         let id = request.id.as_str();
+        if let Some(sets) = host_sets
+            && let Err(failure) = self.confinement.add(id, sets, &sandbox)
+        {
+            notes.remove(id);
+            return Err(failure);
+        }
         let request = CreateRequest {
             id: id.to_owned(),
             spec,
@@ -351,6 +366,7 @@ impl Pod {
         let container = Container::create(guest, request).await;
         if container.is_err() {
             notes.remove(id);
+            self.confinement.remove(id, Some(&sandbox));
         }
         Ok((container?, sandbox))
     }
@@ -392,6 +408,7 @@ impl Pod {
             if last {
                 destroy(&mut slot).await;
             }
+            self.confinement.remove(id, slot.as_deref());
         }
         self.finish_hooks(&task.container, Path::new(&task.bundle)).await;
         // Never started and never killed: deleting it was its end.
@@ -409,6 +426,18 @@ impl Pod {
             ..TaskDelete::default()
         });
         Ok(exit)
+    }
+
+    /// Changes a task's limits.
+    pub(crate) async fn update(&self, id: &str, mut resources: LinuxResources) -> Result<(), Failure> {
+        let task = self.task(id)?;
+        if self.confinement.has(id) {
+            let change = confine::take(&mut resources)?;
+            if let Some(sandbox) = &*self.sandbox.lock().await {
+                self.confinement.update(id, change, sandbox)?;
+            }
+        }
+        Ok(task.container.update(resources).await?)
     }
 
     /// Destroys the sandbox, whatever runs in it.

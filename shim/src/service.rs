@@ -301,8 +301,7 @@ impl TaskApi for Service {
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let pod = Arc::clone(&self.pod);
         detached(async move {
-            let task = pod.task(&request.id)?;
-            task.container.update(resources(&request)?).await?;
+            pod.update(&request.id, resources(&request)?).await?;
             Ok(Empty::new())
         })
         .await

@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 
-use super::{CgroupError, CgroupPath};
+use super::{CgroupError, CgroupPath, HostSets};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` (statfs(2)).
 const VERSION_1: u64 = 0x0027_e0eb;
 const VERSION_2: u64 = 0x6367_7270;
+
+/// Processors that a cgroup's processes may use, and memory nodes.
+const CPUS: &str = "cpuset.cpus";
+const NODES: &str = "cpuset.mems";
 
 /// How long a cgroup may stay busy whose last process has ended: the kernel notices a little later.
 const BUSY: Duration = Duration::from_secs(2);
@@ -85,6 +89,29 @@ impl Cgroup {
     /// How much memory all in it may take, bytes, by its own limit or one above it; nothing if there is none.
     pub fn memory_limit(&self) -> Option<u64> {
         self.places.iter().filter_map(|place| memory_limit(place)).min().filter(|limit| *limit < NO_LIMIT)
+    }
+
+    /// Lets all in it use these processors and memory nodes of the host alone, among those of the cgroup above it. Whether
+    /// it can: not where no such controller is.
+    pub fn confine(&self, sets: &HostSets) -> Result<bool, CgroupError> {
+        let mut able = true;
+        for (name, list) in [(CPUS, &sets.processors), (NODES, &sets.nodes)] {
+            let missing = || !self.places.iter().any(|place| place.join(name).exists());
+            if list.is_some() && missing() {
+                self.places.iter().try_for_each(|place| delegate(place, "cpuset"))?;
+                able &= !missing();
+            }
+            for file in self.places.iter().map(|place| place.join(name)).filter(|file| file.exists()) {
+                let text = list.as_ref().map_or_else(|| unconfined(&file), ToString::to_string);
+                let action = "confine the VMM by writing";
+                fs::write(&file, format!("{text}\n")).map_err(|source| CgroupError::Io {
+                    action,
+                    path: file,
+                    source,
+                })?;
+            }
+        }
+        Ok(able)
     }
 
     /// Its path.
@@ -167,9 +194,39 @@ fn make(root: &Path, relative: &Path) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// What this file of a cgroup has that is confined no further: nothing in version 2, in 1 the words of the one above.
+fn unconfined(file: &Path) -> String {
+    let mut above = file.ancestors().skip(1);
+    let above = match (above.next(), above.next(), file.file_name()) {
+        (Some(own), Some(parent), Some(name)) if !own.join("cgroup.controllers").exists() => {
+            parent.join(name)
+        }
+        _ => return String::new(),
+    };
+    fs::read_to_string(above).unwrap_or_default().trim().to_owned()
+}
+
+/// Has a controller of version 2 in a cgroup, if the ones above have it.
+fn delegate(place: &Path, controller: &str) -> Result<(), CgroupError> {
+    let mut above: Vec<&Path> = up(place).skip(1).collect();
+    above.reverse();
+    for parent in above {
+        let path = parent.join("cgroup.subtree_control");
+        let has = |text: String| text.split_whitespace().any(|word| word == controller);
+        if path.exists() && !fs::read_to_string(&path).is_ok_and(has) {
+            fs::write(&path, format!("+{controller}")).map_err(|source| CgroupError::Io {
+                action: "enable cpuset by writing",
+                path,
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Version 1 gives a new cgroup no processor and no memory node, with which it takes no process.
 fn inherit_sets(root: &Path, parent: &Path, place: &Path) -> Result<(), CgroupError> {
-    for name in ["cpuset.cpus", "cpuset.mems"] {
+    for name in [CPUS, NODES] {
         // The root of version 2 has none.
         if !root.join(name).exists() {
             continue;
@@ -232,6 +289,17 @@ mod tests {
             (field(&file, "oom_kill"), field(&file, "oom"), field(&file, "max")),
             (Some(2), Some(3), None)
         );
+    }
+
+    #[test]
+    fn what_is_confined_no_further_says_what_its_version_wants() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        fs::create_dir(&own).unwrap();
+        fs::write(dir.path().join(CPUS), "0-7\n").unwrap();
+        assert_eq!(unconfined(&own.join(CPUS)), "0-7");
+        fs::write(own.join("cgroup.controllers"), "cpuset\n").unwrap();
+        assert_eq!(unconfined(&own.join(CPUS)), "");
     }
 
     /// Root alone may make cgroups, and where they are mounted for writing.

@@ -8,6 +8,7 @@ mod linux;
 #[cfg(not(target_os = "linux"))]
 mod none;
 mod path;
+mod sets;
 
 #[cfg(target_os = "linux")]
 use linux as system;
@@ -17,6 +18,7 @@ use none as system;
 use std::path::PathBuf;
 
 pub use path::{CgroupPath, PathError};
+pub use sets::{HostSets, NumberList, NumberListError};
 pub use system::{Cgroup, join, remove};
 
 /// Something could not be done with a cgroup.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::{ContainerError, Size, spec::rewrite_limits};
+use crate::cgroup::NumberList;
 use crate::guest::GuestOs;
 
 /// The kernel's period of a CPU quota if none is set, in microseconds.
@@ -91,23 +92,16 @@ pub(super) fn check_sets(field: &str, resources: &LinuxResources, size: Size) ->
     Ok(())
 }
 
-/// A list such as `0-1,3` of what is numbered from 0.
 fn check_list(field: String, list: &str, count: u32, what: &str) -> Result<(), ContainerError> {
-    for range in list.split(',') {
-        let (begin, end) = range.split_once('-').unwrap_or((range, range));
-        let number = |text: &str| text.trim().parse::<u32>().ok();
-        match (number(begin), number(end)) {
-            (Some(begin), Some(end)) if begin <= end => {
-                if end >= count {
-                    let reason =
-                        format!("{list:?} names {end}; the sandbox's VM has {count} {what}, from 0 on");
-                    return Err(invalid(field, reason));
-                }
-            }
-            _ => return Err(invalid(field, format!("{list:?} is no list such as 0-1,3"))),
+    let highest = list.parse::<NumberList>().map(|list| list.highest());
+    match highest {
+        Ok(highest) if highest < count => Ok(()),
+        Ok(highest) => {
+            let reason = format!("{list:?} names {highest}; the sandbox's VM has {count} {what}, from 0 on");
+            Err(invalid(field, reason))
         }
+        Err(error) => Err(invalid(field, error.to_string())),
     }
-    Ok(())
 }
 
 fn check_memory(memory: &LinuxMemory, size: Size) -> Result<(), ContainerError> {

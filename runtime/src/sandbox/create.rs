@@ -88,7 +88,13 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         let (netns, taps) = (network.namespace(), network.taps()?);
         let cgroup =
             request.cgroup.as_ref().map(|path| counted(path, &spec, &journal)).transpose()?.flatten();
-        let place = Place { dir: dir.path().to_owned(), netns, taps, cgroup, journal: Arc::clone(&journal) };
+        let place = Place {
+            dir: dir.path().to_owned(),
+            netns,
+            taps,
+            cgroup: cgroup.clone(),
+            journal: Arc::clone(&journal),
+        };
         let boot = async {
             let vm = driver.boot(spec, place).await?;
             for phase in vm.phases() {
@@ -113,11 +119,11 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
         if let Some(text) = network.resolver() {
             record::write_text(&dir.file(RESOLVER), &text)?;
         }
-        Ok((vm, session, network))
+        Ok((vm, session, network, cgroup))
     }
     .await;
     match made {
-        Ok((vm, session, network)) => {
+        Ok((vm, session, network, cgroup)) => {
             rollback.made = None;
             let forwarder = Forwarder::start(&network, &session);
             let sandbox = Sandbox {
@@ -127,6 +133,7 @@ pub(super) async fn create(config: &Config, request: SandboxRequest) -> Result<S
                 dir,
                 journal,
                 network: Arc::new(network),
+                cgroup,
                 vm,
                 session,
                 timings,

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use skep_protocol::{CallError, ConnectError, Session};
 
-use crate::cgroup::{CgroupError, CgroupPath};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, HostSets};
 use crate::config::{Config, PodOptions};
 use crate::guest::{GuestError, GuestOs};
 use crate::hypervisor::{HypervisorError, Vm, VmExit};
@@ -174,6 +174,8 @@ pub struct Sandbox {
     dir: SandboxDir,
     journal: Arc<Journal>,
     network: Arc<Network>,
+    /// Where its VMM is counted, if it is in a cgroup of its own.
+    cgroup: Option<Arc<Cgroup>>,
     vm: Arc<dyn Vm>,
     session: Session,
     timings: Timings,
@@ -246,6 +248,15 @@ impl Sandbox {
     /// Its network.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// Lets its VMM use these processors and memory nodes of this host alone. Whether it can: not
+    /// without a cgroup.
+    pub fn confine(&self, sets: &HostSets) -> Result<bool, CgroupError> {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.confine(sets),
+            None => Ok(false),
+        }
     }
 
     /// The file that containers without a resolv.conf(5) of their caller's get, if the network says anything about names.

@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::Spec;
 use skep::{
+    cgroup::NumberList,
     config::{HostSize, OwnLimits},
     os,
 };
@@ -28,10 +29,7 @@ pub(super) fn own_limits(spec: &Spec) -> OwnLimits {
 
 /// One more than the highest number in a list such as `0-1,3`; a list that is none is refused elsewhere.
 fn processors(list: &str) -> Option<u64> {
-    let ends = list.split(',').map(|range| range.split_once('-').map_or(range, |(_, end)| end));
-    let highest =
-        ends.map(|end| end.trim().parse::<u64>().ok()).collect::<Option<Vec<_>>>()?.into_iter().max()?;
-    highest.checked_add(1)
+    list.parse::<NumberList>().ok().map(|list| u64::from(list.highest()) + 1)
 }
 
 /// This host. What it does not tell bounds nothing.

@@ -1,6 +1,7 @@
 //! Pods as Kubernetes makes them: by containerd's CRI plugin, with runc, and with Skep both ways.
 
 mod figures;
+mod processors;
 
 use std::fs;
 use std::time::Duration;
@@ -25,6 +26,8 @@ pub(crate) const CASES: &[Case] = &[
     on_2(Case::skep("cri_cost_of_a_pod", figures::cost_of_a_pod)),
     on_2(Case::both("cri_pod_stats", figures::of_the_pod)),
     on_2(Case::skep("cri_pod_stats_sandbox_api", |lease| figures::of_a_pod(lease, Handler::Sandbox))),
+    on_2(Case::both("cri_processors", |lease| processors::named(lease, of(lease)))),
+    on_2(Case::skep("cri_processors_sandbox_api", |lease| processors::named(lease, Handler::Sandbox))),
     on_2(Case::skep("cri_losses", losses)),
     on_2(Case::skep("cri_refusals", refusals)),
 ];
@@ -37,9 +40,13 @@ const fn on_2(mut case: Case) -> Case {
 
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
 
+/// What makes the pods of the runtime under test.
+fn of(lease: &Lease) -> Handler {
+    if lease.runtime == Runtime::Runc { Handler::Runc } else { Handler::Container }
+}
+
 fn pod(lease: &mut Lease) -> Result<()> {
-    let handler = if lease.runtime == Runtime::Runc { Handler::Runc } else { Handler::Container };
-    whole_pod(lease, handler)
+    whole_pod(lease, of(lease))
 }
 
 fn sandbox_api(lease: &mut Lease) -> Result<()> {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::cri::{Cri, Handler, NAMESPACE};
-use skep_tests::ctr::Runtime;
 use skep_tests::process::{Input, LIMIT, Running, run, wait_for};
 use skep_tests::suite::Lease;
 
@@ -16,7 +15,7 @@ const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
 const MIB: u64 = 1 << 20;
 
 pub(super) fn figures(lease: &mut Lease) -> Result<()> {
-    all(lease, if lease.runtime == Runtime::Runc { Handler::Runc } else { Handler::Container })
+    all(lease, super::of(lease))
 }
 
 pub(super) fn all(lease: &mut Lease, handler: Handler) -> Result<()> {
@@ -37,7 +36,7 @@ pub(super) fn all(lease: &mut Lease, handler: Handler) -> Result<()> {
 }
 
 pub(super) fn of_the_pod(lease: &mut Lease) -> Result<()> {
-    of_a_pod(lease, if lease.runtime == Runtime::Runc { Handler::Runc } else { Handler::Container })
+    of_a_pod(lease, super::of(lease))
 }
 
 /// containerd reads a pod's figures (`crictl statsp`, kubelet's) from the cgroup that kubelet made for it.
@@ -90,7 +89,7 @@ fn hierarchies() -> Vec<PathBuf> {
 }
 
 /// As kubelet makes it.
-fn make(below: &str) -> Result<()> {
+pub(super) fn make(below: &str) -> Result<()> {
     for root in hierarchies() {
         let mut place = root.clone();
         for part in Path::new(below) {
@@ -108,7 +107,7 @@ fn make(below: &str) -> Result<()> {
     Ok(())
 }
 
-fn remove(below: &str) -> Result<()> {
+pub(super) fn remove(below: &str) -> Result<()> {
     for place in crate::host_cgroup::places(below) {
         for place in [place.as_path(), place.parent().context("a root")?] {
             fs::remove_dir(place).with_context(|| format!("removing {}", place.display()))?;
