@@ -170,8 +170,10 @@ fn with_cpu(lease: &Lease, cpu: Value) -> Result<Output> {
     subject.run("placed").spec(&spec)?.output()
 }
 
+/// Less than the two virtual CPUs that its quota is worth.
 fn cpu_set(lease: &mut Lease) -> Result<()> {
-    let output = with_cpu(lease, json!({"cpus": "0", "mems": "0"}))?;
+    let cpu = json!({"cpus": "0", "mems": "0", "quota": 200_000, "period": 100_000});
+    let output = with_cpu(lease, cpu)?;
     ensure!(output.text()?.split_whitespace().last() == Some("0"), "{}", output.describe());
     Ok(())
 }
