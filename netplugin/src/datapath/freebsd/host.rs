@@ -283,12 +283,15 @@ impl Datapath for Host {
         members: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
         let pf = self.pf()?;
-        if load::ensure_root(pf)? {
+        // Each question takes as long as some dozens of addresses: the other sandboxes' parts of the tree are for others.
+        if !load::leads_to(pf, &attachment.id)? && load::ensure_root(pf)? {
             self.load_all(pf, &state()?)?;
         }
         let groups: Vec<String> =
             network.groups.iter().map(|group| ruleset::group_table(network, group)).collect();
-        pf.make_tables("", &groups)?;
+        if !groups.is_empty() {
+            pf.make_tables("", &groups)?;
+        }
         load::update(pf, &ruleset::sandbox(network, attachment))?;
         cut::sandbox(pf, network, attachment, members)
     }

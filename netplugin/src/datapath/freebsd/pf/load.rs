@@ -176,7 +176,7 @@ fn version(pf: &Pf) -> Result<IpAddr, DatapathError> {
 /// What keeps our rules from being asked. No other program is needed where the main ruleset is what it was.
 pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     let version = version(pf)?;
-    let whole = whole_tree(pf)?;
+    let whole = are_whole(pf, tree::counts())?;
     if whole && pf.first(ROOT, SEEN)? == Some(version) {
         return Ok(Vec::new());
     }
@@ -186,6 +186,12 @@ pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
         pf.set(ROOT, SEEN, &[version.into()])?;
     }
     Ok(missing)
+}
+
+/// Whether a sandbox's rules are asked: the packet filter is on, its main ruleset is what it was when it referred to us, and
+/// the anchors between lead there.
+pub(in super::super) fn leads_to(pf: &Pf, id: &str) -> Result<bool, DatapathError> {
+    Ok(pf.is_on()? && are_whole(pf, tree::counts_to(id))? && pf.first(ROOT, SEEN)? == Some(version(pf)?))
 }
 
 fn look(whole: bool) -> Result<Vec<List>, DatapathError> {
@@ -203,9 +209,12 @@ fn look(whole: bool) -> Result<Vec<List>, DatapathError> {
     Ok(missing)
 }
 
-/// Whether the anchors that are the same on every host have as many rules as they should.
-fn whole_tree(pf: &Pf) -> Result<bool, DatapathError> {
-    for (anchor, wanted) in tree::counts() {
+/// Whether anchors that are the same on every host have as many rules as they should.
+fn are_whole<'a>(
+    pf: &Pf,
+    counts: impl IntoIterator<Item = &'a (String, usize)>,
+) -> Result<bool, DatapathError> {
+    for (anchor, wanted) in counts {
         let found = pf.count(anchor, List::Filter)?;
         if found.is_none_or(|(count, _)| usize::try_from(count) != Ok(*wanted)) {
             return Ok(false);

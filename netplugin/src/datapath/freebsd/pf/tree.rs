@@ -153,6 +153,18 @@ pub(in super::super) fn counts() -> &'static [(String, usize)] {
     &COUNTS
 }
 
+/// As [`counts`], of those anchors alone that lead to a sandbox.
+pub(in super::super) fn counts_to(id: &str) -> impl Iterator<Item = &'static (String, usize)> {
+    let (a, _) = branch(id);
+    let on_path = move |anchor: &str| match anchor.strip_prefix(ROOT).map(|rest| rest.trim_start_matches('/'))
+    {
+        Some("" | "port" | "routed") => true,
+        Some(rest) => rest.rsplit_once('/').is_some_and(|(_, digit)| digit.chars().eq([a])),
+        None => false,
+    };
+    counts().iter().filter(move |(anchor, _)| on_path(anchor))
+}
+
 /// The sandbox that an anchor below the root belongs to; none if it is no sandbox's.
 pub(in super::super) fn sandbox_of(anchor: &str) -> Option<&str> {
     let rest = anchor.strip_prefix(ROOT)?.strip_prefix('/')?;
@@ -212,6 +224,11 @@ mod tests {
                 prop_assert!(rules <= 33, "{}", rules);
             }
             prop_assert_eq!(sandbox_of(&anchor), Some(id.as_str()));
+            let on_path: Vec<&str> = counts_to(&id).map(|(anchor, _)| anchor.as_str()).collect();
+            let parents = |anchor: &str| anchor.match_indices('/').map(|(at, _)| anchor[..at].to_owned()).collect::<Vec<_>>();
+            prop_assert_eq!(on_path.len(), 5);
+            // All but the last one, which has no rules of its own, above the sandbox's.
+            prop_assert!(parents(&anchor).iter().take(3).all(|one| on_path.contains(&one.as_str())));
             let map = map_anchor(&id);
             prop_assert_eq!(sandbox_of(&map), Some(id.as_str()));
             prop_assert!(tables.iter().all(|table| all_routed_tables().contains(table)));
