@@ -9,7 +9,7 @@ use super::env::check_ifname;
 use super::{AddResult, CniVersion, Dns, ResultError, RuntimeConfig, VersionError};
 use crate::ipam::{IpamConfig, IpamError};
 use crate::mac::digest_hex;
-use crate::policy::NetworkPolicy;
+use crate::policy::{NetworkPolicy, wrong_across_hosts};
 use crate::vxlan::{Vpc, VpcError};
 
 /// Why a configuration is not usable.
@@ -216,6 +216,11 @@ impl NetConf {
             // Two nodes with a card each on the same wire would be a loop.
             return Err(wrong("uplink", "and vxlan exclude each other"));
         }
+        if uplink.vpc.is_some()
+            && let Some(why) = wrong_across_hosts([&raw.policy.egress, &raw.policy.ingress])
+        {
+            return Err(wrong("policy", why));
+        }
         check_mtu(raw.mtu)?;
         check_ports(&raw.runtime_config)?;
         if let Some(dir) = &raw.data_dir
@@ -362,6 +367,10 @@ mod tests {
             (json!({"policy": {"egress": {"alow": []}}}), "policy.egress"),
             (json!({"policy": {"egress": {"allow": ["10.0.0.0/99"]}}}), "policy.egress.allow[0]"),
             (json!({"policy": {"denyAll": true}}), "policy"),
+            (
+                json!({"vxlan": {"vni": 1, "nodes": [{"name": "a", "address": "192.0.2.1"}]}, "policy": {"ingress": {"deny": [{"group": "web"}]}}}),
+                "policy: denies group `web`",
+            ),
             (json!({"ipam": {"type": "skep", "subnet": "x"}}), "ipam.subnet"),
             (json!({"dataDir": "x"}), "dataDir: "),
             (json!({"uplink": "skb-pods"}), "uplink: "),

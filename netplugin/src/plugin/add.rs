@@ -10,7 +10,7 @@ use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
 use crate::mac::Mac;
 use crate::network::{Address, Attachment, Kind, Network, StateError, Store};
-use crate::policy::from_annotations;
+use crate::policy::{from_annotations, wrong_across_hosts};
 
 impl<D: Datapath> Plugin<'_, D> {
     /// ADD: attaches a container.
@@ -87,6 +87,12 @@ impl<D: Datapath> Plugin<'_, D> {
         let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy).map_err(|error| {
             crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() }
         })?;
+        if conf.uplink.vpc.is_some()
+            && let Some(why) = wrong_across_hosts([&policy.egress, &policy.ingress])
+        {
+            let why = format!("the pod's annotation {why}");
+            return Err(crate::cni::ConfigError::Field { field: "runtimeConfig", why }.into());
+        }
         let mut network = network_of(conf);
         network.groups.extend(group.iter().cloned());
         network.groups.extend(policy.groups().cloned());

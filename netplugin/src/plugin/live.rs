@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::not_attached;
-use crate::cni::{Args, Attach, CniError};
+use crate::cni::{Args, Attach, CniError, ConfigError};
 use crate::datapath::Datapath;
 use crate::network::{Attachment, LockFile, Network, Opened, StateError, Store};
-use crate::policy::{GroupName, Policy};
+use crate::policy::{GroupName, Policy, wrong_across_hosts};
 
 /// A live sandbox whose policy is to be changed, perhaps many times: what must be known of it is read once, and its
 /// network's record again when another call has changed it. With the connection to the kernel that `datapath` keeps, a change is one
@@ -51,6 +51,11 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
         let lock = Arc::clone(&self.lock);
         let _held = lock.hold()?;
         self.refresh()?;
+        if self.network.value.vpc.is_some()
+            && let Some(why) = wrong_across_hosts([&policy.egress, &policy.ingress])
+        {
+            return Err(ConfigError::Field { field: "policy", why }.into());
+        }
         let known = &self.network.value.groups;
         if policy.groups().any(|group| !known.contains(group)) {
             self.network.value.groups.extend(policy.groups().cloned());

@@ -114,6 +114,20 @@ impl Policy {
     }
 }
 
+/// What is wrong with lists on a network over several hosts, of which each knows its own members of a group alone: to
+/// allow a group allows less than all of it there, to deny one would let the members on other hosts in. None if nothing is.
+pub(crate) fn wrong_across_hosts(lists: [&Lists; 2]) -> Option<String> {
+    let group = lists.into_iter().flat_map(|lists| &lists.deny).find_map(|rule| match &rule.peer {
+        Peer::Group(group) => Some(group),
+        Peer::Any | Peer::Net(_) => None,
+    })?;
+    Some(format!(
+        "denies group `{}`, but the network is on several hosts and each knows its own members only: deny ranges (each \
+         node has one of its own), or allow what may pass",
+        group.as_str()
+    ))
+}
+
 /// Every group named by a rule of `lists`.
 fn groups_of(lists: [&Lists; 2]) -> impl Iterator<Item = &GroupName> {
     lists.into_iter().flat_map(|lists| lists.allow.iter().chain(&lists.deny)).filter_map(|rule| {

@@ -178,3 +178,60 @@ fn a_policy_kept_open_follows_what_other_calls_do() {
     });
     assert_eq!(host.files(), Vec::<String>::new());
 }
+
+#[test]
+fn a_list_is_what_was_asked_for_however_it_came_about() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    let _other = host.add("c", &host.conf("other", "10.2.0.0/24", json!({})));
+    b.ns.serve_tcp("0.0.0.0:80");
+    let target = format!("{}:80", b.ip());
+    let store = skep_cni::network::Store::new(host.data_dir());
+    let many =
+        |count: usize| (0..count).map(|n| format!("10.9.{}.{}", n / 200, n % 200 + 1)).collect::<Vec<_>>();
+    let lists = |deny: &[String]| {
+        serde_json::from_value::<skep_cni::policy::Policy>(
+            json!({"egress": {"allow": ["any"], "deny": deny}}),
+        )
+        .unwrap()
+    };
+    let listed = || host.ns.ruleset().matches("10.9.").count();
+    host.ns.run(|| {
+        let datapath = skep_cni::datapath::Host::new().unwrap();
+        let mut live = plugin::LivePolicy::open(&datapath, &store, "pods", "a", "eth0").unwrap();
+        // More than there is room for from the start, and fewer again.
+        for count in [100, 101, 101, 199, 390, 389, 100, 0, 1] {
+            let mut deny = many(count);
+            live.replace(lists(&deny)).unwrap();
+            assert_eq!(listed(), count);
+            assert!(a.ns.reaches(&target), "{count}");
+            deny.push(b.ip());
+            live.replace(lists(&deny)).unwrap();
+            assert_eq!(listed(), count);
+            assert!(a.ns.blocked(&target), "{count}");
+            host.check(&a, &conf).unwrap();
+        }
+        // Others change it in between: by the same connection to the kernel, by another, with other rules than ours.
+        let mut other = plugin::LivePolicy::open(&datapath, &store, "pods", "a", "eth0").unwrap();
+        live.replace(lists(&many(50))).unwrap();
+        other.replace(lists(&many(70))).unwrap();
+        live.replace(lists(&many(51))).unwrap();
+        assert_eq!(listed(), 51);
+        set_policy(&host, "a", &json!({"egress": {"deny": many(60)}}));
+        live.replace(lists(&many(52))).unwrap();
+        assert_eq!(listed(), 52);
+        host.ns.nft("flush ruleset");
+        live.replace(lists(&many(52))).unwrap();
+        assert_eq!(listed(), 52);
+        host.check(&a, &conf).unwrap();
+        live.replace(lists(&[])).unwrap();
+    });
+    host.check(&a, &conf).unwrap();
+    set_policy(&host, "a", &json!({"egress": {"deny": many(3)}}));
+    assert_eq!(listed(), 3);
+    host.del(&a, &conf);
+    assert_eq!(listed(), 0);
+    assert!(!host.ns.ruleset().contains("set deny_"), "{}", host.ns.ruleset());
+}

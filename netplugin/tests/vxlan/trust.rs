@@ -6,7 +6,9 @@ use crate::cluster::Cluster;
 use crate::support::frames::{BROADCAST, Tap, arp, ethernet, ipv4, udp};
 use crate::support::{Ns, PATIENCE, SILENCE};
 use crate::{ARP, IPV4};
-use serde_json::json;
+use serde_json::{Value, json};
+use skep_cni::network::Store;
+use skep_cni::plugin;
 
 #[test]
 fn strangers_are_not_listened_to() {
@@ -83,4 +85,44 @@ fn the_receivers_policy_holds_across_nodes() {
     b.ns.serve_tcp("0.0.0.0:81");
     assert!(a.ns.reaches(&format!("{}:80", b.ip())));
     assert!(a.ns.blocked(&format!("{}:81", b.ip())));
+}
+
+#[test]
+fn a_group_is_its_members_on_each_host() {
+    needs_root!();
+    let cluster = Cluster::new(2, "flood", false, 1500);
+    let conf = |n: usize, policy: Value| {
+        let mut conf = cluster.conf(n, &[0, 1]);
+        conf["policy"] = policy;
+        conf
+    };
+    let web = json!({"egress": {"allow": ["any"]}, "group": "web"});
+    let near = cluster.hosts[0].add("near", &conf(0, web.clone()));
+    let far = cluster.hosts[1].add("far", &conf(1, web));
+    let server = conf(0, json!({"ingress": {"allow": [{"group": "web"}]}}));
+    let b = cluster.hosts[0].add("b", &server);
+    b.ns.serve_tcp("0.0.0.0:80");
+    // The network's policy is that of the last ADD.
+    let mut open = conf(0, json!({"egress": {"allow": ["any"]}, "ingress": {"allow": [{"group": "web"}]}}));
+    let c = cluster.hosts[0].add("c", &open);
+    assert!(near.ns.reaches(&format!("{}:80", b.ip())));
+    assert!(far.ns.blocked(&format!("{}:80", b.ip())), "a member of another host's");
+    assert!(c.ns.blocked(&format!("{}:80", b.ip())), "no member");
+    // To deny one is refused wherever it is asked for: it would let the members of other hosts in.
+    let deny = json!({"ingress": {"deny": [{"group": "web"}]}});
+    let host = &cluster.hosts[0];
+    let refused = |error: String| assert!(error.contains("denies group `web`"), "{error}");
+    let end = Ns::new();
+    refused(host.call("ADD", "d", "eth0", &end.path(), &conf(0, deny.clone())).unwrap_err().to_string());
+    open["policy"]["annotations"] = json!(true);
+    open["runtimeConfig"] =
+        json!({"io.kubernetes.cri.pod-annotations": {"network.skep.org/policy": deny.to_string()}});
+    refused(host.call("ADD", "d", "eth0", &end.path(), &open).unwrap_err().to_string());
+    let store = Store::new(host.data_dir());
+    let policy = serde_json::from_value(deny).unwrap();
+    let changed = host.ns.run(|| {
+        let datapath = skep_cni::datapath::Host::new().unwrap();
+        plugin::set_policy(&datapath, &store, "vpc", "b", "eth0", policy)
+    });
+    refused(changed.unwrap_err().to_string());
 }

@@ -17,6 +17,7 @@ mod shape;
 mod vxlan;
 
 use std::cell::{Cell, RefCell, RefMut};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use self::nft::{Batch, Family, Nft, NftError};
 use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
-use crate::policy::GroupName;
+use crate::policy::{GroupName, Policy};
 
 /// This host: the network namespace the process runs in.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Host {
     // The generation of the ruleset at which our tables were seen to be there and this program's, and nothing but what
     // was made over `nft` since. Another transaction, whoever's, makes it wrong, and the kernel tells.
     sound_at: Cell<Option<u32>>,
+    // What the kernel has been given of sandboxes' own policies by then, by the sandbox.
+    given: RefCell<BTreeMap<String, Policy>>,
 }
 
 /// Hears of tables being removed.
@@ -66,7 +69,13 @@ impl Host {
     pub fn new() -> Result<Self, DatapathError> {
         let nft = Nft::open().map_err(|error| kernel("open a netfilter socket", error))?;
         let route = RefCell::new(Route::open()?);
-        Ok(Self { route, nft, tracked: conntrack::Count::default(), sound_at: Cell::new(None) })
+        Ok(Self {
+            route,
+            nft,
+            tracked: conntrack::Count::default(),
+            sound_at: Cell::new(None),
+            given: RefCell::default(),
+        })
     }
 
     /// Hears of tables being removed, by whomever.
@@ -136,38 +145,52 @@ impl Host {
 
     /// Makes all rules anew if they are not there; the generation of the ruleset in which they are.
     fn make_sound(&self, state: &dyn Fn() -> Result<HostState, StateError>) -> Result<u32, DatapathError> {
-        let generation =
-            || self.nft.generation().map_err(|error| kernel("ask for the generation of the ruleset", error));
-        let before = generation()?;
-        if self.ensure_rules(state)? { generation() } else { Ok(before) }
+        let before = self.generation()?;
+        if self.ensure_rules(state)? { self.generation() } else { Ok(before) }
+    }
+
+    fn generation(&self) -> Result<u32, DatapathError> {
+        self.nft.generation().map_err(|error| kernel("ask for the generation of the ruleset", error))
     }
 
     /// Commits a change of rules that must all be there, and makes them anew before if somebody removed them. As long as
     /// nobody else changes any rule of the host, that takes no look at them: the kernel itself refuses what comes after
-    /// another's change.
+    /// another's change. `change` hears what of sandboxes' policies the kernel is known to have.
     fn commit_to_sound(
         &self,
         state: &dyn Fn() -> Result<HostState, StateError>,
-        change: impl Fn(&mut Batch),
+        change: impl Fn(&mut Batch, &BTreeMap<String, Policy>),
     ) -> Result<(), DatapathError> {
         for left in (0..TRIES).rev() {
-            let generation = match self.sound_at.take() {
-                Some(generation) => generation,
-                None => self.make_sound(state)?,
+            let generation = if let Some(generation) = self.sound_at.take() {
+                generation
+            } else {
+                self.given.borrow_mut().clear();
+                self.make_sound(state)?
             };
             let mut batch = Batch::new(rules::TABLE);
             // On a host whose rules change all the time, the last try does without.
             if left > 0 {
                 batch.only_at(generation);
             }
-            change(&mut batch);
+            change(&mut batch, &self.given.borrow());
+            if batch.is_empty() {
+                if self.generation()? != generation {
+                    continue;
+                }
+                self.sound_at.set(Some(generation));
+                return Ok(());
+            }
             match self.nft.commit(batch) {
                 Ok(()) => {
                     // The kernel leaves out 0 when the number is at its end.
                     self.sound_at.set((left > 0).then(|| generation.checked_add(1)).flatten());
                     return Ok(());
                 }
-                Err(error) if error.errno() == Some(libc::ERESTART) => {}
+                // ENFILE: a set has no room for what is to come into it, and is made anew.
+                Err(error)
+                    if error.errno() == Some(libc::ERESTART)
+                        || (error.errno() == Some(libc::ENFILE) && !self.given.borrow().is_empty()) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -303,7 +326,10 @@ impl Datapath for Host {
         state: &dyn Fn() -> Result<HostState, StateError>,
         members: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> Result<(), DatapathError> {
-        self.commit_to_sound(state, |batch| rules::replace_policy(batch, network, attachment))?;
+        self.commit_to_sound(state, |batch, given| {
+            rules::replace_policy(batch, network, attachment, given.get(&attachment.id));
+        })?;
+        self.given.borrow_mut().insert(attachment.id.clone(), attachment.policy.clone());
         cut::sandbox(&self.nft, &self.tracked, network, attachment, members)
     }
 

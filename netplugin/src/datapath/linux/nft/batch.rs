@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::expr::Rule;
-use super::set::{Element, SetSpec, encode_anonymous, encode_bound, encode_named};
+use super::set::{Element, SetSpec, encode_anonymous, encode_bound, encode_hosts, encode_named};
 use super::wire::Attrs;
 
 /// The families of our tables.
@@ -265,8 +265,9 @@ impl Batch {
 
     /// Makes of `rule` one or two that go on only if the address in the first registers is within one of `nets`, which
     /// are all of one family. They go into anonymous sets of the same transaction: single addresses into a hash,
-    /// which takes them several times faster, ranges into a tree.
-    pub(crate) fn within(&mut self, rule: &Rule, nets: &[IpNet]) -> Vec<Rule> {
+    /// which takes them several times faster, ranges into a tree. Single addresses go into the set `hosts` instead,
+    /// if one is named, which must not be there.
+    pub(crate) fn within(&mut self, rule: &Rule, nets: &[IpNet], hosts_set: Option<&str>) -> Vec<Rule> {
         let ipv6 = nets.first().is_some_and(|net| net.addr().is_ipv6());
         let (hosts, ranges): (Vec<&IpNet>, Vec<&IpNet>) =
             nets.iter().partition(|net| net.prefix_len() == net.max_prefix_len());
@@ -276,7 +277,10 @@ impl Batch {
             hosts.sort_unstable();
             hosts.dedup();
             let bounds: Vec<Bound> = hosts.into_iter().map(|address| (address, false)).collect();
-            rules.push(self.in_anonymous(rule, ipv6, false, &bounds));
+            rules.push(match hosts_set {
+                Some(name) => self.in_hosts(rule, name, ipv6, &bounds),
+                None => self.in_anonymous(rule, ipv6, false, &bounds),
+            });
         }
         if !ranges.is_empty() {
             rules.push(self.in_anonymous(rule, ipv6, true, &bounds(ranges.into_iter(), ipv6)));
@@ -293,6 +297,34 @@ impl Batch {
         self.message(NEWSET, CREATE, "create an address list".into(), |attrs, table| {
             encode_anonymous(attrs, table, name, ipv6, ranges, size, id);
         });
+        self.fill(name, id, ipv6, bounds);
+        rule.clone().in_anonymous(name, id)
+    }
+
+    fn in_hosts(&mut self, rule: &Rule, name: &str, ipv6: bool, hosts: &[Bound]) -> Rule {
+        // Room for later changes; the kernel's table has so many buckets from the start.
+        let room = hosts.len() + hosts.len() / 2 + 64;
+        let id = self.hosts(name, ipv6, u32::try_from(room).unwrap_or(u32::MAX));
+        self.fill(name, id, ipv6, hosts);
+        rule.clone().in_set(name)
+    }
+
+    fn hosts(&mut self, name: &str, ipv6: bool, room: u32) -> u32 {
+        self.sets += 1;
+        let id = self.sets;
+        self.message(NEWSET, CREATE, format!("create set {name}"), |attrs, table| {
+            encode_hosts(attrs, table, name, ipv6, room, id);
+        });
+        id
+    }
+
+    /// Removes a set of single addresses that nothing looks into, there or not: as with elements.
+    pub(crate) fn drop_hosts(&mut self, name: &str, ipv6: bool) {
+        self.hosts(name, ipv6, 1);
+        self.delete_set(name);
+    }
+
+    fn fill(&mut self, name: &str, id: u32, ipv6: bool, bounds: &[Bound]) {
         self.buffer.reserve(bounds.len() * BOUND_ROOM);
         for chunk in bounds.chunks(ELEMENTS_PER_MESSAGE) {
             self.message(NEWSETELEM, CREATE, "fill an address list".into(), |attrs, table| {
@@ -307,7 +339,6 @@ impl Batch {
                 });
             });
         }
-        rule.clone().in_anonymous(name, id)
     }
 }
 

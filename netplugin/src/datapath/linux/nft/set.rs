@@ -159,6 +159,18 @@ pub(super) fn encode_named(attrs: &mut Attrs<'_>, table: &str, name: &str, spec:
     }
 }
 
+/// A set of single addresses with a name, and room for so many.
+pub(super) fn encode_hosts(attrs: &mut Attrs<'_>, table: &str, name: &str, ipv6: bool, size: u32, id: u32) {
+    let field = if ipv6 { Field::Ipv6 } else { Field::Ipv4 };
+    attrs.text(1, table);
+    attrs.text(2, name);
+    attrs.be32(SET_FLAGS, 0);
+    attrs.be32(4, field.nft_type());
+    attrs.be32(5, field.len());
+    attrs.nest(9, |desc| desc.be32(1, size));
+    attrs.be32(10, id);
+}
+
 /// An anonymous, constant set of addresses or of address ranges: lives and dies with the rule that looks into it.
 pub(super) fn encode_anonymous(
     attrs: &mut Attrs<'_>,

@@ -11,10 +11,12 @@ pub(super) fn group_set(network_id: &str, group: &GroupName, ipv6: bool) -> Stri
     format!("group_{network_id}_{hash}_{}", if ipv6 { 6 } else { 4 })
 }
 
-/// Appends to `chain`: what a rule of the list matches gets `verdict`.
+/// Appends to `chain`: what a rule of the list matches gets `verdict`. Single addresses for every protocol and port go into
+/// sets that `hosts_set` names by family, if it does.
 pub(super) fn append_list(
     batch: &mut Batch,
     chain: &str,
+    hosts_set: Option<&dyn Fn(bool) -> String>,
     network_id: &str,
     direction: Direction,
     rules: &[Rule],
@@ -38,7 +40,9 @@ pub(super) fn append_list(
                 continue;
             }
             if !nets.is_empty() {
-                for rule in batch.within(&peer(service(), direction, ipv6), &nets) {
+                let everything = transport.is_none() && ports == PortRange::ALL;
+                let hosts = hosts_set.filter(|_| everything).map(|name| name(ipv6));
+                for rule in batch.within(&peer(service(), direction, ipv6), &nets, hosts.as_deref()) {
                     batch.rule(chain, &rule.verdict(verdict));
                 }
             }

@@ -10,6 +10,7 @@
 //! Which sandbox a packet belongs to is found by one lookup in a hash: the cost does not grow with their number.
 
 mod base;
+mod delta;
 mod flows;
 mod frames;
 mod lists;

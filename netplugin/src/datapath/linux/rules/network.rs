@@ -140,8 +140,8 @@ pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<
                     .map(|net| Rule { peer: Peer::Net(net.trunc()), transport: None, ports: Vec::new() }),
             );
         }
-        append_list(batch, &deny, &id, direction, &denied, &refuse(direction));
-        append_list(batch, &allow, &id, direction, &lists.allow, &permit(direction));
+        append_list(batch, &deny, None, &id, direction, &denied, &refuse(direction));
+        append_list(batch, &allow, None, &id, direction, &lists.allow, &permit(direction));
         batch.rule(&allow, &super::super::nft::Rule::new().verdict(&refuse(direction)));
     }
 }

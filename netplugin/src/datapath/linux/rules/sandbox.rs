@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
+use super::delta::{Change, change, hosts_set};
 use super::lists::{append_list, group_set};
 use super::network::{chain as network_chain, permit, refuse};
 use crate::datapath::linux::nft::{Batch, Data, Element, Family, Key, Rule, Verdict};
 use crate::network::{Attachment, Network};
-use crate::policy::Direction;
+use crate::policy::{Direction, Policy};
 
 fn chain(id: &str, direction: Direction) -> String {
     format!("box_{id}_{}", if direction == Direction::Egress { "out" } else { "in" })
@@ -132,6 +133,7 @@ pub(crate) fn remove_sandbox(batch: &mut Batch, network: Option<&Network>, attac
     for direction in [Direction::Egress, Direction::Ingress] {
         batch.flush_chain(&chain(&attachment.id, direction));
         batch.delete_chain(&chain(&attachment.id, direction));
+        drop_sets(batch, attachment, direction);
     }
     if let Some(network) = network {
         super::group_sets(batch, network, attachment.group.iter());
@@ -146,32 +148,70 @@ pub(crate) fn remove_sandbox(batch: &mut Batch, network: Option<&Network>, attac
     }
 }
 
-/// Replaces what a sandbox may do by what its record says now.
-pub(crate) fn replace_policy(batch: &mut Batch, network: &Network, attachment: &Attachment) {
+/// Replaces what a sandbox may do by what its record says now. If the kernel is known to have `earlier`, only what differs.
+pub(crate) fn replace_policy(
+    batch: &mut Batch,
+    network: &Network,
+    attachment: &Attachment,
+    earlier: Option<&Policy>,
+) {
     batch.family(Family::Inet);
-    super::group_sets(batch, network, attachment.policy.groups());
-    fill_chains(batch, network, attachment);
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let new = attachment.policy.lists(direction);
+        match earlier.map_or(Change::All, |earlier| change(earlier.lists(direction), new)) {
+            Change::None => {}
+            Change::Hosts { come, go } => {
+                let of = |ips: &[IpAddr], ipv6: bool| -> Vec<Element> {
+                    let ips = ips.iter().filter(|ip| ip.is_ipv6() == ipv6);
+                    ips.map(|ip| Element::key(Key::new().ip(*ip))).collect()
+                };
+                for ipv6 in [false, true] {
+                    let set = hosts_set(&attachment.id, direction, ipv6);
+                    // First what goes: there is room for as many.
+                    batch.remove_present(&set, &of(&go, ipv6));
+                    batch.add(&set, &of(&come, ipv6));
+                }
+            }
+            Change::All => {
+                super::group_sets(batch, network, attachment.policy.groups());
+                fill_chain(batch, network, attachment, direction);
+            }
+        }
+    }
+}
+
+/// Removes the sets that a direction's chain looked into, there or not.
+fn drop_sets(batch: &mut Batch, attachment: &Attachment, direction: Direction) {
+    for ipv6 in [false, true] {
+        batch.drop_hosts(&hosts_set(&attachment.id, direction, ipv6), ipv6);
+    }
 }
 
 fn fill_chains(batch: &mut Batch, network: &Network, attachment: &Attachment) {
-    let id = network.id();
     for direction in [Direction::Egress, Direction::Ingress] {
-        let name = chain(&attachment.id, direction);
-        let lists = attachment.policy.lists(direction);
-        batch.chain(&name);
-        // Making all rules anew may just have filled it.
-        batch.flush_chain(&name);
-        append_list(batch, &name, &id, direction, &lists.deny, &refuse(direction));
-        batch.rule(&name, &Rule::new().jump(&network_chain(&id, false, direction)));
-        if direction == Direction::Ingress {
-            for port in &attachment.ports {
-                let published = Rule::new().ct_dnat().l4proto(port.protocol.number());
-                batch.rule(&name, &published.dport(port.container_port, port.container_port).accept());
-            }
-        }
-        append_list(batch, &name, &id, direction, &lists.allow, &permit(direction));
-        batch.rule(&name, &Rule::new().goto(&network_chain(&id, true, direction)));
+        fill_chain(batch, network, attachment, direction);
     }
+}
+
+fn fill_chain(batch: &mut Batch, network: &Network, attachment: &Attachment, direction: Direction) {
+    let id = network.id();
+    let name = chain(&attachment.id, direction);
+    let lists = attachment.policy.lists(direction);
+    batch.chain(&name);
+    // Making all rules anew may just have filled it.
+    batch.flush_chain(&name);
+    drop_sets(batch, attachment, direction);
+    let hosts = |ipv6| hosts_set(&attachment.id, direction, ipv6);
+    append_list(batch, &name, Some(&hosts), &id, direction, &lists.deny, &refuse(direction));
+    batch.rule(&name, &Rule::new().jump(&network_chain(&id, false, direction)));
+    if direction == Direction::Ingress {
+        for port in &attachment.ports {
+            let published = Rule::new().ct_dnat().l4proto(port.protocol.number());
+            batch.rule(&name, &published.dport(port.container_port, port.container_port).accept());
+        }
+    }
+    append_list(batch, &name, None, &id, direction, &lists.allow, &permit(direction));
+    batch.rule(&name, &Rule::new().goto(&network_chain(&id, true, direction)));
 }
 
 /// Every element a sandbox has, for CHECK.
