@@ -29,6 +29,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     #[cfg(target_os = "linux")]
+    container::keep_pod(std::env::args_os().next().as_deref());
+    #[cfg(target_os = "linux")]
     if let Some(done) = container::map_ids(std::env::args()) {
         return match done {
             Ok(()) => ExitCode::SUCCESS,

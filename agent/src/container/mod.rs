@@ -18,11 +18,13 @@ mod table;
 use std::os::unix::fs::DirBuilderExt as _;
 
 #[cfg(target_os = "freebsd")]
-use jail::{group, join, make, names, oom, rootfs, stats, update};
+use jail::{group, join, make, names, oom, pod, rootfs, stats, update};
 #[cfg(target_os = "linux")]
 pub(crate) use linux::idmap::run as map_ids;
 #[cfg(target_os = "linux")]
-use linux::{group, join, make, names, oom, rootfs, stats, update};
+pub(crate) use linux::pod::keep as keep_pod;
+#[cfg(target_os = "linux")]
+use linux::{group, join, make, names, oom, pod, rootfs, stats, update};
 pub(crate) use paths::Paths;
 pub(crate) use process::Process;
 pub(crate) use table::Containers;

@@ -11,6 +11,7 @@ use skep_protocol::api::{CreateContainerRequest, ExecProcessRequest, RootfsMode}
 use super::join::Joint;
 use super::lifecycle::{Container, Exec};
 use super::make::{self, Create};
+use super::pod::Pod;
 use super::start::{ProcessHead, SpecHead, bear};
 use super::{Paths, id};
 use crate::error::{Code, Refusal};
@@ -25,6 +26,7 @@ const CONTAINERS_MAX: usize = 256;
 pub(crate) struct Containers {
     reaper: Arc<Reaper>,
     stdio: StdioRegistry,
+    pod: Pod,
     table: Mutex<BTreeMap<String, Entry>>,
 }
 
@@ -37,7 +39,7 @@ enum Entry {
 
 impl Containers {
     pub(crate) fn new(reaper: Arc<Reaper>, stdio: StdioRegistry) -> Self {
-        Self { reaper, stdio, table: Mutex::default() }
+        Self { reaper, stdio, pod: Pod::default(), table: Mutex::default() }
     }
 
     /// Makes a container; returns the pid of its first process, which waits to be started.
@@ -70,10 +72,11 @@ impl Containers {
             Ok(RootfsMode::ROOTFS_MODE_OVERLAY) => true,
             Err(value) => return Err(Refusal::invalid(format!("rootfs_mode {value}: unknown"))),
         };
+        let spec = self.pod.share(&self.reaper, &head.linux, &request.spec).await?;
         let streams = Streams::claim(&self.stdio, &request.stdio, head.process.terminal).await?;
         let born = bear(&self.reaper, &head.process, streams, |fds, terminal| {
             let rootfs = Path::new(&request.rootfs);
-            make::create(&Create { id, spec: &request.spec, rootfs, overlay, terminal }, fds)
+            make::create(&Create { id, spec: &spec, rootfs, overlay, terminal }, fds)
         })
         .await;
         match born {

@@ -19,6 +19,7 @@ use crate::failures::vmm;
 
 pub(crate) const CASES: &[Case] = &[
     Case::both("pod_shares_a_sandbox", pod_shares_a_sandbox).everywhere(),
+    Case::both("pod_shares_processes", pod_shares_processes),
     Case::skep("pod_has_room_for_its_limits", pod_has_room_for_its_limits).on_freebsd(),
     Case::skep("pod_loses_its_agent", pod_loses_its_agent),
     Case::skep("pod_with_a_silent_agent", pod_with_a_silent_agent),
@@ -139,6 +140,63 @@ fn pod_has_room_for_its_limits(lease: &mut Lease) -> Result<()> {
     Ok(())
 }
 
+/// Has a container see the pod's processes.
+fn share_processes(spec: &mut Value, pod: u32) -> Result<()> {
+    for namespace in spec["linux"]["namespaces"].as_array_mut().context("namespaces")? {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!(format!("/proc/{pod}/ns/pid"));
+        }
+    }
+    Ok(())
+}
+
+/// Containers in the pod's PID namespace see each other's processes, and nothing of what they run on.
+fn pod_shares_processes(lease: &mut Lease) -> Result<()> {
+    let subject = lease.subject();
+    let shm = lease.scratch("shm")?;
+    subject.run("pod").spec(&sandbox(&subject, &lease.rootfs("pod")?)?)?.flags(["--null-io"]).detached()?;
+    let pod = subject.wait_status("pod", "RUNNING")?.pid;
+    for id in ["one", "two"] {
+        let rootfs = lease.rootfs(id)?;
+        fs::write(rootfs.join("etc").join(id), "")?;
+        let mut spec = member(&subject, id, &rootfs, pod, &shm, "exec sleep 1000")?;
+        share_processes(&mut spec, pod)?;
+        for set in ["bounding", "effective", "permitted"] {
+            spec["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE", "CAP_KILL"]);
+        }
+        subject.run(id).spec(&spec)?.flags(["--null-io"]).detached()?;
+    }
+    let say = |id: &str, script: &str| -> Result<String> {
+        Ok(subject.exec(id, "say").sh(script).output()?.text()?.trim_end().to_owned())
+    };
+    // The pod's own, the two that wait, and who asks. runc's pod has a shell that sleeps.
+    let names = say("two", "cat /proc/[0-9]*/comm")?;
+    let others = names.lines().filter(|name| !["sleep", "sh", "cat", "pause"].contains(name)).count();
+    ensure!(others == 0 && names.lines().filter(|name| *name == "sleep").count() >= 2, "{names}");
+    if lease.runtime == Runtime::Skep {
+        let first = say("two", "cat /proc/1/comm; ls -A /proc/1/root | wc -l")?;
+        ensure!(first == "pause\n0", "{first}");
+    }
+    // One may end the other's, and the pod's own reaps what is nobody's any more.
+    say("two", "(sleep 0.1 &); exec true")?;
+    wait_for("orphans to be reaped", Duration::from_secs(30), || {
+        Ok((say("one", "grep -l '^State:.Z' /proc/[0-9]*/status; true")?.is_empty()).then_some(()))
+    })?;
+    let recorder = Recorder::start(&lease.containerd)?;
+    say(
+        "two",
+        "for p in /proc/[0-9]*; do case $(tr '\\0' ' ' <$p/cmdline) in 'sleep 1000 ') \
+        test -e $p/root/etc/one && kill -9 ${p#/proc/};; esac; done; true",
+    )?;
+    let exit = recorder.wait("one", "exit")?;
+    ensure!(exit.number("exit_status") == 137, "{exit:?}");
+    ensure!(subject.task("two")?.is_some_and(|task| task.status == "RUNNING"));
+    for id in ["one", "two", "pod"] {
+        subject.remove(id)?;
+    }
+    Ok(())
+}
+
 /// Cuts the guest's agent off from its host, by a container with the right to do so.
 const CUT: &str =
     "cd /sys/bus/virtio/drivers/virtio_console; for device in virtio*; do echo $device >unbind; done";
@@ -160,7 +218,16 @@ const HOLD: [u8; 75] = [
     0xb8, 0x3c, 0, 0, 0, 0xbf, 1, 0, 0, 0, 0x0f, 0x05, // end: mov eax, 60 (exit); mov edi, 1; syscall
 ];
 
-/// A pod of three: its own container, one that waits, and one that may do to the guest what it likes and sees its processes.
+/// Has the guest's kernel run a program for a process that crashes: beside the agent, and not in the container.
+const ESCAPE: &str = "root=/run/skep/share$(awk '$5 == \"/\" { print $4 }' /proc/self/mountinfo); \
+    echo \"|$root/bin/busybox sh $root/bin/stop\" >/proc/sys/kernel/core_pattern; \
+    sh -c 'kill -SEGV $$'; sleep 1000";
+
+/// What it runs.
+const STOP: &str = "root=${0%/bin/stop}; $root/bin/hold & \
+    until $root/bin/busybox grep -q '^State:.t' /proc/1/status; do :; done; echo >$root/held; wait";
+
+/// A pod of three: its own container, one that waits, and one that may do to the guest what it likes.
 fn pod_of_three(lease: &Lease) -> Result<()> {
     let subject = lease.subject();
     let shm = lease.scratch("shm")?;
@@ -178,11 +245,6 @@ fn pod_of_three(lease: &Lease) -> Result<()> {
                 spec["process"]["capabilities"][set] = all.clone();
             }
             spec["linux"]["readonlyPaths"] = json!([]);
-            for namespace in spec["linux"]["namespaces"].as_array_mut().context("namespaces")? {
-                if namespace["type"] == "pid" {
-                    namespace["path"] = json!(format!("/proc/{pod}/ns/pid"));
-                }
-            }
             for mount in spec["mounts"].as_array_mut().context("mounts")? {
                 if mount["destination"] == "/sys" {
                     mount["options"] = json!(["nosuid", "noexec", "nodev", "rw"]);
@@ -238,9 +300,10 @@ fn pod_with_a_stopped_agent(lease: &mut Lease) -> Result<()> {
     let recorder = Recorder::start(&lease.containerd)?;
     pod_of_three(lease)?;
     let subject = lease.subject();
-    let script = "/bin/hold & until grep -q '^State:.t' /proc/1/status; do :; done; echo >/held; wait";
-    let holding = subject.exec("mighty", "hold").sh(script).start()?;
-    let held = lease.containerd.directory().join("scratch/mighty/held");
+    let mighty = lease.containerd.directory().join("scratch/mighty");
+    let (held, script) = (mighty.join("held"), mighty.join("bin/stop"));
+    fs::write(&script, STOP)?;
+    let holding = subject.exec("mighty", "hold").sh(ESCAPE).start()?;
     let stopped = wait_for("the agent to be stopped", Duration::from_secs(60), || {
         // Nobody would hear of its end.
         ensure!(!holding.has_ended(), "the agent goes on");

@@ -11,6 +11,7 @@ mod mounts;
 pub(super) mod names;
 pub(super) mod oom;
 mod params;
+pub(super) mod pod;
 mod process;
 pub(super) mod rootfs;
 mod settings;

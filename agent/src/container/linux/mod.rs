@@ -10,6 +10,7 @@ mod masks;
 pub(super) mod names;
 pub(super) mod oom;
 mod payload;
+pub(crate) mod pod;
 pub(super) mod rootfs;
 mod spec;
 pub(super) mod stats;
