@@ -38,20 +38,34 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
     assert!(error["msg"].as_str().unwrap().contains("nic0 has the host's address"), "{error}");
 }
 
+const IPV6: u16 = 0x86dd;
+
+/// `ff02::1`.
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// A router advertisement with a lifetime of half an hour and a prefix (RFC 4861) to make addresses of: the frame, and what
+/// is in it behind the IPv6 header.
+fn advertisement(from: Ipv6Addr, mac: [u8; 6]) -> (Vec<u8>, Vec<u8>) {
+    let prefix: Ipv6Addr = "2001:db8:6::".parse().unwrap();
+    let head = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let information = [&[3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0][..], &prefix.octets()];
+    let message = icmpv6(from, ALL_NODES, 134, &[&head[..], &information.concat()].concat());
+    (ethernet(group_mac(ALL_NODES), mac, IPV6, &ipv6(from, ALL_NODES, 58, &message)), message)
+}
+
+/// The kernel gets round to it after a frame was seen.
+fn settles(is_so: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if is_so() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn routers_are_heard_behind_the_card_and_nowhere_else() {
-    const IPV6: u16 = 0x86dd;
     needs_root!();
-    let everybody: Ipv6Addr = "ff02::1".parse().unwrap();
-    let router: Ipv6Addr = "fe80::1".parse().unwrap();
-    // A lifetime of half an hour, and a prefix (RFC 4861) to make addresses of.
-    let advertisement = |from: Ipv6Addr, mac: [u8; 6]| {
-        let prefix: Ipv6Addr = "2001:db8:6::".parse().unwrap();
-        let head = [64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
-        let information = [&[3, 4, 64, 0xc0, 0, 0, 14, 16, 0, 0, 14, 16, 0, 0, 0, 0][..], &prefix.octets()];
-        let message = icmpv6(from, everybody, 134, &[&head[..], &information.concat()].concat());
-        (ethernet(group_mac(everybody), mac, IPV6, &ipv6(from, everybody, 58, &message)), message)
-    };
     for heard in [true, false] {
         let host = Host::new();
         let outside = Ns::new();
@@ -67,18 +81,12 @@ fn routers_are_heard_behind_the_card_and_nowhere_else() {
         let (a, b) = (host.add("a", &conf), host.add("b", &conf));
         let (line, from, ear) =
             (Tap::open(&outside, "far0"), Tap::open(&a.ns, "eth0"), Tap::open(&b.ns, "eth0"));
-        let (frame, message) = advertisement(router, [2, 0, 0, 0, 0, 0xfe]);
+        let (frame, message) = advertisement("fe80::1".parse().unwrap(), [2, 0, 0, 0, 0, 0xfe]);
         line.send(&frame);
         assert_eq!(ear.sees(&message, if heard { PATIENCE } else { SILENCE }), heard);
         let learned = || b.ns.ip("-6 route show default");
         if heard {
-            // The kernel gets round to it after the frame was seen.
-            for _ in 0..500 {
-                if learned().contains("via fe80::1") {
-                    break;
-                }
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
+            settles(|| learned().contains("via fe80::1"));
         }
         assert_eq!(learned().contains("via fe80::1"), heard, "{}", learned());
         assert!(!b.ns.ip("-6 addr").contains("2001:db8:6:"), "an address that nobody gave");
@@ -92,9 +100,32 @@ fn routers_are_heard_behind_the_card_and_nowhere_else() {
             [&[60, 0, 0, 8, 0, 0, 0, 9][..], &whole[8..]].concat(),
         ];
         for part in fragments {
-            from.send(&ethernet(group_mac(everybody), a.mac(), IPV6, &ipv6(own, everybody, 44, &part)));
+            from.send(&ethernet(group_mac(ALL_NODES), a.mac(), IPV6, &ipv6(own, ALL_NODES, 44, &part)));
         }
         assert!(!ear.sees(&message, SILENCE) && !line.sees(&message, SILENCE));
         assert!(!learned().contains(&own.to_string()), "{}", learned());
     }
+}
+
+#[test]
+fn a_host_that_routes_for_sandboxes_still_hears_its_own_router() {
+    needs_root!();
+    let host = Host::new();
+    let outside = host.outside();
+    host.ns.set_sysctl("ipv6/conf/out0/accept_ra", "1");
+    let line = Tap::open(&outside, "out1");
+    let hears = |n: u8| {
+        let router = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, u16::from(n));
+        line.send(&advertisement(router, [2, 0, 0, 0, 0, n]).0);
+        let learned = || host.ns.ip("-6 route show default").contains(&router.to_string());
+        settles(learned);
+        learned()
+    };
+    assert!(hears(7), "before there are sandboxes");
+    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
+    support::merge(&mut conf, open_policy());
+    let _a = host.add("a", &conf);
+    assert_eq!(host.ns.sysctl("ipv6/conf/all/forwarding"), "1");
+    assert!(host.ns.ip("-6 route show default").contains("fe80::7"), "what it knew");
+    assert!(hears(8), "and one more");
 }

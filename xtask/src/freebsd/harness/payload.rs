@@ -141,7 +141,7 @@ pub(crate) fn build(contents: &Contents, cache: &Cache) -> Result<Payload> {
         let name = format!("{}-{}", test.package, test.target);
         let more = match test.group {
             Group::E2e => arguments.join(" "),
-            Group::CniBench => format!("--ignored --nocapture {}", arguments.join(" ")),
+            Group::CniBench => format!("--ignored --nocapture {}", arguments.join(" ").replace(',', " ")),
             // Without end-to-end tests the filter is theirs.
             Group::Cni if !groups.contains(&Group::E2e) => arguments.join(" ").replace(',', " "),
             Group::Unit | Group::Cni => String::new(),
