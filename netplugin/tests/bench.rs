@@ -374,14 +374,17 @@ fn add_and_del_among_many_flows() {
             Default::default();
         let mut extra = conf.clone();
         extra["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+        // The kernel takes a while to remove a namespace, and what is measured would wait for it.
+        let mut spent = Vec::new();
         for n in 0..11 {
-            bare.push(deleting_a_veth(&host));
+            bare.push(deleting_a_veth(&host, &mut spent));
             let ns = Ns::new();
             host.call("ADD", "busy", "eth0", &ns.path(), &extra).unwrap();
             ns.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"?", "192.0.2.2:9").unwrap());
             let start = Instant::now();
             host.call("DEL", "busy", "eth0", &ns.path(), &extra).unwrap();
             busy_dels.push(start.elapsed());
+            spent.push(ns);
             let ns = Ns::new();
             let start = Instant::now();
             host.call("ADD", "extra", "eth0", &ns.path(), &extra).unwrap();
@@ -393,6 +396,7 @@ fn add_and_del_among_many_flows() {
             let start = Instant::now();
             host.call("DEL", "extra", "eth0", &ns.path(), &extra).unwrap();
             dels.push(start.elapsed());
+            spent.push(ns);
         }
         println!(
             "{tracked} flows tracked: ADD {:?}, DEL {:?} ({:?} where the sandbox had a flow; the kernel alone deletes \
@@ -407,18 +411,20 @@ fn add_and_del_among_many_flows() {
 }
 
 /// How long the kernel alone takes for what is most of a DEL: a veth pair that is up, on the bridge.
-fn deleting_a_veth(host: &Host) -> Duration {
+fn deleting_a_veth(host: &Host, spent: &mut Vec<Ns>) -> Duration {
     let ns = Ns::new();
     host.ns.wire("bare", &ns, "eth0");
     host.ns.ip("link set bare master skb-pods");
-    host.ns.run(|| {
+    let took = host.ns.run(|| {
         let mut route = skep_netlink::Route::open().unwrap();
         let mut message = netlink_packet_route::link::LinkMessage::default();
         message.attributes.push(netlink_packet_route::link::LinkAttribute::IfName("bare".to_owned()));
         let start = Instant::now();
         route.change(netlink_packet_route::RouteNetlinkMessage::DelLink(message), 0).unwrap();
         start.elapsed()
-    })
+    });
+    spent.push(ns);
+    took
 }
 
 fn transfer(from: &Ns, to: &Ns, at: &str) -> (f64, Duration) {

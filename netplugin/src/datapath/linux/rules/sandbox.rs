@@ -174,13 +174,18 @@ pub(crate) fn replace_policy(
             }
             Change::All => {
                 super::group_sets(batch, network, attachment.policy.groups());
+                let name = chain(&attachment.id, direction);
+                batch.chain(&name);
+                batch.flush_chain(&name);
+                drop_sets(batch, attachment, direction);
                 fill_chain(batch, network, attachment, direction);
             }
         }
     }
 }
 
-/// Removes the sets that a direction's chain looked into, there or not.
+/// Removes the sets that a direction's chain looked into, there or not. Not for an ADD: the kernel clears up behind it, and has
+/// the program wait for that at its end.
 fn drop_sets(batch: &mut Batch, attachment: &Attachment, direction: Direction) {
     for ipv6 in [false, true] {
         batch.drop_hosts(&hosts_set(&attachment.id, direction, ipv6), ipv6);
@@ -200,7 +205,6 @@ fn fill_chain(batch: &mut Batch, network: &Network, attachment: &Attachment, dir
     batch.chain(&name);
     // Making all rules anew may just have filled it.
     batch.flush_chain(&name);
-    drop_sets(batch, attachment, direction);
     let hosts = |ipv6| hosts_set(&attachment.id, direction, ipv6);
     append_list(batch, &name, Some(&hosts), &id, direction, &lists.deny, &refuse(direction));
     batch.rule(&name, &Rule::new().jump(&network_chain(&id, false, direction)));
