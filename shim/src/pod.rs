@@ -149,7 +149,7 @@ impl Pod {
             if tasks.contains_key(id) {
                 return Err(Failure::new(
                     ErrorKind::AlreadyExists,
-                    &format!("container {id} exists already"),
+                    &format!("container {id} already exists"),
                 ));
             }
             tasks.insert(id.to_owned(), Slot::Creating(slot));

@@ -40,7 +40,7 @@ pub enum ContainerError {
         exec: String,
     },
     /// There is a process of that id.
-    #[error("container {container} has a process {exec} already")]
+    #[error("process {exec} of container {container} already exists")]
     ProcessExists {
         /// The container.
         container: String,
