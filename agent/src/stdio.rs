@@ -22,6 +22,8 @@ use crate::os::descriptors;
 const BUFFER: usize = 32 * 1024;
 /// How many times as much is read at once, and of output how many chunks: a pipe as [`descriptors::widen_pipe`] leaves it.
 const MOST: usize = 8;
+/// So many small reads in a row give up what room there is for large ones. What is large also comes in pieces.
+const CALM: u32 = 16;
 /// A call may overtake the streams it names, but not by much.
 const CLAIM_LIMIT: Duration = Duration::from_secs(10);
 
@@ -163,13 +165,27 @@ async fn send(stream: &mut StdioStream, chunks: &mut [Chunk], count: usize) -> i
     Ok(())
 }
 
-/// How many times `unit` the next read is given, after one of `count` bytes into `units` of them: more while they get full,
-/// so that the process has its turn once for all that there is; one again when there is little to read.
-fn room_after(count: usize, units: usize, unit: usize) -> usize {
-    match count {
-        full if full == units * unit => (units * 2).min(MOST),
-        little if little < unit => 1,
-        _ => units,
+/// How many units of room the next read is given.
+#[derive(Debug)]
+struct Room {
+    units: usize,
+    /// Reads in a row that found less than a unit.
+    little: u32,
+}
+
+impl Room {
+    const ONE: Self = Self { units: 1, little: 0 };
+
+    /// After a read of `count` bytes into units of `unit`: more while they get full, so that the process has its turn once for
+    /// all that there is; one again when there has been little to read for a while.
+    fn after(&mut self, count: usize, unit: usize) -> usize {
+        self.little = if count < unit { self.little + 1 } else { 0 };
+        if count == self.units * unit {
+            self.units = (self.units * 2).min(MOST);
+        } else if self.little == CALM {
+            *self = Self::ONE;
+        }
+        self.units
     }
 }
 
@@ -192,7 +208,7 @@ fn input_pipe() -> io::Result<(OwnedFd, FdStream)> {
 
 /// Host to process. The end of the stream, or its break, closes the process's input.
 async fn feed(mut from: StdioStream, mut to: FdStream) {
-    let mut buffer = vec![0; BUFFER];
+    let (mut buffer, mut room) = (vec![0; BUFFER], Room::ONE);
     loop {
         match from.read(&mut buffer).await {
             Ok(0) => return,
@@ -201,9 +217,11 @@ async fn feed(mut from: StdioStream, mut to: FdStream) {
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return;
                 }
-                let room = room_after(count, buffer.len() / BUFFER, BUFFER) * BUFFER;
-                buffer.resize(room, 0);
-                buffer.shrink_to(room);
+                let length = room.after(count, BUFFER) * BUFFER;
+                if length != buffer.len() {
+                    // Zeroed by the allocator: optimised for size, growing it would clear byte by byte.
+                    buffer = vec![0; length];
+                }
             }
             Err(error) => {
                 tracing::info!("stdin broke: {error}");
@@ -215,10 +233,10 @@ async fn feed(mut from: StdioStream, mut to: FdStream) {
 
 /// Process to host, to the end.
 async fn drain(from: FdStream, mut to: Option<StdioStream>) {
-    let mut chunks = vec![Chunk::default()];
+    let (mut chunks, mut room) = (vec![Chunk::default()], Room::ONE);
     loop {
-        let mut room: Vec<_> = chunks.iter_mut().map(|chunk| IoSliceMut::new(chunk.space())).collect();
-        let count = match from.read_vectored(&mut room).await {
+        let mut spaces: Vec<_> = chunks.iter_mut().map(|chunk| IoSliceMut::new(chunk.space())).collect();
+        let count = match from.read_vectored(&mut spaces).await {
             Ok(0) => break,
             Ok(count) => count,
             Err(error) => {
@@ -233,7 +251,7 @@ async fn drain(from: FdStream, mut to: Option<StdioStream>) {
             tracing::info!("output broke: {error}");
             to = None;
         }
-        chunks.resize_with(room_after(count, chunks.len(), Chunk::ROOM), Chunk::default);
+        chunks.resize_with(room.after(count, Chunk::ROOM), Chunk::default);
     }
     if let Some(mut stream) = to
         && let Err(error) = stream.shutdown().await
@@ -256,15 +274,18 @@ mod tests {
     }
 
     #[test]
-    fn room_grows_while_it_is_filled_and_goes_when_it_is_not() {
-        let mut chunks = 1;
-        for expected in [2, 4, 8, 8] {
-            chunks = room_after(chunks * 10, chunks, 10);
-            assert_eq!(chunks, expected);
+    fn room_grows_while_it_is_filled_and_goes_when_it_has_not_been_for_a_while() {
+        let mut room = Room::ONE;
+        assert_eq!([10, 20, 40, 80].map(|count| room.after(count, 10)), [2, 4, 8, 8]);
+        for _ in 1..CALM {
+            assert_eq!(room.after(9, 10), 8);
         }
-        assert_eq!(room_after(chunks * 10 - 1, chunks, 10), 8);
-        assert_eq!(room_after(10, chunks, 10), 8);
-        assert_eq!(room_after(9, chunks, 10), 1);
-        assert_eq!(room_after(1, 1, 10), 1);
+        // Not little: the count begins again.
+        assert_eq!(room.after(10, 10), 8);
+        for _ in 1..CALM {
+            assert_eq!(room.after(1, 10), 8);
+        }
+        assert_eq!(room.after(9, 10), 1);
+        assert_eq!(room.after(9, 10), 1);
     }
 }
