@@ -75,6 +75,11 @@ fn start_since_boot(pid: i32) -> io::Result<Option<u64>> {
     Err(io::ErrorKind::Interrupted.into())
 }
 
+/// There is nothing to be done.
+pub(super) fn widen_pipe(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
+    Ok(())
+}
+
 /// There are no network namespaces.
 pub(super) fn enter_netns(_: BorrowedFd<'_>) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

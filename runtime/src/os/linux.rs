@@ -17,6 +17,10 @@ pub(super) fn random(buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::rand::getrandom(buffer, rustix::rand::GetRandomFlags::empty())?)
 }
 
+pub(super) fn widen_pipe(pipe: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    Ok(rustix::pipe::fcntl_setpipe_size(pipe, bytes).map(drop)?)
+}
+
 /// Moves the calling thread into a network namespace.
 pub(super) fn enter_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::thread::move_into_link_name_space(netns, Some(rustix::thread::LinkNameSpaceType::Network))?)

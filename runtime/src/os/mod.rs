@@ -35,6 +35,11 @@ pub fn enter_netns(command: &mut std::process::Command, netns: std::sync::Arc<st
     unsafe { command.pre_exec(enter) };
 }
 
+/// Gives a pipe or FIFO room for so many bytes, more or less. FreeBSD's grow by themselves (`sys/kern/sys_pipe.c`).
+pub fn widen_pipe(pipe: impl std::os::fd::AsFd, bytes: usize) -> std::io::Result<()> {
+    system::widen_pipe(pipe.as_fd(), bytes)
+}
+
 /// The memory of this host, bytes.
 pub fn memory_bytes() -> std::io::Result<u64> {
     let value = |name| {

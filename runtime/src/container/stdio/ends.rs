@@ -18,6 +18,9 @@ use super::{
     streams::{Delivery, Streams},
 };
 
+/// What a FIFO of input holds: four times what Linux gives it, so that a client and this process take turns less often.
+const INPUT: usize = 256 * 1024;
+
 /// Where output goes.
 pub(super) struct Output {
     pub(super) sink: Pin<Box<dyn AsyncWrite + Send>>,
@@ -132,6 +135,9 @@ impl Source {
     pub(super) fn fifo(path: &Path) -> std::io::Result<Self> {
         let reader = open(path, OFlags::RDONLY)?;
         let writer = open(path, OFlags::WRONLY)?;
+        if let Err(error) = crate::os::widen_pipe(&reader, INPUT) {
+            tracing::debug!(path = %path.display(), %error, "a FIFO stays small");
+        }
         let bytes = Box::pin(pipe::Receiver::from_owned_fd(reader)?);
         Ok(Self { bytes, held: Some(Box::new(writer)) })
     }

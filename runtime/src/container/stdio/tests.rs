@@ -174,6 +174,18 @@ async fn a_client_that_is_still_there_is_heard_to_the_end() {
     assert_eq!(got, b"late");
 }
 
+/// More at once than Linux gives a FIFO, so that client and shim take turns less often.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_client_hands_over_much_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = fifo(dir.path(), "in");
+    let _source = ends::Source::fifo(&path).unwrap();
+    let client = pipe::OpenOptions::new().open_sender(&path).unwrap();
+    soon(client.writable()).await.unwrap();
+    assert_eq!(client.try_write(&vec![b'x'; 1 << 20]).unwrap(), 256 * 1024);
+}
+
 #[tokio::test]
 async fn input_that_is_closed_before_the_start_is_none() {
     let dir = tempfile::tempdir().unwrap();
