@@ -97,8 +97,8 @@ impl Site {
         })
     }
 
-    /// What the host has. The card's own IPv6 address is in use some time after the card came up, or came off a bridge: only
-    /// what is settled can be compared.
+    /// What the host has. The kernel gives the card its own IPv6 address some time after the card came up, on a busy machine
+    /// seconds: only what is settled can be compared.
     fn census(&self) -> String {
         self.host.ns.settle_link("nic0");
         self.host.ns.census()
