@@ -70,7 +70,7 @@ impl Machine {
             .arg("-append")
             .arg(format!("console=ttyS0 quiet loglevel=1 panic=-1 skep.channel=paced-console {append}"))
             .arg("-device")
-            .arg(format!("virtio-serial-pci,{virtio}"))
+            .arg(format!("virtio-serial-pci,max_ports=2,{virtio}"))
             .arg("-chardev")
             .arg(format!("socket,id=c0,path={},server=on,wait=off", at("agent.sock").display()))
             .args(["-device", "virtserialport,chardev=c0,name=skep.agent"])

@@ -76,6 +76,7 @@ fn start_since_boot(pid: i32) -> io::Result<Option<u64>> {
 }
 
 /// There is nothing to be done.
+#[expect(clippy::unnecessary_wraps, reason = "as on Linux")]
 pub(super) fn widen_pipe(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
     Ok(())
 }

@@ -71,7 +71,10 @@ pub(super) fn arguments(spec: &VmSpec, wiring: &Wiring<'_>) -> Result<Vec<OsStri
     args.option("-chardev", &format!("socket,id=qmp,fd={},server=on,wait=off", wiring.qmp));
     args.option("-mon", "chardev=qmp,mode=control");
     if !spec.console_ports.is_empty() {
-        args.option("-device", &format!("virtio-serial-pci,id=ports,{LEGACY}"));
+        // Number 0 is for consoles. QEMU makes two queues for each port that there could be, and asks all of them whether there
+        // is anything whenever a byte has come.
+        let most = spec.console_ports.len() + 1;
+        args.option("-device", &format!("virtio-serial-pci,id=ports,max_ports={most},{LEGACY}"));
     }
     for (n, (port, fd)) in spec.console_ports.iter().zip(wiring.ports).enumerate() {
         args.option("-chardev", &format!("socket,id=port{n},fd={fd},server=on,wait=off"));
