@@ -1,8 +1,8 @@
 //! The PID namespace that containers of a pod share whose specifications ask for it: one of its own, so that they see
 //! each other's processes and none of the guest's.
 //!
-//! Its first process is this program under another name. It has an empty root and no other work than to be there: what
-//! loses its parent in the namespace is reaped by the kernel, since it ignores SIGCHLD.
+//! Its first process is this program under another name. It has an empty root, no capability and no other work than to be
+//! there: what loses its parent in the namespace is reaped by the kernel, since it ignores SIGCHLD.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -12,6 +12,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
+use caps::CapSet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -120,6 +121,11 @@ fn become_init(fds: &[RawFd]) -> Result<Infallible, Refusal> {
     let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
     // SAFETY: nothing of this program runs when the signal comes.
     unsafe { sigaction(Signal::SIGCHLD, &ignore) }.map_err(|e| cannot("ignore a signal", e))?;
+    // Whoever may trace it is no more for that: it becomes the program without a capability.
+    for capability in caps::runtime::thread_all_supported() {
+        caps::drop(None, CapSet::Bounding, capability)
+            .map_err(|e| Refusal::internal(format!("cannot give up {capability}: {e}")))?;
+    }
     // SAFETY: the helper gave this process the descriptor, which stays open until exec.
     let program = unsafe { BorrowedFd::borrow_raw(*program) };
     fexecve(program, &[NAME], &[] as &[&CStr]).map_err(|e| cannot("run this program", e))
