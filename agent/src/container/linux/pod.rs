@@ -12,7 +12,6 @@ use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 
-use caps::CapSet;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -20,6 +19,7 @@ use nix::unistd::{chdir, chroot, fexecve};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use super::capabilities::Capabilities;
 use super::join::LinuxHead;
 use crate::container::faults::FaultPipe;
 use crate::error::Refusal;
@@ -122,10 +122,9 @@ fn become_init(fds: &[RawFd]) -> Result<Infallible, Refusal> {
     // SAFETY: nothing of this program runs when the signal comes.
     unsafe { sigaction(Signal::SIGCHLD, &ignore) }.map_err(|e| cannot("ignore a signal", e))?;
     // Whoever may trace it is no more for that: it becomes the program without a capability.
-    for capability in caps::runtime::thread_all_supported() {
-        caps::drop(None, CapSet::Bounding, capability)
-            .map_err(|e| Refusal::internal(format!("cannot give up {capability}: {e}")))?;
-    }
+    Capabilities::new(None, false)
+        .bound()
+        .map_err(|e| Refusal::internal(format!("cannot give up capabilities: {e}")))?;
     // SAFETY: the helper gave this process the descriptor, which stays open until exec.
     let program = unsafe { BorrowedFd::borrow_raw(*program) };
     fexecve(program, &[NAME], &[] as &[&CStr]).map_err(|e| cannot("run this program", e))
