@@ -1,15 +1,19 @@
 //! What a task uses, as containerd's clients read it.
 //!
 //! A container's figures are those of its cgroup in the guest: what its limits are about, and what adds up over the
-//! containers of a pod. What the VM costs the host beyond that is the pod's own container's, if there is one.
+//! containers of a pod. What the VM costs the host beyond that is the pod's own container's, if there is one, and so is
+//! what the pod's interfaces carried, which is the host's count.
 
 use std::{collections::HashMap, time::Duration};
 
 use skep::{
     container::{ContainerStats, Size},
-    sandbox::Cost,
+    network::Traffic,
+    sandbox::{Cost, Sandbox},
 };
-use skep_containerd_api::metrics::{CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PidsStat};
+use skep_containerd_api::metrics::{
+    CPUStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, NetworkStat, PidsStat,
+};
 
 /// Devices that are reported; a guest has a handful.
 const MAX_DEVICES: usize = 64;
@@ -39,6 +43,33 @@ pub(crate) fn of_cost(cost: Cost, size: Size) -> Metrics {
         ..MemoryStat::default()
     };
     Metrics { cpu: Some(cpu).into(), memory: Some(memory).into(), ..Metrics::default() }
+}
+
+/// What a sandbox's interfaces carried; nothing where somebody took them away, which is no reason to tell no other figure.
+pub(crate) fn network(sandbox: &Sandbox) -> Vec<NetworkStat> {
+    match sandbox.traffic() {
+        Ok(traffic) => of_traffic(&traffic),
+        Err(error) => {
+            tracing::debug!(%error, "the counters of the sandbox's interfaces");
+            Vec::new()
+        }
+    }
+}
+
+fn of_traffic(traffic: &[Traffic]) -> Vec<NetworkStat> {
+    let stat = |one: &Traffic| NetworkStat {
+        name: one.interface.clone(),
+        rx_bytes: one.received.bytes,
+        rx_packets: one.received.packets,
+        rx_errors: one.received.errors,
+        rx_dropped: one.received.dropped,
+        tx_bytes: one.sent.bytes,
+        tx_packets: one.sent.packets,
+        tx_errors: one.sent.errors,
+        tx_dropped: one.sent.dropped,
+        ..NetworkStat::default()
+    };
+    traffic.iter().map(stat).collect()
 }
 
 /// What a container's figures say of its share in the VM's cost.
@@ -140,7 +171,7 @@ fn events(events: &HashMap<String, u64>) -> MemoryEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep::container::IoStats;
+    use skep::{container::IoStats, network::Count};
 
     const SIZE: Size = Size { vcpus: 2, memory: 1 << 20 };
 
@@ -176,6 +207,20 @@ mod tests {
         let metrics = of_cost(cost, SIZE);
         assert_eq!(share(&metrics), cost);
         assert_eq!(metrics.memory.usage_limit, SIZE.memory);
+    }
+
+    #[test]
+    fn traffic_is_told_by_interface() {
+        let count = |packets, bytes| Count { packets, bytes, ..Count::default() };
+        let told = of_traffic(&[Traffic {
+            interface: "eth0".into(),
+            received: Count { errors: 3, dropped: 4, ..count(1, 100) },
+            sent: count(2, 200),
+        }]);
+        let [stat] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!((stat.name.as_str(), stat.rx_packets, stat.rx_bytes), ("eth0", 1, 100));
+        assert_eq!((stat.rx_errors, stat.rx_dropped), (3, 4));
+        assert_eq!((stat.tx_packets, stat.tx_bytes), (2, 200));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What one shim looks after: a sandbox and the tasks in it.
 
 mod confine;
+mod figures;
 mod managed;
-mod overhead;
 mod room;
 
 use std::{
@@ -73,7 +73,7 @@ pub(crate) struct Pod {
     /// If containerd makes and ends the sandbox by its Sandbox API, and not by tasks.
     managed: Mutex<Option<Arc<Managed>>>,
     tasks: Mutex<HashMap<String, Slot>>,
-    overhead_told: overhead::Told,
+    overhead_told: figures::Told,
     confinement: confine::Confinement,
 }
 
@@ -112,7 +112,7 @@ impl Pod {
             sandbox: tokio::sync::Mutex::new(None),
             managed: Mutex::default(),
             tasks: Mutex::default(),
-            overhead_told: overhead::Told::default(),
+            overhead_told: figures::Told::default(),
             confinement: confine::Confinement::default(),
         }
     }

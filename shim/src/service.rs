@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use oci_spec::runtime::LinuxResources;
 use protobuf::well_known_types::{any::Any, empty::Empty};
-use skep::container::{ErrorKind, Guest as _, Process, ProcessState, stdio::StdioRequest};
+use skep::container::{ErrorKind, Process, ProcessState, stdio::StdioRequest};
 use skep_containerd_api::{
     Task as TaskApi,
     details::ProcessDetails,
@@ -24,7 +24,6 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::{
     convert::{Failure, any, optional_timestamp},
-    metrics::metrics,
     pod::Pod,
     task::{GivenStdio, Task},
 };
@@ -324,13 +323,8 @@ impl TaskApi for Service {
         let pod = Arc::clone(&self.pod);
         detached(async move {
             let task = pod.task(&request.id)?;
-            let metrics = if task.container.is_placeholder() {
-                pod.overhead(&task.sandbox).await?
-            } else {
-                let stats = task.container.stats().await?;
-                metrics(&stats, task.sandbox.size(), task.sandbox.timings().elapsed())
-            };
-            let stats = any(&metrics).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
+            let stats =
+                any(&pod.figures(&task).await?).map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
             Ok(StatsResponse { stats: Some(stats).into(), ..StatsResponse::default() })
         })
         .await

@@ -5,11 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use serde_json::{Value, json};
 use skep_containerd_api::TaskClient;
+use skep_containerd_api::metrics::Metrics;
 use skep_containerd_api::task::{
-    DeleteRequest, ExecProcessRequest, StartRequest, UpdateTaskRequest, WaitRequest,
+    DeleteRequest, ExecProcessRequest, StartRequest, StatsRequest, UpdateTaskRequest, WaitRequest,
 };
 use tokio::runtime::Runtime;
 use ttrpc::Code;
@@ -29,7 +31,12 @@ pub struct Shim {
 impl Shim {
     /// Connects to the shim of the container `id`.
     pub fn of(containerd: &Containerd, id: &str) -> Result<Self> {
-        let path = containerd.bundle(id).join("address");
+        Self::at(&containerd.bundle(id))
+    }
+
+    /// Connects to the shim that this bundle is of.
+    pub fn at(bundle: &Path) -> Result<Self> {
+        let path = bundle.join("address");
         let address = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime
@@ -88,6 +95,15 @@ impl Shim {
         let request =
             DeleteRequest { id: id.to_owned(), exec_id: exec.to_owned(), ..DeleteRequest::default() };
         self.call(async |client, context| client.delete(context, &request).await).map(drop)
+    }
+
+    /// What the container `id` uses.
+    pub fn metrics(&self, id: &str) -> Result<Metrics> {
+        let request = StatsRequest { id: id.to_owned(), ..StatsRequest::default() };
+        let answer = self
+            .call(async |client, context| client.stats(context, &request).await)
+            .map_err(|(code, text)| anyhow!("figures of {id}: {code:?}: {text}"))?;
+        Ok(Metrics::parse_from_bytes(&answer.stats.value)?)
     }
 
     /// Changes the limits of the container `id`.

@@ -78,6 +78,8 @@ pub struct Link {
     pub mtu: u32,
     /// Packets and bytes received, then sent.
     pub carried: [u64; 4],
+    /// Packets that failed and that were dropped on receiving, then on sending.
+    pub lost: [u64; 4],
     /// Its addresses.
     pub addresses: Vec<IpNet>,
     /// Whether it is the loopback.
@@ -371,6 +373,7 @@ unsafe fn read_entry(link: &mut Link, entry: &libc::ifaddrs) {
             if let Some(data) = data {
                 link.mtu = data.ifi_mtu;
                 link.carried = [data.ifi_ipackets, data.ifi_ibytes, data.ifi_opackets, data.ifi_obytes];
+                link.lost = [data.ifi_ierrors, data.ifi_iqdrops, data.ifi_oerrors, data.ifi_oqdrops];
             }
         }
         libc::AF_INET | libc::AF_INET6 => {

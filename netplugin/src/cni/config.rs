@@ -221,7 +221,8 @@ impl NetConf {
         {
             return Err(wrong("policy", why));
         }
-        check_mtu(raw.mtu)?;
+        let ipam = IpamConfig::parse(raw.ipam.as_ref())?;
+        check_mtu(raw.mtu, &ipam)?;
         check_ports(&raw.runtime_config)?;
         if let Some(dir) = &raw.data_dir
             && !dir.is_absolute()
@@ -236,7 +237,7 @@ impl NetConf {
             is_default_gateway: raw.is_default_gateway,
             ip_masq: raw.ip_masq,
             keep_bridge: raw.keep_bridge,
-            ipam: IpamConfig::parse(raw.ipam.as_ref())?,
+            ipam,
             dns: raw.dns,
             policy: raw.policy,
             uplink,
@@ -305,10 +306,12 @@ fn vpc(value: Value) -> Result<Vpc, ConfigError> {
     Ok(vpc)
 }
 
-fn check_mtu(mtu: u32) -> Result<(), ConfigError> {
-    // 576 is the least an IPv4 host must take; Linux and FreeBSD both carry up to 65535 on a tap or veth.
-    if mtu != 0 && !(576..=65535).contains(&mtu) {
-        return Err(wrong("mtu", format!("{mtu} is not between 576 and 65535")));
+fn check_mtu(mtu: u32, ipam: &IpamConfig) -> Result<(), ConfigError> {
+    // What FreeBSD's kernel takes (IF_MINMTU of net/if.h, Linux takes 68), and what RFC 8200, section 5, asks for; Linux and
+    // FreeBSD both carry up to 65535 on a tap or veth.
+    let (least, why) = if ipam.gives_ipv6() { (1280, " (IPv6)") } else { (72, "") };
+    if mtu != 0 && !(least..=65535).contains(&mtu) {
+        return Err(wrong("mtu", format!("{mtu} is not between {least}{why} and 65535")));
     }
     Ok(())
 }
@@ -361,7 +364,11 @@ mod tests {
             (json!({"name": ""}), "name: "),
             (json!({"name": "../x"}), "name: "),
             (json!({"bridge": "a/b"}), "bridge: "),
-            (json!({"mtu": 100}), "mtu: "),
+            (json!({"mtu": 71}), "mtu: 71 is not between 72 and"),
+            (
+                json!({"mtu": 1279, "ipam": {"type": "skep", "subnet": "fd01::/64"}}),
+                "mtu: 1279 is not between 1280 (IPv6) and",
+            ),
             (json!({"mtu": "x"}), "mtu: "),
             (json!({"ipMask": true}), "ipMask: is unknown"),
             (json!({"policy": {"egress": {"alow": []}}}), "policy.egress"),

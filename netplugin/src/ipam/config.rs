@@ -130,6 +130,11 @@ fn config_error(field: &str, why: impl Into<String>) -> IpamError {
 }
 
 impl IpamConfig {
+    /// Whether sandboxes get IPv6 addresses, as far as the configuration says.
+    pub fn gives_ipv6(&self) -> bool {
+        matches!(self, Self::Own(own) if own.sets.iter().flatten().any(|range| range.subnet.addr().is_ipv6()))
+    }
+
     /// Whether the plugin that gives addresses asks for them on the sandbox's interface, which must be there before:
     /// containernetworking's `dhcp`.
     pub fn asks_on_the_interface(&self) -> bool {

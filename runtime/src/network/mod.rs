@@ -25,6 +25,7 @@ mod freebsd;
 mod linux;
 mod plan;
 mod sandbox;
+mod traffic;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,7 @@ pub use sandbox::Network;
 /// A sandbox's network as its guest is told of it.
 pub use skep_protocol::api::Network as GuestNetwork;
 pub(crate) use system::{release, remove_jail, remove_tap};
+pub use traffic::{Count, Traffic};
 
 /// Where a sandbox's network is to come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -57,6 +57,11 @@ impl Device {
         }
     }
 
+    /// Its place among the VM's devices, from 0.
+    pub(super) fn number(self) -> usize {
+        self.number
+    }
+
     /// By which the guest knows it.
     pub(super) fn mac(self) -> MacAddress {
         self.mac
@@ -97,6 +102,13 @@ pub(super) fn assign(found: Vec<Found>, devices: &[Device]) -> Result<Vec<(Found
         (found, *device)
     });
     Ok(with_device.collect())
+}
+
+/// What the guest calls the interfaces it was told of, and by which devices it has them.
+pub(super) fn named(interfaces: &[api::Interface], devices: &[Device]) -> Vec<(String, Device)> {
+    let device =
+        |interface: &api::Interface| devices.iter().copied().find(|device| interface.device == device.mac.0);
+    interfaces.iter().filter_map(|one| Some((one.name.clone(), device(one)?))).collect()
 }
 
 #[cfg(test)]
@@ -146,6 +158,11 @@ mod tests {
         let plan = assign(vec![found("b", true, 0), found("a", true, 0)], &devices).unwrap();
         assert_eq!(plan[0].0.interface.device, devices[0].mac.0);
         assert_eq!(plan[1].1.tap(), devices[1].tap());
+        let interfaces: Vec<_> = plan.iter().map(|(found, _)| found.interface.clone()).collect();
+        assert_eq!(
+            named(&interfaces, &devices),
+            [("b".to_owned(), devices[0]), ("a".to_owned(), devices[1])]
+        );
         assert!(is_tap(&found(&devices[1].tap(), true, 0)));
         let many = ["a", "b", "c"].map(|name| found(name, true, 0)).to_vec();
         let error = assign(many, &devices).unwrap_err().to_string();

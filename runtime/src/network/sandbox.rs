@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use skep_protocol::api;
 
 use super::attachments::Attachments;
-use super::plan::Device;
+use super::plan::{Device, named};
 use super::system::Place;
+use super::traffic::Traffic;
 use super::{Loopback, NetworkError, NetworkRequest};
 use crate::hypervisor::Nic;
 use crate::journal::Journal;
@@ -30,8 +31,8 @@ enum State {
     Open,
     /// The interfaces are taken over, and the guest has to be told.
     Taken(api::Network),
-    /// The guest knows.
-    Settled,
+    /// The guest knows: what it calls its interfaces, and by which devices it has them.
+    Settled(Vec<(String, Device)>),
 }
 
 impl Network {
@@ -83,7 +84,7 @@ impl Network {
     pub fn take(&self, journal: &Journal) -> Result<Option<api::Network>, NetworkError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match &*state {
-            State::Settled => return Ok(None),
+            State::Settled(_) => return Ok(None),
             State::Taken(network) => return Ok(Some(network.clone())),
             State::Open => {}
         }
@@ -95,7 +96,22 @@ impl Network {
 
     /// The guest knows its network.
     pub fn settled(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = State::Settled;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::Taken(network) = &*state {
+            *state = State::Settled(named(&network.interfaces, &self.devices));
+        }
+    }
+
+    /// What each of the sandbox's interfaces carried; nothing before the guest has them. Blocks for some system calls.
+    pub fn traffic(&self) -> Result<Vec<Traffic>, NetworkError> {
+        let interfaces = match &*self.state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Settled(interfaces) => interfaces.clone(),
+            State::Open | State::Taken(_) => return Ok(Vec::new()),
+        };
+        let devices: Vec<Device> = interfaces.iter().map(|(_, device)| *device).collect();
+        let ends = self.place.host_ends(&devices)?;
+        let named = interfaces.into_iter().zip(ends);
+        Ok(named.map(|((name, _), end)| end.seen_from_inside(name)).collect())
     }
 
     /// Where connections to the loopback addresses of the sandbox's network namespace arrive, if there is one that others

@@ -32,7 +32,7 @@ use crate::config::{Config, PodOptions};
 use crate::guest::{GuestError, GuestOs};
 use crate::hypervisor::{HypervisorError, Vm, VmExit};
 pub use crate::journal::{Entry, EntryId, Journal, JournalError};
-use crate::network::{Network, NetworkError, NetworkRequest};
+use crate::network::{Network, NetworkError, NetworkRequest, Traffic};
 
 pub use cost::Cost;
 pub use dir::DirError;
@@ -275,6 +275,11 @@ impl Sandbox {
                 Err(NetworkError::System { action: "take over the sandbox's network".into(), source })
             }
         }
+    }
+
+    /// What its interfaces carried. Blocks for some system calls.
+    pub fn traffic(&self) -> Result<Vec<Traffic>, NetworkError> {
+        self.network.traffic()
     }
 
     /// Where it is in its life.

@@ -96,11 +96,13 @@ fn describe(sandbox: &Sandbox) -> String {
     .to_string()
 }
 
-/// What the sandbox costs the host: processor time and memory of the process that runs its VM. What its containers use
-/// is in that; their own figures say how it is shared out.
+/// What the sandbox costs the host: processor time and memory of the process that runs its VM, and what its interfaces
+/// carried. What its containers use is in that; their own figures say how it is shared out.
 fn cost(sandbox: &Sandbox) -> Result<Metrics, Failure> {
     let cost = sandbox.cost().map_err(|error| Failure::new(ErrorKind::Unknown, &error))?;
-    Ok(metrics::of_cost(cost, sandbox.size()))
+    let mut metrics = metrics::of_cost(cost, sandbox.size());
+    metrics.network = metrics::network(sandbox);
+    Ok(metrics)
 }
 
 /// The processor in the names that images use (Go's).

@@ -113,7 +113,12 @@ impl Containerd {
 
     /// Where a container's bundle is while its task exists.
     pub fn bundle(&self, id: &str) -> PathBuf {
-        self.directory().join("state/io.containerd.runtime.v2.task").join(&self.namespace).join(id)
+        self.bundle_in(&self.namespace, id)
+    }
+
+    /// The same of another namespace.
+    pub fn bundle_in(&self, namespace: &str, id: &str) -> PathBuf {
+        self.directory().join("state/io.containerd.runtime.v2.task").join(namespace).join(id)
     }
 
     /// The limits of this containerd's census.

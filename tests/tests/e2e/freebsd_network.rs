@@ -13,10 +13,12 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use skep_containerd_api::metrics::NetworkStat;
 use skep_tests::census;
 use skep_tests::ctr::Subject;
 use skep_tests::process::{Input, Output, Running, run, wait_for};
 use skep_tests::suite::Lease;
+use skep_tests::task_api::Shim;
 
 use crate::Case;
 
@@ -295,6 +297,23 @@ impl<'a> Guest<'a> {
         self.subject.exec(self.id, &format!("call{}", self.calls.get())).sh(script).output()
     }
 
+    /// An error unless the task's figures count what is sent to an address by an interface, and what is answered.
+    fn has_counted(&self, lease: &Lease, interface: &str, to: &str, answers: bool) -> Result<()> {
+        const SENT: u64 = 3 * 1000;
+        let shim = Shim::of(&lease.containerd, self.id)?;
+        let counted = || -> Result<NetworkStat> {
+            let all = shim.metrics(self.id)?.network;
+            let one = all.iter().find(|stat| stat.name == interface);
+            one.cloned().with_context(|| format!("{interface} is not in {all:?}"))
+        };
+        let before = counted()?;
+        self.sh(&format!("ping -c 3 -s 1000 -W {SILENCE} {to}"))?;
+        let after = counted()?;
+        let (sent, received) = (after.tx_bytes - before.tx_bytes, after.rx_bytes - before.rx_bytes);
+        ensure!(sent >= SENT && (received >= SENT) == answers, "{before}, then {after}");
+        Ok(())
+    }
+
     /// An error unless a server says this.
     fn hears(&self, url: &str, wanted: &str) -> Result<()> {
         let output = self.sh(&format!("timeout {ENOUGH} wget -O- {url}"))?;
@@ -359,6 +378,8 @@ fn cni(lease: &mut Lease) -> Result<()> {
     }
     first.hears(&format!("http://10.83.0.1:{SERVICE}/"), "from-the-host")?;
     first.hears(&format!("http://{jails}/"), "from-the-jail")?;
+    // That it is denied the host learns from it all the same.
+    first.has_counted(lease, "eth0", "10.83.0.1", false)?;
     first.hears_nothing(&format!("http://{jails}:81/"))?;
     first.hears_nothing("http://10.83.0.1:22/")?;
 
@@ -544,6 +565,7 @@ fn vnet_jail(lease: &mut Lease) -> Result<()> {
         ensure!(text.contains(part), "{part:?} is not in\n{text}");
     }
     ensure!(said("fetch -T 20 -qo - http://10.84.0.2/")? == "from-the-vm", "from the host");
+    guest.has_counted(lease, &far, "10.84.0.1", true)?;
     let output = subject
         .run("another")
         .flags(["--annotation", &format!("org.freebsd.parentJail={}", jail.0)])

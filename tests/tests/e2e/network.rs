@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use skep_containerd_api::metrics::NetworkStat;
 use skep_tests::ctr::Runtime;
 use skep_tests::netns::Namespace;
 use skep_tests::process::wait_for;
 use skep_tests::suite::Lease;
+use skep_tests::task_api::Shim;
 
 use crate::Case;
 use crate::failures::lose_shim;
@@ -14,6 +16,7 @@ use crate::failures::lose_shim;
 pub(crate) const CASES: &[Case] = &[
     Case::both("interface", interface).everywhere(),
     Case::both("packets", packets),
+    Case::skep("counters", counters),
     Case::both("several_interfaces", several_interfaces),
     Case::both("empty_namespace", empty_namespace),
     Case::both("own_namespace", own_namespace),
@@ -147,6 +150,39 @@ fn packets(lease: &mut Lease) -> Result<()> {
     let neighbours = pair.outside.ip("neighbour show 10.77.0.2")?;
     ensure!(neighbours.contains(MAC), "{neighbours}");
     subject.remove("packets")?;
+    pair.is_as_before()
+}
+
+/// The host's count of what the interface carried is in the task's figures, with directions as the container sees them.
+fn counters(lease: &mut Lease) -> Result<()> {
+    const MUCH: u64 = 300_000;
+    let pair = Pair::create()?;
+    let subject = lease.subject();
+    let serve = "sleep 300 | nc -l -p 7000 >/dev/null & while :; do sleep 1; done";
+    subject.run("counted").flags(["--null-io"]).flags(pair.inside.flag()).sh(serve).detached()?;
+    // Port 7000.
+    let listens = "until grep -q :1B58 /proc/net/tcp*; do sleep 0.1; done";
+    subject.exec("counted", "listens").sh(listens).output()?.succeeded()?;
+    let shim = Shim::of(&lease.containerd, "counted")?;
+    let counted = || -> Result<NetworkStat> {
+        let metrics = shim.metrics("counted")?;
+        ensure!(metrics.cpu.usage_usec > 0, "{metrics}");
+        match metrics.network.as_slice() {
+            [eth0] if eth0.name == "eth0" => Ok(eth0.clone()),
+            other => bail!("{other:?}"),
+        }
+    };
+    let before = counted()?;
+    pair.outside.script(&format!("head -c {MUCH} /dev/zero | nc -w 10 10.77.0.2 7000"))?;
+    let after = wait_for("what came in to be counted", Duration::from_secs(30), || {
+        let after = counted()?;
+        Ok((after.rx_bytes >= before.rx_bytes + MUCH).then_some(after))
+    })?;
+    // The way back has acknowledgements alone.
+    let back = after.tx_bytes - before.tx_bytes;
+    ensure!(back > 0 && back < MUCH / 3, "{back} bytes back; {after:?}");
+    ensure!(after.rx_packets > before.rx_packets && after.tx_packets > before.tx_packets, "{after:?}");
+    subject.remove("counted")?;
     pair.is_as_before()
 }
 

@@ -14,10 +14,12 @@ use skep_protocol::api;
 use super::attachments::Attachments;
 use super::cni::CniRequest;
 use super::plan::{Device, assign, choose, is_tap};
+use super::traffic::HostEnd;
 use super::{Loopback, NetworkError, NetworkRequest, Taken};
 use crate::hypervisor::Nic;
 use crate::journal::{Entry, Journal};
 
+use tap::Tap;
 pub(crate) use tap::remove as remove_tap;
 
 /// The plugin that takes a tap of ours.
@@ -44,8 +46,8 @@ impl From<Error> for NetworkError {
 pub(super) struct Place {
     /// The jail whose interfaces are taken over; none: plugins say what the taps are.
     jail: Option<String>,
-    /// The device file of each tap, in `/dev`.
-    files: Vec<String>,
+    /// The taps of the VM's devices.
+    taps: Vec<Tap>,
 }
 
 impl Place {
@@ -77,9 +79,9 @@ impl Place {
                 (Some(name.to_owned()), Device::of(name, request.count()))
             }
         };
-        let mut files = Vec::new();
+        let mut taps = Vec::new();
         for device in &devices {
-            files.push(tap::make(&device.tap(), jail.as_deref(), journal)?);
+            taps.push(tap::make(&device.tap(), jail.as_deref(), journal)?);
         }
         let cni = match request {
             NetworkRequest::Cni(request) => Attachments::new(request.attachments(|number| {
@@ -91,14 +93,14 @@ impl Place {
             })),
             _ => Attachments::default(),
         };
-        Ok((Self { jail, files }, devices, cni))
+        Ok((Self { jail, taps }, devices, cni))
     }
 
     /// The VM's devices, as its VMM takes them: by the files of their taps, which keep their names when a plugin renames
     /// the interface.
     pub(super) fn nics(&self, devices: &[Device]) -> Vec<Nic> {
-        let all = self.files.iter().zip(devices);
-        all.map(|(file, device)| Nic { tap: file.clone(), mac: device.mac() }).collect()
+        let all = self.taps.iter().zip(devices);
+        all.map(|(tap, device)| Nic { tap: tap.file.clone(), mac: device.mac() }).collect()
     }
 
     /// None: bhyve takes names.
@@ -133,6 +135,15 @@ impl Place {
             Some(jail) => take_inside(&Jail::open(jail)?, devices, journal),
             None => Ok(cni.interfaces(devices)),
         }
+    }
+
+    /// What the host's ends of devices carried, in their order.
+    pub(super) fn host_ends(&self, devices: &[Device]) -> Result<Vec<HostEnd>, NetworkError> {
+        let taps: Vec<&Tap> = devices.iter().filter_map(|device| self.taps.get(device.number())).collect();
+        if taps.is_empty() {
+            return Ok(Vec::new());
+        }
+        tap::carried(&taps, self.jail.as_deref())
     }
 
     /// Nobody dials into a jail to forward ports.

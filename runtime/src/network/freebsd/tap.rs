@@ -1,20 +1,39 @@
 //! Taps: the host's ends of the VM's network devices. By `if_tuntap(4)` one that somebody has open cannot be removed, and
 //! one that is not up drops what the guest sends.
 
+use serde::{Deserialize, Serialize};
 use skep_ifnet::sys::load_module;
-use skep_ifnet::{Control, Error, Jail};
+use skep_ifnet::{Control, Error, Jail, links, need};
 
 use crate::journal::{Entry, Journal};
 use crate::network::NetworkError;
+use crate::network::traffic::{Count, HostEnd};
 
 /// Units of our own making: above those that people and other programs use, below `IF_MAXUNIT` (0x7fff).
 const UNITS: std::ops::Range<u16> = 8192..32_767;
 /// How often another unit is tried.
 const TRIES: usize = 16;
 
-/// Makes a tap called `name`, in a vnet jail if one is named; the name of its device file, which stays what it is
-/// whatever the interface is called.
-pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<String, NetworkError> {
+/// A tap of ours.
+#[derive(Debug, Clone)]
+pub(super) struct Tap {
+    /// The name of its device file, which stays what it is whatever the interface is called.
+    pub(super) file: String,
+    /// Where to look for the interface.
+    place: Place,
+}
+
+/// Where a tap's interface is, and what of it does not change there.
+#[derive(Debug, Clone)]
+enum Place {
+    /// On the host, where a plugin may give it another name.
+    Host { index: u16 },
+    /// In the sandbox's jail, where nobody renames it.
+    Jail { name: String },
+}
+
+/// Makes a tap called `name`, in a vnet jail if one is named.
+pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<Tap, NetworkError> {
     load_module("if_tuntap");
     let control = Control::open()?;
     let jail_id = jail.map(Jail::open).transpose()?.map(|jail| jail.id);
@@ -35,10 +54,14 @@ pub(super) fn make(name: &str, jail: Option<&str>, journal: &Journal) -> Result<
         control.rename(&first, name)?;
         // The host itself does not speak on it.
         control.set_ipv6(name, false)?;
-        if let Some(id) = jail_id {
-            control.move_into(name, id)?;
-        }
-        return Ok(first);
+        let place = match jail_id {
+            None => Place::Host { index: need(name)?.index },
+            Some(id) => {
+                control.move_into(name, id)?;
+                Place::Jail { name: name.to_owned() }
+            }
+        };
+        return Ok(Tap { file: first, place });
     }
     Err(last.map_or_else(
         || NetworkError::system("make a tap")(std::io::ErrorKind::AddrInUse.into()),
@@ -50,6 +73,52 @@ fn unit() -> Result<u16, NetworkError> {
     let mut bytes = [0; 2];
     crate::os::random(&mut bytes).map_err(NetworkError::system("choose a tap's number"))?;
     Ok(UNITS.start + u16::from_ne_bytes(bytes) % (UNITS.end - UNITS.start))
+}
+
+/// An interface's counters, as a process inside a jail tells them.
+#[derive(Debug, Serialize, Deserialize)]
+struct Seen {
+    index: u16,
+    name: String,
+    carried: [u64; 4],
+    lost: [u64; 4],
+}
+
+/// What taps carried, in their order; `jail` is where they are.
+pub(super) fn carried(taps: &[&Tap], jail: Option<&str>) -> Result<Vec<HostEnd>, NetworkError> {
+    let look = || {
+        let seen = |link: skep_ifnet::Link| Seen {
+            index: link.index,
+            name: link.name,
+            carried: link.carried,
+            lost: link.lost,
+        };
+        Ok::<Vec<Seen>, Error>(links()?.into_iter().map(seen).collect())
+    };
+    let all = match jail {
+        Some(jail) => Jail::open(jail)?.run(look)?,
+        None => look()?,
+    };
+    let end = |tap: &&Tap| {
+        let one = all.iter().find(|seen| match &tap.place {
+            Place::Host { index } => seen.index == *index,
+            Place::Jail { name } => seen.name == *name,
+        });
+        let gone = || NetworkError::system(format!("read what {} carried", tap.file));
+        one.map(Seen::host_end).ok_or_else(|| gone()(std::io::ErrorKind::NotFound.into()))
+    };
+    taps.iter().map(end).collect()
+}
+
+impl Seen {
+    fn host_end(&self) -> HostEnd {
+        let [packets_in, bytes_in, packets_out, bytes_out] = self.carried;
+        let [failed_in, dropped_in, failed_out, dropped_out] = self.lost;
+        HostEnd {
+            taken: Count { packets: packets_in, bytes: bytes_in, errors: failed_in, dropped: dropped_in },
+            given: Count { packets: packets_out, bytes: bytes_out, errors: failed_out, dropped: dropped_out },
+        }
+    }
 }
 
 /// Removes a tap, wherever it is by now; fine if it is gone. `first` is the name it has for a moment while it is made:

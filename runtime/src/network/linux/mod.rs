@@ -14,6 +14,7 @@ use skep_protocol::api;
 
 use super::attachments::Attachments;
 use super::plan::{Device, assign, choose, is_tap};
+use super::traffic::HostEnd;
 use super::{Loopback, NetworkError, NetworkRequest, Taken};
 use crate::hypervisor::Nic;
 use crate::journal::{Entry, Journal};
@@ -142,6 +143,21 @@ impl Place {
             interfaces.push(found.interface);
         }
         Ok(interfaces)
+    }
+
+    /// What the host's ends of devices carried, in their order.
+    pub(super) fn host_ends(&self, devices: &[Device]) -> Result<Vec<HostEnd>, NetworkError> {
+        if devices.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.netns.run(|| {
+            let mut route = route()?;
+            let carried = |device: &Device| {
+                let action = format!("read what {} carried", device.tap());
+                tap::carried(&mut route, device.number()).map_err(NetworkError::system(action))
+            };
+            devices.iter().map(carried).collect()
+        })
     }
 
     /// Where connections to the namespace's loopback arrive; none for a namespace of the sandbox's own, which nobody

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use skep_tests::cri::{Cri, Handler, NAMESPACE};
 use skep_tests::process::{Input, LIMIT, Running, run, wait_for};
 use skep_tests::suite::Lease;
+use skep_tests::task_api::Shim;
 
 const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.2; done";
 const MIB: u64 = 1 << 20;
@@ -230,6 +231,12 @@ pub(super) fn cost_of_a_pod(lease: &mut Lease) -> Result<()> {
     wait_for("the memory to be used", Duration::from_secs(60), || {
         Ok((of_task(&container)?.1 >= 20 * MIB).then_some(()))
     })?;
+    // What the pod's interfaces carried is a figure of its own container: once, so that figures add up.
+    let interfaces = |id: &str| -> Result<Vec<String>> {
+        let network = Shim::at(&cri.containerd.bundle_in(NAMESPACE, id))?.metrics(id)?.network;
+        Ok(network.into_iter().map(|one| one.name).collect())
+    };
+    ensure!(interfaces(&pod.id)? == ["eth0"] && interfaces(&container)?.is_empty());
     let (whole_before, _) = of_vm()?;
     let (own_before, _) = of_task(&container)?;
     let (rest, rest_memory) = of_task(&pod.id)?;

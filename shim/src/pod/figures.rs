@@ -1,4 +1,4 @@
-//! What a pod's VM costs the host beyond its containers: the figures of the pod's own container.
+//! Figures of a pod's tasks: of its own container those of the VM beyond the others'.
 
 use std::sync::{
     Arc,
@@ -27,8 +27,30 @@ impl Told {
 }
 
 impl Pod {
+    /// What a task uses.
+    pub(crate) async fn figures(&self, task: &Task) -> Result<Metrics, Failure> {
+        let sandbox = &task.sandbox;
+        let mut metrics = if task.container.is_placeholder() {
+            self.overhead(sandbox).await?
+        } else {
+            let stats = task.container.stats().await?;
+            metrics::metrics(&stats, sandbox.size(), sandbox.timings().elapsed())
+        };
+        // Once for each pod, so that figures add up.
+        if task.container.is_placeholder() || !self.has_own_figures() {
+            metrics.network = metrics::network(sandbox);
+        }
+        Ok(metrics)
+    }
+
+    /// Whether somebody is asked for what belongs to the pod and to no container of it.
+    fn has_own_figures(&self) -> bool {
+        let is_own = |slot: &Slot| matches!(slot, Slot::Ready(task) if task.container.is_placeholder());
+        lock(&self.managed).is_some() || lock(&self.tasks).values().any(is_own)
+    }
+
     /// The VM's cost less its containers' own figures.
-    pub(crate) async fn overhead(&self, sandbox: &Sandbox) -> Result<Metrics, Failure> {
+    async fn overhead(&self, sandbox: &Sandbox) -> Result<Metrics, Failure> {
         let tasks: Vec<Arc<Task>> = lock(&self.tasks)
             .values()
             .filter_map(|slot| match slot {
