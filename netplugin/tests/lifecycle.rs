@@ -6,7 +6,7 @@ mod support;
 
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{Host, Ns, open_policy};
 
 const FOREIGN: &str = r#"
@@ -429,6 +429,25 @@ fn wanted_addresses_are_given() {
     assert_eq!((a.ip().as_str(), a.mac()), ("10.1.0.77", [2, 0x11, 0x22, 0x33, 0x44, 0x55]));
     let taken = host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
     assert!(taken["msg"].as_str().unwrap().contains("10.1.0.77 is taken"), "{taken}");
+}
+
+#[test]
+fn a_result_tells_ethernet_addresses_of_the_hosts_ends() {
+    needs_root!();
+    let host = Host::new();
+    host.ns.ip("link add there type bridge");
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    for bridge in ["there", "made"] {
+        conf["name"] = json!(bridge);
+        conf["bridge"] = json!(bridge);
+        let one = host.add(bridge, &conf);
+        let links: Value = serde_json::from_str(&host.ns.ip("-j link")).unwrap();
+        for told in [&one.result["interfaces"][0], &one.result["interfaces"][1]] {
+            let link = links.as_array().unwrap().iter().find(|link| link["ifname"] == told["name"]).unwrap();
+            assert_eq!(told["mac"], link["address"], "{told}");
+        }
+        host.del(&one, &conf);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::env::check_ifname;
+use super::runtime_config::CniArgs;
 use super::{AddResult, CniVersion, Dns, ResultError, RuntimeConfig, VersionError};
 use crate::ipam::{IpamConfig, IpamError};
 use crate::mac::digest_hex;
@@ -135,8 +136,7 @@ struct Raw {
     #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "attachments")]
     valid_attachments: Option<Vec<RawAttachment>>,
     // Fields of the specification that are the runtime's business.
-    #[serde(rename = "args")]
-    _args: Option<Value>,
+    args: Option<RawArgs>,
     #[serde(rename = "capabilities")]
     _capabilities: Option<Value>,
     #[serde(rename = "disableCheck")]
@@ -147,6 +147,13 @@ struct Raw {
     _inlined: Option<Value>,
     #[serde(flatten)]
     others: Map<String, Value>,
+}
+
+/// `args`, of which everybody takes what they know.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RawArgs {
+    cni: Option<CniArgs>,
 }
 
 #[derive(Deserialize)]
@@ -221,9 +228,11 @@ impl NetConf {
         {
             return Err(wrong("policy", why));
         }
+        let mut runtime = raw.runtime_config;
+        runtime.ask(raw.args.and_then(|args| args.cni).unwrap_or_default());
         let ipam = IpamConfig::parse(raw.ipam.as_ref())?;
         check_mtu(raw.mtu, &ipam)?;
-        check_ports(&raw.runtime_config)?;
+        check_ports(&runtime)?;
         if let Some(dir) = &raw.data_dir
             && !dir.is_absolute()
         {
@@ -248,7 +257,7 @@ impl NetConf {
                 .filter(|v| !v.is_null())
                 .map(AddResult::from_json)
                 .transpose()?,
-            runtime: raw.runtime_config,
+            runtime,
             valid_attachments: raw
                 .valid_attachments
                 .map(|list| list.into_iter().map(|one| (one.container_id, one.ifname)).collect()),
@@ -411,6 +420,22 @@ mod tests {
             list(json!({"cni.dev/valid-attachments": [{"containerID": "a", "ifname": "b"}]})),
             Some(vec![("a".to_owned(), "b".to_owned())])
         );
+    }
+
+    #[test]
+    fn a_capability_goes_before_args() {
+        let asks = |more| {
+            let runtime = parse(&base(more)).unwrap().runtime;
+            let ips: Vec<String> = runtime.ips.iter().map(|ip| ip.0.to_string()).collect();
+            (ips.join(" "), runtime.mac.map(|mac| mac.to_string()).unwrap_or_default())
+        };
+        let args = json!({"cni": {"ips": ["10.1.0.7/24", "fd01::7"], "mac": "02:00:00:00:00:07", "labels": []}, "x": 1});
+        assert_eq!(asks(json!({"args": args})), ("10.1.0.7 fd01::7".into(), "02:00:00:00:00:07".into()));
+        let capabilities = json!({"ips": ["10.1.0.8"], "mac": "02:00:00:00:00:08"});
+        let both = json!({"args": args, "runtimeConfig": capabilities});
+        assert_eq!(asks(both), ("10.1.0.8".into(), "02:00:00:00:00:08".into()));
+        assert_eq!(asks(json!({"args": {"cni": null}})), Default::default());
+        assert!(parse(&base(json!({"args": {"cni": {"mac": "no"}}}))).is_err());
     }
 
     #[test]

@@ -167,6 +167,26 @@ pub struct RuntimeConfig {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// What somebody asks for by `args.cni` of the configuration (CNI's conventions, '"args" in network config'; the Ethernet
+/// address is the bridge plugin's addition to them).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct CniArgs {
+    #[serde(deserialize_with = "list")]
+    ips: Vec<IpOrNet>,
+    mac: Option<Mac>,
+}
+
+impl RuntimeConfig {
+    /// Asks for what `args` do, where no capability says otherwise.
+    pub(super) fn ask(&mut self, args: CniArgs) {
+        if self.ips.is_empty() {
+            self.ips = args.ips;
+        }
+        self.mac = self.mac.or(args.mac);
+    }
+}
+
 /// An address, with or without a prefix (runtimes write both).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IpOrNet(pub IpAddr);

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::cni::Interface;
+use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::vxlan::VpcError;
 
@@ -115,7 +116,7 @@ pub struct Existing {
     /// The bridge it is on.
     pub bridge: String,
     /// The container's end.
-    pub mac: crate::mac::Mac,
+    pub mac: Mac,
     /// Its MTU.
     pub mtu: u32,
 }
@@ -228,6 +229,9 @@ pub trait Datapath {
 
     /// What the host's end is for a container that `CNI_NETNS` names.
     fn kind_for(&self, netns: &str) -> Kind;
+
+    /// The Ethernet address of an interface of the host. None if it has none, or there is no such interface.
+    fn mac(&self, ifname: &str) -> Result<Option<Mac>, DatapathError>;
 
     /// What an interface carried: packets and bytes received, then sent. None if there is no such interface.
     fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError>;

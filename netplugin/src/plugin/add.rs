@@ -297,9 +297,11 @@ impl<D: Datapath> Plugin<'_, D> {
             mtu: Some(mtu),
             sandbox,
         };
+        // All is made: that an address cannot be told is no reason to undo it.
+        let of_host = |name: &str| self.datapath.mac(name).ok().flatten();
         let mut interfaces = vec![
-            interface(&network.bridge, network.owns_bridge.then_some(network.mac), network.mtu, None),
-            interface(&attachment.host_ifname, None, attachment.mtu, None),
+            interface(&network.bridge, of_host(&network.bridge), network.mtu, None),
+            interface(&attachment.host_ifname, of_host(&attachment.host_ifname), attachment.mtu, None),
             interface(
                 &attachment.ifname,
                 Some(attachment.mac),
@@ -309,7 +311,8 @@ impl<D: Datapath> Plugin<'_, D> {
         ];
         if attachment.kind == Kind::Tap && attachment.is_limited() {
             // The tap that a VM opens is not the port then.
-            interfaces.push(interface(&Attachment::shaper_of(&attachment.id), None, attachment.mtu, None));
+            let shaper = Attachment::shaper_of(&attachment.id);
+            interfaces.push(interface(&shaper, of_host(&shaper), attachment.mtu, None));
         }
         AddResult {
             interfaces,

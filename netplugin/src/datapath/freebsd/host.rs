@@ -13,6 +13,7 @@ use super::pf::{listing, load, published, ruleset, tree};
 use super::{attach, bridge, cut, loopback, orphans, vxlan};
 use crate::cni::Interface;
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
+use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::policy::GroupName;
 
@@ -310,6 +311,10 @@ impl Datapath for Host {
 
     fn kind_for(&self, netns: &str) -> Kind {
         if netns == HOST { Kind::Tap } else { Kind::Veth }
+    }
+
+    fn mac(&self, ifname: &str) -> Result<Option<Mac>, DatapathError> {
+        Ok(find(ifname)?.and_then(|link| link.mac).map(Mac))
     }
 
     fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError> {

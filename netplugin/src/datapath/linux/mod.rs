@@ -26,6 +26,7 @@ use self::netns::Netns;
 use self::nft::{Batch, Family, Nft, NftError};
 use super::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::cni::Interface;
+use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::policy::{GroupName, Policy};
 
@@ -351,6 +352,10 @@ impl Datapath for Host {
 
     fn kind_for(&self, _: &str) -> Kind {
         Kind::Veth
+    }
+
+    fn mac(&self, ifname: &str) -> Result<Option<Mac>, DatapathError> {
+        Ok(self.route().link(ifname)?.and_then(|link| link.mac))
     }
 
     fn carried(&self, ifname: &str) -> Result<Option<[u64; 4]>, DatapathError> {
