@@ -1,6 +1,7 @@
 //! Rules, as lists of expressions over registers.
 
 use super::set::Field;
+use super::verdict::Verdict;
 use super::wire::Attrs;
 
 // Attribute kinds of nf_tables.h. An expression is NFTA_LIST_ELEM { NFTA_EXPR_NAME, NFTA_EXPR_DATA { ... } }.
@@ -8,45 +9,9 @@ const LIST_ELEM: u16 = 1;
 const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
 
 /// `NFT_REG32_00`: registers of four bytes, sixteen of them.
 const REG32: u32 = 8;
-
-/// What happens to a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Gone.
-    Drop,
-    /// On to the next hook.
-    Accept,
-    /// Back to the calling chain.
-    Return,
-    /// Into a chain, and back at its end.
-    Jump(String),
-    /// Into a chain, and at its end back to where this one was called.
-    Goto(String),
-}
-
-impl Verdict {
-    pub(super) fn encode(&self, attrs: &mut Attrs<'_>) {
-        let (code, chain) = match self {
-            Self::Drop => (0, None),
-            Self::Accept => (1, None),
-            Self::Jump(chain) => (-3, Some(chain)),
-            Self::Goto(chain) => (-4, Some(chain)),
-            Self::Return => (-5_i32, None),
-        };
-        attrs.nest(DATA_VERDICT, |verdict| {
-            verdict.bytes(VERDICT_CODE, &code.to_be_bytes());
-            if let Some(chain) = chain {
-                verdict.text(VERDICT_CHAIN, chain);
-            }
-        });
-    }
-}
 
 /// `NFT_META_*`.
 #[derive(Clone, Copy, Debug)]

@@ -8,10 +8,12 @@ mod batch;
 mod expr;
 mod set;
 mod socket;
+mod verdict;
 mod wire;
 
 pub(crate) use batch::{Batch, ChainType, Family, Hook};
-pub(crate) use expr::{Base, Meta, Rule, Verdict};
+pub(crate) use expr::{Base, Meta, Rule};
 pub(crate) use set::{Data, Element, Field, Key, SetFlags, SetSpec};
 pub(crate) use socket::{Nft, NftError};
+pub(crate) use verdict::Verdict;
 pub(super) use wire::{Attrs, find_attribute};

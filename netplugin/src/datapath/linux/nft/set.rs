@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::expr::Verdict;
+use super::verdict::Verdict;
 use super::wire::Attrs;
 use crate::mac::Mac;
 

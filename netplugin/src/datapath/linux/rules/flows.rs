@@ -3,7 +3,7 @@
 //! To the maps that lead to sandboxes' chains there is one way each from a hook: for every change that has a jump in it
 //! the kernel walks all ways through the table, and twice as many rules in front would double the cost of an ADD.
 
-use super::base::{
+use super::packet::{
     ICMPV6, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT,
     ROUTER_SOLICITATION, SCTP, TCP, UDP, append, icmp_type,
 };

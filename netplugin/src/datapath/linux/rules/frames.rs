@@ -1,6 +1,6 @@
 //! The rules for frames on bridges: from sandboxes, to sandboxes, from and to other hosts.
 
-use super::base::{
+use super::packet::{
     ARP, ICMPV6, IPV4, IPV6, MLD_QUERY, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, REDIRECT,
     ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION, UDP, append, icmp_type,
 };

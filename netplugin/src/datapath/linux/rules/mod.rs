@@ -15,6 +15,7 @@ mod flows;
 mod frames;
 mod lists;
 mod network;
+mod packet;
 mod sandbox;
 
 pub(super) use base::{NOTE, create_base};
