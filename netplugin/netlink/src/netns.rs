@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -92,8 +92,11 @@ impl Netns {
     /// looked at counts as living.
     pub fn lives(path: impl AsRef<Path>, cookie: Option<u64>) -> bool {
         let path = path.as_ref();
-        let file = match File::open(path) {
+        // Waits for nobody: a descriptor's number may be a pipe's since.
+        let file = match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
             Ok(file) => file,
+            // Or a socket's, which has no other way to be opened.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return false,
             Err(error) => {
                 return !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
             }
@@ -200,6 +203,12 @@ mod tests {
         assert!(!Netns::lives("/nonexistent", None));
         assert!(!Netns::lives("/dev/null", None));
         assert!(!Netns::lives(OWN, None), "the host's own is no container's");
+        // A descriptor's number that is another file's since.
+        let socket = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let (reader, _) = std::io::pipe().unwrap();
+        for number in [socket.as_raw_fd(), reader.as_raw_fd()] {
+            assert!(!Netns::lives(format!("/proc/self/fd/{number}"), None));
+        }
         if !nix::unistd::geteuid().is_root() {
             return;
         }
