@@ -155,3 +155,64 @@ fn sandboxes_and_another_nodes_kernel_talk_across_vxlan() {
         assert!(!sh("ifconfig -l").contains("skx"));
     }
 }
+
+/// Members of a declared group are known by their addresses, whichever node they are on.
+#[test]
+fn rules_about_a_group_are_true_of_another_nodes_members() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let far = Node::new("192.0.2.1", "192.0.2.2");
+    let nodes = json!([{"name": "here", "address": "192.0.2.1"}, {"name": "there", "address": "192.0.2.2"}]);
+    let range =
+        |start: &str, end: &str| json!([[{"subnet": "10.5.0.0/16", "rangeStart": start, "rangeEnd": end}]]);
+    let mut conf = host.conf("vpc", "10.5.0.0/16", json!({"vxlan": {"vni": 100, "nodes": nodes}}));
+    conf["ipam"] = json!({"type": "skep", "ranges": range("10.5.1.0", "10.5.1.9"),
+        "groups": {"web": range("10.5.16.0", "10.5.16.9"), "db": range("10.5.32.0", "10.5.32.9")}});
+    merge(
+        &mut conf,
+        policy(
+            json!({"allow": [{"group": "web"}]}),
+            json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]}),
+        ),
+    );
+    conf["policy"]["groups"] = json!({"web": ["10.5.16.0/20"], "db": ["10.5.32.0/20"]});
+    conf["policy"]["group"] = json!("db");
+    let db = host.add("db", &conf);
+    assert_eq!(db.ip(), "10.5.32.0");
+    let mut web = conf.clone();
+    web["policy"]["group"] = json!("web");
+    let near = host.add("near", &web);
+    for (jail, port) in [(&db.jail, 80), (&db.jail, 81), (&near.jail, 80), (&far.jail, 80)] {
+        jail.serve_tcp(&format!("0.0.0.0:{port}"));
+    }
+    let at = |port: u16| format!("{}:{port}", db.ip());
+    assert!(near.jail.reaches(&at(80)));
+    far.link(100, "10.5.16.77/16");
+    let mut live = far.jail.hold(&at(80));
+    assert!(live.alive(), "a member there");
+    assert!(far.jail.blocked(&at(81)), "what the list does not have");
+    assert!(db.jail.reaches("10.5.16.77:80"), "to a member there");
+    let deny = json!({"ingress": {"deny": [{"group": "web"}]}}).to_string();
+    let (ok, told) = host.administer(&["policy", "vpc", "db"], &deny);
+    assert!(ok, "{told}");
+    assert!(live.dead(), "its flow ends");
+    for jail in [&near.jail, &far.jail] {
+        assert!(jail.blocked(&at(80)));
+    }
+    let (ok, told) = host.administer(&["policy", "vpc", "db"], "{}");
+    assert!(ok, "{told}");
+    assert!(far.jail.reaches(&at(80)));
+    let strange = json!({"ingress": {"deny": [{"group": "cache"}]}}).to_string();
+    let (ok, told) = host.administer(&["policy", "vpc", "db"], &strange);
+    assert!(!ok && told.contains("group `cache` is not declared"), "{told}");
+    // The same node with an address of no group.
+    far.jail.sh("ifconfig far inet 10.5.0.77/16");
+    assert!(far.jail.blocked(&at(80)), "no member");
+    assert!(db.jail.blocked("10.5.0.77:80"), "to no member");
+    host.check(&db, &conf).unwrap_or_else(|error| panic!("{error}"));
+    for one in [&db, &near] {
+        host.del(one, &conf);
+    }
+    drop(far);
+    assert!(!sh("ifconfig -l").contains("skx"));
+}

@@ -359,3 +359,74 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(site.done(0, "status").contains("network vpc"));
     assert!(site.done(0, "list").contains("10.1.0.0/16"));
 }
+
+#[test]
+fn groups_are_declared_carried_and_not_taken_from_live_sandboxes() {
+    needs_root!();
+    let site = Site::new(3);
+    let config = site.keys.path().join("config.json");
+    let policy = json!({"policy": {"annotations": true, "egress": {"allow": ["any"]}, "ingress": {"allow": [{"group": "web"}]}}});
+    fs::write(&config, policy.to_string()).unwrap();
+    let create = |more: &str| {
+        let nodes: Vec<_> = (0..3).map(|n| format!("--node n{n}={}", v4(n))).collect();
+        let (nodes, config) = (nodes.join(" "), config.display());
+        format!("create vpc --vni 100 --subnet 10.1.0.0/16 {nodes} --config {config}{more}")
+    };
+    let (ok, _, err) = site.skep(0, &create(" --group db"), "");
+    assert!(!ok && err.contains("group `web` is not declared on this network (declared: db)"), "{err}");
+    let (ok, _, err) = site.skep(0, &create(" --group a/b"), "");
+    assert!(!ok && err.contains("not a group's name"), "{err}");
+    site.done(0, &create(" --group web --group db"));
+    let shown: Value = serde_json::from_str(&site.done(0, "show vpc")).unwrap();
+    assert_eq!((&shown["maxGroups"], &shown["maxNodes"]), (&json!(7), &json!(63)));
+    assert!(site.sync("").0);
+    let add = |n: usize, id: &str, group: &str| {
+        let mut conf = site.conf(n);
+        conf["runtimeConfig"] =
+            json!({"io.kubernetes.cri.pod-annotations": {"network.skep.org/group": group}});
+        site.hosts[n].add(id, &conf)
+    };
+    let (db, web) = (add(0, "db", "db"), add(1, "web", "web"));
+    db.ns.serve_tcp("0.0.0.0:80");
+    assert!(web.ns.reaches(&format!("{}:80", db.ip())));
+    let other = site.add(2, "other");
+    assert!(other.ns.blocked(&format!("{}:80", db.ip())));
+    assert_eq!([&db, &web, &other].map(Container::ip), ["10.1.64.128", "10.1.33.0", "10.1.1.128"]);
+    let status = site.done(0, "status");
+    assert!(
+        status.contains("group db  10.1.64.0/19  1 here")
+            && status.contains("group web  10.1.32.0/19  0 here"),
+        "{status}"
+    );
+    let status: Value = serde_json::from_str(&site.done(0, "status --json")).unwrap();
+    assert_eq!(status["networks"][0]["groups"], json!({"db": ["10.1.64.0/19"], "web": ["10.1.32.0/19"]}));
+
+    // A new group is in effect without disturbing anybody.
+    let flow = Flow::start(&web.ns, &db.ns, &db.ip());
+    site.done(0, "group add vpc cache");
+    let (ok, reports) = site.sync("");
+    assert!(ok, "{reports:?}");
+    let cache = add(2, "cache", "cache");
+    assert!(cache.ns.blocked(&format!("{}:80", db.ip())));
+    // No host that has sandboxes of it gives it up, and what it had there is still true.
+    let (ok, _, err) = site.skep(0, "group remove vpc db", "");
+    assert!(!ok && err.contains("container `db`: group `db` is not declared"), "{err}");
+    site.done(0, "group remove vpc cache");
+    let (ok, reports) = site.sync("");
+    assert!(!ok);
+    assert_eq!(outcomes(&reports), [("n0", "unchanged"), ("n1", "changed"), ("n2", "failed")]);
+    assert!(reports[2]["why"].as_str().unwrap().contains("container `cache`"), "{reports:?}");
+    site.hosts[2].check(&cache, &site.conf(2)).unwrap();
+    site.hosts[2].del(&cache, &site.conf(2));
+    let (ok, reports) = site.sync("");
+    assert!(ok, "{reports:?}");
+    let (sent, lost) = flow.finish();
+    assert!(sent > 50 && lost == 0, "{lost} of {sent} packets of a flow of the others were lost");
+    // The name has its number for good.
+    site.done(0, "group add vpc queue cache");
+    let shown: Value = serde_json::from_str(&site.done(0, "show vpc")).unwrap();
+    let numbers = json!([{"name": "web", "id": 1}, {"name": "db", "id": 2}, {"name": "queue", "id": 4}, {"name": "cache", "id": 3}]);
+    assert_eq!(shown["groups"], numbers);
+    let (ok, _, err) = site.skep(0, "group add vpc cache", "");
+    assert!(!ok && err.contains("`cache` is one of them already"), "{err}");
+}

@@ -20,7 +20,7 @@ fuzz_target!(|input: (u8, u8, u8, Vec<Step>)| {
     let ip = |last: u8| Ipv4Addr::new(10, 0, 0, last);
     let range = serde_json::json!({"subnet": "10.0.0.0/24", "rangeStart": ip(start), "rangeEnd": ip(end), "gateway": ip(gateway)});
     let Ok(range) = serde_json::from_value::<Range>(range) else { return };
-    let own = OwnIpam { sets: vec![vec![range]], routes: Vec::new() };
+    let own = OwnIpam { sets: vec![vec![range]], groups: Default::default(), routes: Vec::new() };
     let (allocator, mut used, mut held) = (Allocator::new(&own), Used::default(), BTreeSet::new());
     for step in steps {
         let wanted: Vec<IpAddr> = match step {

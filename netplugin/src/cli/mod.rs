@@ -1,5 +1,6 @@
 //! What administrators type: `skep net ...`, and the same as `skep-cni ...`.
 
+mod declare;
 mod host;
 mod table;
 mod vpc;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::plugin::Status;
+use crate::policy::{GroupName, Groups};
 use crate::vpc::Declaration;
 use crate::vpc::sync::{Outcome, Report};
 
@@ -33,15 +34,21 @@ pub(super) fn status(status: &Status) -> String {
                 list(link.peers.iter().map(|peer| format!("{} ({})", peer.name, peer.address))),
             );
         }
+        for (group, ranges) in network.groups.iter().flat_map(Groups::iter) {
+            let members = network.attachments.iter().filter(|one| one.group.as_ref() == Some(group));
+            let ranges = list(ranges.iter().map(ToString::to_string));
+            let _ = writeln!(text, "  group {}  {ranges}  {} here", group.as_str(), members.count());
+        }
         for one in &network.attachments {
             let counters = &one.counters;
             let _ = writeln!(
                 text,
-                "  {:.12}/{}  {}  {}  ports {}  sent {} B  received {} B  refused {} out, {} in  spoofed {}",
+                "  {:.12}/{}  {}  {}  group {}  ports {}  sent {} B  received {} B  refused {} out, {} in  spoofed {}",
                 one.container_id,
                 one.ifname,
                 one.host_ifname,
                 list(one.addresses.iter().map(ToString::to_string)),
+                one.group.as_ref().map_or("-", GroupName::as_str),
                 list(one.ports.clone()),
                 counters.sent_bytes,
                 counters.received_bytes,

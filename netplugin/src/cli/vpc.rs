@@ -1,62 +1,29 @@
 //! Networks declared for several hosts.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
-use ipnet::IpNet;
+use clap::Subcommand;
 
+use super::declare::{Create, GroupCommand, NodeCommand};
 use super::{CliError, Net, print_json, standard_input, table};
 use crate::datapath::Host;
 use crate::vpc::sync::{Outcome, Remote, Report};
-use crate::vpc::{
-    Declaration, DeclarationError, Directory, Installed, NewNode, default_max_nodes, host_addresses,
-};
-use crate::vxlan;
+use crate::vpc::{Declaration, DeclarationError, Directory, Installed, host_addresses};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Declare a network over several hosts, and make it here if this host is one of them.
-    Create {
-        /// Its name.
-        name: String,
-        /// VXLAN network identifier, 1 to 16777215.
-        #[arg(long)]
-        vni: u32,
-        /// A subnet of the sandboxes' addresses (again for another family). Each node gives out a part of its own.
-        #[arg(long = "subnet", value_name = "CIDR", required = true)]
-        subnets: Vec<IpNet>,
-        // Not doc comments: rustdoc would take the brackets for links.
-        #[arg(
-            long = "node",
-            value_name = "NODE",
-            required = true,
-            help = "A host, as NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]: an address, IPv4 or IPv6 or one of each, and \
-                    where sync finds it if not by root@ADDRESS"
-        )]
-        nodes: Vec<NewNode>,
-        /// How the hosts are joined.
-        #[arg(long, default_value = "flood")]
-        mode: Mode,
-        /// UDP port.
-        #[arg(long, default_value_t = 4789)]
-        port: u16,
-        /// Mode mesh: the network that the pairs' own addresses come from.
-        #[arg(long, value_name = "CIDR")]
-        peer_network: Option<IpNet>,
-        /// How many hosts there can ever be (the subnets are cut into so many parts); by default half of the smallest
-        /// subnet's bits, 255 for a /16.
-        #[arg(long, value_name = "N")]
-        max_nodes: Option<u16>,
-        /// Further fields of the plugin's configuration (JSON): policy, ipMasq, mtu, ...
-        #[arg(long, value_name = "FILE")]
-        config: Option<PathBuf>,
-    },
+    Create(Box<Create>),
     /// Change a declared network's hosts.
     Node {
         #[command(subcommand)]
         command: NodeCommand,
+    },
+    /// Change a declared network's groups of sandboxes.
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
     },
     /// Give every host of a network its declaration, by ssh; have hosts that were given one from here and are removed take the
     /// network away. Exit status 1: not all of them have done so.
@@ -128,77 +95,21 @@ pub(super) enum Command {
     },
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum NodeCommand {
-    /// Add hosts. The others' sandboxes notice nothing. Then: skep net sync.
-    Add {
-        /// The network.
-        network: String,
-        #[arg(required = true, value_name = "NODE", help = "NAME=ADDRESS[,ADDRESS][,ssh=DESTINATION]")]
-        nodes: Vec<NewNode>,
-    },
-    /// Remove hosts. The others' sandboxes notice nothing. Then: skep net sync.
-    Remove {
-        /// The network.
-        network: String,
-        /// Their names.
-        #[arg(required = true, value_name = "NAME")]
-        nodes: Vec<String>,
-    },
-}
-
-/// How hosts are joined.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Mode {
-    /// One identifier, a list of peers.
-    Flood,
-    /// An identifier for each pair.
-    Mesh,
-}
-
 pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliError> {
     let directory = arguments.directory();
     match command {
-        Command::Create { name, vni, subnets, nodes, mode, port, peer_network, max_nodes, config } => {
-            let mut declaration = Declaration {
-                version: Declaration::VERSION,
-                name: name.clone(),
-                revision: 1,
-                vni: *vni,
-                mode: match mode {
-                    Mode::Flood => vxlan::Mode::Flood,
-                    Mode::Mesh => vxlan::Mode::Mesh,
-                },
-                port: *port,
-                peer_network: *peer_network,
-                subnets: subnets.clone(),
-                max_nodes: max_nodes.unwrap_or_else(|| default_max_nodes(subnets)),
-                nodes: Vec::new(),
-                retired: std::collections::BTreeSet::new(),
-                stations: Vec::new(),
-                config: config.as_ref().map(read_config).transpose()?.unwrap_or_default(),
-            };
-            nodes.iter().try_for_each(|node| declaration.add_node(node))?;
-            declaration.validate()?;
-            if directory.find(name)?.is_some() {
-                return Err(DeclarationError::Exists(directory.path(name)).into());
+        Command::Create(create) => {
+            let declaration = create.declaration()?;
+            if directory.find(&declaration.name)?.is_some() {
+                return Err(DeclarationError::Exists(directory.path(&declaration.name)).into());
             }
             put(&directory, arguments, &declaration)?;
         }
         Command::Node { command } => {
-            let (NodeCommand::Add { network, .. } | NodeCommand::Remove { network, .. }) = command;
-            let mut declaration = directory.load(network)?;
-            match command {
-                NodeCommand::Add { nodes, .. } => {
-                    nodes.iter().try_for_each(|node| declaration.add_node(node))?;
-                }
-                NodeCommand::Remove { nodes, .. } => {
-                    nodes.iter().try_for_each(|node| declaration.remove_node(node))?;
-                }
-            }
-            declaration.revision += 1;
-            declaration.validate()?;
-            put(&directory, arguments, &declaration)?;
+            put(&directory, arguments, &command.changed(&directory)?)?;
+        }
+        Command::Group { command } => {
+            put(&directory, arguments, &command.changed(&directory)?)?;
         }
         Command::Sync { name, nodes, forget, remote, options, timeout, json } => {
             let declaration = directory.load(name)?;
@@ -273,12 +184,6 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn read_config(path: &PathBuf) -> Result<serde_json::Map<String, serde_json::Value>, CliError> {
-    let wrong = |why: String| CliError::Input { what: path.display().to_string(), why };
-    let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
 }
 
 fn install(

@@ -6,11 +6,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::env::check_ifname;
+use super::groups::check_groups;
 use super::runtime_config::CniArgs;
 use super::{AddResult, CniVersion, Dns, ResultError, RuntimeConfig, VersionError};
 use crate::ipam::{IpamConfig, IpamError};
 use crate::mac::digest_hex;
-use crate::policy::{NetworkPolicy, wrong_across_hosts};
+use crate::policy::NetworkPolicy;
 use crate::vxlan::{Vpc, VpcError};
 
 /// Why a configuration is not usable.
@@ -223,14 +224,14 @@ impl NetConf {
             // Two nodes with a card each on the same wire would be a loop.
             return Err(wrong("uplink", "and vxlan exclude each other"));
         }
-        if uplink.vpc.is_some()
-            && let Some(why) = wrong_across_hosts([&raw.policy.egress, &raw.policy.ingress])
-        {
+        let ipam = IpamConfig::parse(raw.ipam.as_ref())?;
+        check_groups(&raw.policy, &ipam)?;
+        let lists = [&raw.policy.egress, &raw.policy.ingress];
+        if let Some(why) = raw.policy.wrong(lists, uplink.vpc.is_some()) {
             return Err(wrong("policy", why));
         }
         let mut runtime = raw.runtime_config;
         runtime.ask(raw.args.and_then(|args| args.cni).unwrap_or_default());
-        let ipam = IpamConfig::parse(raw.ipam.as_ref())?;
         check_mtu(raw.mtu, &ipam)?;
         check_ports(&runtime)?;
         if let Some(dir) = &raw.data_dir

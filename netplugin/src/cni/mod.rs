@@ -6,6 +6,7 @@ mod config;
 mod dispatch;
 mod env;
 mod error;
+mod groups;
 mod result;
 mod runtime_config;
 mod version;

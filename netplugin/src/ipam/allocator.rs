@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{OwnIpam, Range, address, number};
 use super::{Bitmap, IpamError};
+use crate::policy::GroupName;
 
 /// What is taken on a network: the content of its address file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,24 +36,43 @@ pub struct Lease {
 #[derive(Clone, Copy, Debug)]
 pub struct Allocator<'a> {
     config: &'a OwnIpam,
+    group: Option<&'a GroupName>,
 }
 
 impl<'a> Allocator<'a> {
-    /// An allocator over the ranges of `config`.
+    /// An allocator over the ranges of `config` for sandboxes of no group.
     pub fn new(config: &'a OwnIpam) -> Self {
-        Self { config }
+        Self { config, group: None }
+    }
+
+    /// The same for sandboxes of a group. Where the configuration has ranges of groups at all, they get addresses of these
+    /// only.
+    #[must_use]
+    pub fn of(self, group: Option<&'a GroupName>) -> Self {
+        Self { group, ..self }
+    }
+
+    /// The sets, each with its number among all of the configuration.
+    fn sets(self) -> Result<impl Iterator<Item = (usize, &'a [Range])>, IpamError> {
+        let (first, sets) = self.config.of(self.group).ok_or_else(|| {
+            IpamError::NoRanges(self.group.map(GroupName::as_str).unwrap_or_default().to_owned())
+        })?;
+        Ok((first..).zip(sets.iter().map(Vec::as_slice)))
     }
 
     /// One address of each range set: `wanted` ones where they belong to the set, else the next free ones.
     /// On an error nothing is taken.
     pub fn allocate(&self, used: &mut Used, wanted: &[IpAddr]) -> Result<Vec<Lease>, IpamError> {
-        if let Some(ip) = wanted.iter().find(|ip| self.set_of(**ip).is_none()) {
-            return Err(IpamError::OutOfRange(*ip));
+        let has = |set: &[Range], ip: IpAddr| set.iter().any(|range| (range.start..=range.end).contains(&ip));
+        for ip in wanted {
+            if !self.sets()?.any(|(_, set)| has(set, *ip)) {
+                return Err(IpamError::OutOfRange(*ip));
+            }
         }
         let mut next = used.clone();
         let mut leases = Vec::new();
-        for (n, set) in self.config.sets.iter().enumerate() {
-            let mut asked = wanted.iter().filter(|ip| self.set_of(**ip) == Some(n)).peekable();
+        for (n, set) in self.sets()? {
+            let mut asked = wanted.iter().filter(|ip| has(set, **ip)).peekable();
             if asked.peek().is_none() {
                 leases.push(self.next_free(n, set, &mut next)?);
             }
@@ -69,24 +89,17 @@ impl<'a> Allocator<'a> {
         self.allocate(&mut used.clone(), &[]).is_ok()
     }
 
-    /// Marks an address as taken by what is known of it (rebuilding). False if it is in no subnet of ours.
+    /// Marks an address as taken by what is known of it (rebuilding), whoever has it. False if it is in no subnet of ours.
     pub fn mark(&self, used: &mut Used, ip: IpAddr) -> bool {
-        let Some(range) = self.config.sets.iter().flatten().find(|range| range.subnet.contains(&ip)) else {
+        let Some(range) = self.config.ranges().find(|range| range.subnet.contains(&ip)) else {
             return false;
         };
         used.subnets.entry(range.subnet).or_default().insert(offset(range.subnet, ip));
         true
     }
 
-    fn set_of(self, ip: IpAddr) -> Option<usize> {
-        self.config
-            .sets
-            .iter()
-            .position(|set| set.iter().any(|range| (range.start..=range.end).contains(&ip)))
-    }
-
     fn is_gateway(self, ip: IpAddr) -> bool {
-        self.config.sets.iter().flatten().any(|range| range.gateway == ip)
+        self.config.ranges().any(|range| range.gateway == ip)
     }
 
     fn take(self, ip: IpAddr, set: &[Range], used: &mut Used) -> Result<Lease, IpamError> {
@@ -133,7 +146,10 @@ impl<'a> Allocator<'a> {
                 return lease(range, ip);
             }
         }
-        Err(IpamError::Exhausted(set.iter().map(|range| range.subnet).collect()))
+        Err(IpamError::Exhausted {
+            subnets: set.iter().map(|range| range.subnet).collect(),
+            group: self.group.map(|group| group.as_str().to_owned()),
+        })
     }
 }
 
@@ -221,6 +237,38 @@ mod tests {
         );
         // The failed fourth try took nothing of the other set.
         assert_eq!(used.subnets[&"fd00::/64".parse().unwrap()].len(), 3);
+    }
+
+    #[test]
+    fn groups_have_ranges_of_their_own_and_addresses_rest_in_each() {
+        let config = config(
+            &json!({"type": "skep", "ranges": [[{"subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.4"}]],
+            "groups": {"db": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.32", "rangeEnd": "10.0.0.34"}]],
+                       "web": [[{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.16", "rangeEnd": "10.0.0.18"}]]}}),
+        );
+        let (mut used, name) = (Used::default(), |text: &str| GroupName::try_from(text.to_owned()).unwrap());
+        let mut take = |group: Option<&str>, wanted: &[&str]| {
+            let (group, wanted) =
+                (group.map(name), wanted.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<_>>());
+            let leases = Allocator::new(&config).of(group.as_ref()).allocate(&mut used, &wanted);
+            let taken = leases.map(|leases| leases[0].address.addr());
+            // Given back at once, it rests nevertheless.
+            taken.inspect(|ip| assert!(used.release(*ip))).map(|ip| ip.to_string())
+        };
+        for n in [6, 7, 8, 6] {
+            assert_eq!(take(Some("web"), &[]).unwrap(), format!("10.0.0.{}", n + 10));
+            assert_eq!(take(Some("db"), &[]).unwrap(), format!("10.0.0.{}", n + 26));
+        }
+        assert_eq!(take(None, &[]).unwrap(), "10.0.0.2");
+        assert_eq!(take(Some("web"), &["10.0.0.17"]).unwrap(), "10.0.0.17");
+        assert!(matches!(take(None, &["10.0.0.17"]), Err(IpamError::OutOfRange(_))));
+        assert!(matches!(take(Some("web"), &["10.0.0.3"]), Err(IpamError::OutOfRange(_))));
+        assert!(matches!(take(Some("cache"), &[]), Err(IpamError::NoRanges(_))));
+        let mut used = Used::default();
+        for ip in ["10.0.0.2", "10.0.0.17", "10.0.0.33"] {
+            assert!(Allocator::new(&config).mark(&mut used, ip.parse().unwrap()));
+        }
+        assert_eq!(used.addresses().count(), 3, "whoever has it");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `ipam` of a configuration.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,6 +9,7 @@ use serde_json::Value;
 
 use super::IpamError;
 use crate::cni::Route;
+use crate::policy::GroupName;
 
 /// A range of addresses of one subnet that may be given out. Spelled as host-local's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,8 +97,25 @@ impl From<Range> for RawRange {
 pub struct OwnIpam {
     /// One address is given from each set: two sets make a dual stack.
     pub sets: Vec<Vec<Range>>,
+    /// The same for sandboxes of groups that the network declares.
+    pub groups: BTreeMap<GroupName, Vec<Vec<Range>>>,
     /// Routes for the sandbox.
     pub routes: Vec<Route>,
+}
+
+impl OwnIpam {
+    /// Every range, whoever's.
+    pub fn ranges(&self) -> impl Iterator<Item = &Range> {
+        self.sets.iter().chain(self.groups.values().flatten()).flatten()
+    }
+
+    /// The sets for a sandbox of `group`, or of none, and the number of the first among all; none where the group has none
+    /// on this host.
+    pub(super) fn of(&self, group: Option<&GroupName>) -> Option<(usize, &[Vec<Range>])> {
+        let Some(group) = group.filter(|_| !self.groups.is_empty()) else { return Some((0, &self.sets)) };
+        let before = self.groups.range::<GroupName, _>(..group).map(|(_, sets)| sets.len()).sum::<usize>();
+        self.groups.get(group).map(|sets| (self.sets.len() + before, sets.as_slice()))
+    }
 }
 
 /// How addresses are come by.
@@ -117,6 +136,8 @@ struct RawOwn {
     _type: String,
     #[serde(default)]
     ranges: Vec<Vec<Range>>,
+    #[serde(default)]
+    groups: BTreeMap<GroupName, Vec<Vec<Range>>>,
     subnet: Option<IpNet>,
     range_start: Option<IpAddr>,
     range_end: Option<IpAddr>,
@@ -132,7 +153,7 @@ fn config_error(field: &str, why: impl Into<String>) -> IpamError {
 impl IpamConfig {
     /// Whether sandboxes get IPv6 addresses, as far as the configuration says.
     pub fn gives_ipv6(&self) -> bool {
-        matches!(self, Self::Own(own) if own.sets.iter().flatten().any(|range| range.subnet.addr().is_ipv6()))
+        matches!(self, Self::Own(own) if own.ranges().any(|range| range.subnet.addr().is_ipv6()))
     }
 
     /// Whether the plugin that gives addresses asks for them on the sandbox's interface, which must be there before:
@@ -174,38 +195,43 @@ impl IpamConfig {
                 "is missing, but rangeStart, rangeEnd or gateway is there",
             ));
         }
-        check_sets(&sets)?;
-        Ok(Self::Own(OwnIpam { sets, routes: raw.routes }))
+        check_sets(&sets, &raw.groups)?;
+        Ok(Self::Own(OwnIpam { sets, groups: raw.groups, routes: raw.routes }))
     }
 }
 
-fn check_sets(sets: &[Vec<Range>]) -> Result<(), IpamError> {
-    if sets.is_empty() {
-        return Err(config_error("ipam.ranges", "is empty"));
-    }
+fn check_sets(sets: &[Vec<Range>], groups: &BTreeMap<GroupName, Vec<Vec<Range>>>) -> Result<(), IpamError> {
+    let named =
+        groups.iter().map(|(group, sets)| (format!("ipam.groups.{}", group.as_str()), sets.as_slice()));
     let mut seen: Vec<(&Range, String)> = Vec::new();
-    for (n, set) in sets.iter().enumerate() {
-        let Some(first) = set.first() else {
-            return Err(config_error(&format!("ipam.ranges[{n}]"), "is empty"));
-        };
-        for (m, range) in set.iter().enumerate() {
-            let at = format!("ipam.ranges[{n}][{m}]");
-            if range.subnet.addr().is_ipv4() != first.subnet.addr().is_ipv4() {
-                return Err(config_error(&at, "has another family than the first range of its set"));
+    for (field, sets) in std::iter::once(("ipam.ranges".to_owned(), sets)).chain(named) {
+        if sets.is_empty() {
+            return Err(config_error(&field, "is empty"));
+        }
+        for (n, set) in sets.iter().enumerate() {
+            let Some(first) = set.first() else {
+                return Err(config_error(&format!("{field}[{n}]"), "is empty"));
+            };
+            for (m, range) in set.iter().enumerate() {
+                let at = format!("{field}[{n}][{m}]");
+                if range.subnet.addr().is_ipv4() != first.subnet.addr().is_ipv4() {
+                    return Err(config_error(&at, "has another family than the first range of its set"));
+                }
+                check_apart(&seen, range, &at)?;
+                seen.push((range, at));
             }
-            if let Some((_, other)) = seen.iter().find(|(other, _)| overlap(other, range)) {
-                return Err(config_error(&at, format!("overlaps {other}")));
-            }
-            if let Some((other, _)) = seen
-                .iter()
-                .find(|(other, _)| other.subnet != range.subnet && nested(other.subnet, range.subnet))
-            {
-                return Err(config_error(
-                    &at,
-                    format!("its subnet {} overlaps {}", range.subnet, other.subnet),
-                ));
-            }
-            seen.push((range, at));
+        }
+    }
+    Ok(())
+}
+
+fn check_apart(seen: &[(&Range, String)], range: &Range, at: &str) -> Result<(), IpamError> {
+    for (other, of) in seen {
+        if overlap(other, range) {
+            return Err(config_error(at, format!("overlaps {of}")));
+        }
+        if other.subnet != range.subnet && nested(other.subnet, range.subnet) {
+            return Err(config_error(at, format!("its subnet {} overlaps {}", range.subnet, other.subnet)));
         }
     }
     Ok(())
@@ -270,6 +296,11 @@ mod tests {
                 "ipam.ranges[0][1]",
             ),
             (json!({"type": "skep", "subnet": "10.0.0.0/24", "gatway": "10.0.0.1"}), "ipam.gatway"),
+            (
+                json!({"type": "skep", "subnet": "10.0.0.0/24", "groups": {"web": [[{"subnet": "10.0.0.0/24"}]]}}),
+                "ipam.groups.web[0][0]",
+            ),
+            (json!({"type": "skep", "subnet": "10.0.0.0/24", "groups": {"web": []}}), "ipam.groups.web"),
         ] {
             match IpamConfig::parse(Some(&value)) {
                 Err(IpamError::Config { field, .. }) => assert_eq!(field, want),

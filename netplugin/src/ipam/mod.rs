@@ -33,8 +33,23 @@ pub enum IpamError {
         why: String,
     },
     /// Every address of a range set is taken.
-    #[error("no free address left in {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
-    Exhausted(Vec<IpNet>),
+    #[error(
+        "no free address left in {}{}",
+        subnets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+        group.as_ref().map(|group| format!(" for group `{group}`")).unwrap_or_default()
+    )]
+    Exhausted {
+        /// The subnets of the ranges.
+        subnets: Vec<IpNet>,
+        /// The group, if they are one's.
+        group: Option<String>,
+    },
+    /// A group without ranges.
+    #[error("ipam.groups: has no ranges for group `{0}`, so it has no addresses on this host")]
+    NoRanges(String),
+    /// An address that is not of the sandbox's group.
+    #[error("{0}")]
+    Group(String),
     /// An address asked for is in no range.
     #[error("address {0} is in no range of this network")]
     OutOfRange(IpAddr),

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::settle::{check_group, conflict, network_of, settle};
 use super::{Plugin, rebuild, undo};
-use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, NetConf, Route};
+use crate::cni::{AddResult, Attach, CniError, Dns, Interface, IpConfig, Route};
 use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::{Allocator, IpamConfig, IpamError, Lease};
 use crate::mac::Mac;
-use crate::network::{Address, Attachment, Kind, Network, StateError, Store};
-use crate::policy::{from_annotations, wrong_across_hosts};
+use crate::network::{Address, Attachment, Kind, Network, StateError};
+use crate::policy::from_annotations;
 
 impl<D: Datapath> Plugin<'_, D> {
     /// ADD: attaches a container.
@@ -87,15 +88,15 @@ impl<D: Datapath> Plugin<'_, D> {
         let (policy, group) = from_annotations(&conf.runtime.annotations, &conf.policy).map_err(|error| {
             crate::cni::ConfigError::Field { field: "runtimeConfig", why: error.to_string() }
         })?;
-        if conf.uplink.vpc.is_some()
-            && let Some(why) = wrong_across_hosts([&policy.egress, &policy.ingress])
-        {
-            let why = format!("the pod's annotation {why}");
+        let strange = conf.policy.groups.as_ref().zip(group.as_ref());
+        let wrong = strange.and_then(|(groups, group)| groups.check_declared(group).err());
+        let lists = [&policy.egress, &policy.ingress];
+        if let Some(why) = wrong.or_else(|| conf.policy.wrong(lists, conf.uplink.vpc.is_some())) {
+            let why = format!("the pod's annotation: {why}");
             return Err(crate::cni::ConfigError::Field { field: "runtimeConfig", why }.into());
         }
         let mut network = network_of(conf);
-        network.groups.extend(group.iter().cloned());
-        network.groups.extend(policy.groups().cloned());
+        network.groups.extend(conf.policy.undeclared(group.iter().chain(policy.named_groups())).cloned());
         let id = Attachment::id_of(&conf.name, &attach.container_id, &attach.ifname);
         let mac = conf.runtime.mac.or(attach.args.mac);
         let netns = attach.netns.as_deref().unwrap_or_default();
@@ -190,6 +191,7 @@ impl<D: Datapath> Plugin<'_, D> {
                 attachment.mtu = network.mtu;
             }
             let leased = self.lease(network, attachment)?;
+            check_group(network, attachment)?;
             self.check_addresses(attachment)?;
             self.datapath.validate(network, attachment)?;
             if earlier.as_ref() != Some(&*network) {
@@ -235,11 +237,17 @@ impl<D: Datapath> Plugin<'_, D> {
             [] => attach.map(|attach| attach.args.ips.clone()).unwrap_or_default(),
             ips => ips.iter().map(|ip| ip.0).collect(),
         };
-        let allocator = Allocator::new(own);
+        if let Some(groups) = &network.policy.groups {
+            groups
+                .check_member(attachment.group.as_ref(), wanted.iter().copied())
+                .map_err(IpamError::Group)?;
+        }
+        let group = attachment.group.clone();
+        let allocator = Allocator::new(own).of(group.as_ref());
         let mut used = self.store.used(&network.name)?;
         let leases = match allocator.allocate(&mut used, &wanted) {
             // What a crash left in the bitmap may be all that stands in the way.
-            Err(IpamError::Exhausted(_) | IpamError::Taken(_)) => {
+            Err(IpamError::Exhausted { .. } | IpamError::Taken(_)) => {
                 used = rebuild(&self.store, &network.name, own, &used)?;
                 allocator.allocate(&mut used, &wanted)?
             }
@@ -327,84 +335,6 @@ impl<D: Datapath> Plugin<'_, D> {
     }
 }
 
-/// A network's record as its configuration has it.
-pub(super) fn network_of(conf: &NetConf) -> Network {
-    Network {
-        version: Network::VERSION,
-        name: conf.name.clone(),
-        bridge: conf.bridge.clone(),
-        owns_bridge: false,
-        mac: Network::derive_mac(&conf.name),
-        mtu: conf.mtu.unwrap_or(0),
-        gateways: Vec::new(),
-        ip_masq: conf.ip_masq,
-        policy: conf.policy.clone(),
-        nic: conf.uplink.nic.clone(),
-        accept_ra: conf.uplink.accept_ra,
-        vpc: conf.uplink.vpc.clone(),
-        keep: conf.keep_bridge,
-        peer_bridges: conf.policy.peer_networks.iter().map(|name| crate::cni::default_bridge(name)).collect(),
-        links: Vec::new(),
-        groups: conf.policy.groups().cloned().collect(),
-    }
-}
-
-/// Joins a network's draft with what is on record of it; gives the record. The lock is held.
-pub(super) fn settle<D: Datapath>(
-    datapath: &D,
-    store: &Store,
-    network: &mut Network,
-) -> Result<Option<Network>, CniError> {
-    let earlier = store.network(&network.name)?;
-    for name in store.network_names()?.iter().filter(|name| **name != network.name) {
-        if let Some(other) = store.network(name)?
-            && other.bridge == network.bridge
-        {
-            return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
-        }
-    }
-    let Some(earlier) = earlier else {
-        datapath.prepare(network)?;
-        return Ok(None);
-    };
-    if earlier.bridge != network.bridge {
-        return Err(conflict(format!(
-            "bridge: network {} has sandboxes on bridge {}, not {}",
-            network.name, earlier.bridge, network.bridge
-        )));
-    }
-    let same = earlier.vpc == network.vpc && earlier.nic == network.nic;
-    if same && (network.mtu == 0 || network.mtu == earlier.mtu) {
-        network.links.clone_from(&earlier.links);
-        network.mtu = earlier.mtu;
-    } else {
-        datapath.prepare(network)?;
-        // Sandboxes that are there keep theirs, so the network does too, unless it no longer fits.
-        if earlier.mtu <= network.mtu {
-            network.mtu = earlier.mtu;
-        } else if network.vpc.is_some() {
-            still_fits(store, network)?;
-        }
-    }
-    network.absorb(&earlier);
-    Ok(Some(earlier))
-}
-
-/// What a sandbox of before the change sends would be too long for the links, and nobody would tell it.
-fn still_fits(store: &Store, network: &Network) -> Result<(), CniError> {
-    let attachments = store.attachments(&network.name)?;
-    let longer = attachments.iter().filter(|one| one.mtu > network.mtu);
-    let Some(most) = longer.clone().map(|one| one.mtu).max() else { return Ok(()) };
-    Err(conflict(format!(
-        "mtu: network {} carries {} bytes with its nodes as declared now, but {} of its sandboxes send up to {most}: \
-         remove them first (a network that shall get IPv6 nodes later wants `mtu` {} from the start)",
-        network.name,
-        network.mtu,
-        longer.count(),
-        network.mtu
-    )))
-}
-
 fn addresses_of(result: &AddResult) -> Vec<Address> {
     result.ips.iter().map(|ip| Address { address: ip.address, gateway: ip.gateway }).collect()
 }
@@ -415,8 +345,4 @@ fn already(attachment: &Attachment) -> CniError {
         ifname: attachment.ifname.clone(),
         network: attachment.network.clone(),
     }
-}
-
-fn conflict(why: String) -> CniError {
-    DatapathError::Conflict(why).into()
 }

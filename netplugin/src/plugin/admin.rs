@@ -6,14 +6,14 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Serialize;
 
-use super::add::{network_of, settle};
 use super::live::end_changes;
+use super::settle::{network_of, settle};
 use super::{drop_network, undo};
 use crate::cni::{CniError, NetConf};
 use crate::datapath::{Counters, Datapath, DatapathError, Orphan};
 use crate::ipam::IpamConfig;
 use crate::network::{Attachment, HostState, Network, Store};
-use crate::policy::GroupName;
+use crate::policy::{GroupName, Groups};
 
 /// A network's state.
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +29,9 @@ pub struct NetworkStatus {
     pub gateways: Vec<IpNet>,
     /// Links to other hosts.
     pub links: Vec<LinkStatus>,
+    /// The groups it declares, with their ranges.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Groups>,
     /// Its sandboxes.
     pub attachments: Vec<AttachmentStatus>,
     /// What is not as it should be; empty is good.
@@ -143,6 +146,7 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
                 mtu: network.mtu,
                 gateways: network.gateways,
                 links,
+                groups: network.policy.groups,
                 attachments: own,
                 problems,
             })
@@ -179,7 +183,7 @@ pub fn up<D: Datapath>(datapath: &D, store: &Store, conf: &NetConf) -> Result<Ne
     let mut network = network_of(conf);
     network.keep = true;
     if let (true, IpamConfig::Own(own)) = (conf.is_gateway, &conf.ipam) {
-        for range in own.sets.iter().flatten() {
+        for range in own.ranges() {
             let gateway = IpNet::new(range.gateway, range.subnet.prefix_len()).ok();
             network.gateways.extend(gateway.filter(|net| !network.gateways.contains(net)));
         }

@@ -8,7 +8,7 @@ use super::not_attached;
 use crate::cni::{Args, Attach, CniError, ConfigError};
 use crate::datapath::Datapath;
 use crate::network::{Attachment, LockFile, Network, Opened, StateError, Store};
-use crate::policy::{GroupName, Policy, wrong_across_hosts};
+use crate::policy::{GroupName, Policy};
 
 /// A live sandbox whose policy is to be changed, perhaps many times: what must be known of it is read once, and its
 /// network's record again when another call has changed it. With the connection to the kernel that `datapath` keeps, a change is one
@@ -51,14 +51,16 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
         let lock = Arc::clone(&self.lock);
         let _held = lock.hold()?;
         self.refresh()?;
-        if self.network.value.vpc.is_some()
-            && let Some(why) = wrong_across_hosts([&policy.egress, &policy.ingress])
-        {
+        let network = &mut self.network.value;
+        let over_hosts = network.vpc.is_some();
+        if let Some(why) = network.policy.wrong([&policy.egress, &policy.ingress], over_hosts) {
             return Err(ConfigError::Field { field: "policy", why }.into());
         }
-        let known = &self.network.value.groups;
-        if policy.groups().any(|group| !known.contains(group)) {
-            self.network.value.groups.extend(policy.groups().cloned());
+        let new = |group: &&GroupName| !network.groups.contains(group);
+        let new: Vec<GroupName> =
+            network.policy.undeclared(policy.named_groups()).filter(new).cloned().collect();
+        if !new.is_empty() {
+            network.groups.extend(new);
             self.store.save_network(&self.network.value)?;
             self.refresh()?;
         }

@@ -12,6 +12,7 @@ mod admin;
 mod del;
 mod gc;
 mod live;
+mod settle;
 
 pub use admin::{
     AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
@@ -56,7 +57,7 @@ impl<'a, D: Datapath> Plugin<'a, D> {
             IpamConfig::None => Ok(()),
             IpamConfig::Own(own) => {
                 let used = self.store.used(&self.conf.name)?;
-                let room = Allocator::new(own).has_room(&used);
+                let room = Allocator::new(own).of(self.conf.policy.group.as_ref()).has_room(&used);
                 if room { Ok(()) } else { Err(CniError::NotReady("no free address left".to_owned())) }
             }
             // Plugins of before 1.1.0 know no STATUS.

@@ -1,11 +1,12 @@
 //! The `policy` of a network's configuration, and the one an annotation brings.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, GroupName, Lists, Policy};
+use super::{Direction, GroupName, Groups, Lists, Policy};
 use crate::cni::Protocol;
 
 /// The pod annotation that carries a sandbox's own policy, as JSON, where the network's policy permits it.
@@ -74,6 +75,10 @@ pub struct NetworkPolicy {
     pub multicast: bool,
     /// The group of sandboxes that name none.
     pub group: Option<GroupName>,
+    /// The groups there are, each with the ranges that its members' addresses are of, on whatever host they are. With
+    /// none declared, any name is a group's, and each host knows its own members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<Groups>,
     /// Networks of this host whose sandboxes may talk with ours (both sides' policies still apply).
     pub peer_networks: Vec<String>,
     /// Whether pods may bring lists and a group of their own by annotation.
@@ -90,8 +95,31 @@ impl NetworkPolicy {
     }
 
     /// Every group that a rule or the default names.
-    pub fn groups(&self) -> impl Iterator<Item = &GroupName> {
+    pub fn named_groups(&self) -> impl Iterator<Item = &GroupName> {
         super::groups_of([&self.egress, &self.ingress]).chain(&self.group)
+    }
+
+    /// Those of `names` whose members this host must find out itself: none, where the network declares its groups.
+    pub(crate) fn undeclared<'a>(
+        &self,
+        names: impl Iterator<Item = &'a GroupName>,
+    ) -> impl Iterator<Item = &'a GroupName> {
+        names.filter(|_| self.groups.is_none())
+    }
+
+    /// Lists, the network's or a sandbox's own, as the packet filter gets them: with ranges in the place of declared groups.
+    pub(crate) fn resolved<'a>(&self, lists: &'a Lists) -> Cow<'a, Lists> {
+        self.groups.as_ref().map_or(Cow::Borrowed(lists), |groups| groups.resolve(lists))
+    }
+
+    /// What is wrong with lists on this network, its own or a sandbox's: that they name a group which is not declared, or
+    /// what cannot be had over several hosts without a declaration. None if nothing is.
+    pub(crate) fn wrong(&self, lists: [&Lists; 2], over_hosts: bool) -> Option<String> {
+        match &self.groups {
+            Some(groups) => super::groups_of(lists).find_map(|group| groups.check_declared(group).err()),
+            None if over_hosts => super::wrong_across_hosts(lists),
+            None => None,
+        }
     }
 }
 

@@ -12,10 +12,12 @@
 //! Replies to what was allowed are allowed.
 
 mod config;
+mod groups;
 mod rule;
 mod service;
 
 pub use config::{HostService, NetworkPolicy, POLICY_ANNOTATION, PolicyError, from_annotations};
+pub use groups::Groups;
 pub use rule::{GroupName, Peer, PortRange, RawRule, Rule, Transport};
 pub(crate) use service::{Service, by_service};
 
@@ -23,6 +25,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use self::groups::List;
 
 /// Destinations no sandbox reaches, whatever its lists say: link-local ranges, where clouds keep the metadata
 /// that is worth stealing, and the IPv6 address one of them uses for it. Loopback is there because a host that
@@ -88,48 +92,54 @@ impl Policy {
     }
 
     /// Whether `flow` may be opened under the sandbox's policy and its network's. `in_group` tells whether an
-    /// address belongs to a member of a group.
+    /// address belongs to a member of a group, where the network declares none.
     pub fn permits(
         &self,
         network: &NetworkPolicy,
         flow: &Flow,
         in_group: &dyn Fn(&GroupName, IpAddr) -> bool,
     ) -> bool {
-        let hits = |rules: &[Rule]| rules.iter().any(|rule| rule.matches(flow, in_group));
+        let hits = |rules: &[Rule], list: List| {
+            let in_group = |group: &GroupName, ip: IpAddr| match &network.groups {
+                Some(groups) => groups.covers(list, group, ip),
+                None => in_group(group, ip),
+            };
+            rules.iter().any(|rule| rule.matches(flow, &in_group))
+        };
         if flow.direction == Direction::Egress
             && always_denied().iter().chain(&network.always_deny).any(|net| net.contains(&flow.peer))
         {
             return false;
         }
         let (own, shared) = (self.lists(flow.direction), network.lists(flow.direction));
-        if hits(&own.deny) || hits(&shared.deny) {
+        if hits(&own.deny, List::Deny) || hits(&shared.deny, List::Deny) {
             return false;
         }
-        flow.published || hits(&own.allow) || hits(&shared.allow)
+        flow.published || hits(&own.allow, List::Allow) || hits(&shared.allow, List::Allow)
     }
 
     /// Every group named by a rule.
-    pub fn groups(&self) -> impl Iterator<Item = &GroupName> {
+    pub fn named_groups(&self) -> impl Iterator<Item = &GroupName> {
         groups_of([&self.egress, &self.ingress])
     }
 }
 
-/// What is wrong with lists on a network over several hosts, of which each knows its own members of a group alone: to
+/// What is wrong with lists on a network over several hosts that declares no groups, of which each knows its own members of a group alone: to
 /// allow a group allows less than all of it there, to deny one would let the members on other hosts in. None if nothing is.
-pub(crate) fn wrong_across_hosts(lists: [&Lists; 2]) -> Option<String> {
+fn wrong_across_hosts(lists: [&Lists; 2]) -> Option<String> {
     let group = lists.into_iter().flat_map(|lists| &lists.deny).find_map(|rule| match &rule.peer {
         Peer::Group(group) => Some(group),
         Peer::Any | Peer::Net(_) => None,
     })?;
     Some(format!(
-        "denies group `{}`, but the network is on several hosts and each knows its own members only: deny ranges (each \
-         node has one of its own), or allow what may pass",
+        "denies group `{}`, but the network is on several hosts and each knows its own members only: declare the \
+         network's groups (skep net create --group, `policy.groups`), or deny ranges",
         group.as_str()
     ))
 }
 
 /// Every group named by a rule of `lists`.
-fn groups_of(lists: [&Lists; 2]) -> impl Iterator<Item = &GroupName> {
+fn groups_of<const N: usize>(lists: [&Lists; N]) -> impl Iterator<Item = &GroupName> {
     lists.into_iter().flat_map(|lists| lists.allow.iter().chain(&lists.deny)).filter_map(|rule| {
         match &rule.peer {
             Peer::Group(group) => Some(group),
@@ -199,7 +209,7 @@ mod tests {
                 "{peer} {port}"
             );
         }
-        assert_eq!(own.groups().count(), 1);
+        assert_eq!(own.named_groups().count(), 1);
     }
 
     proptest! {

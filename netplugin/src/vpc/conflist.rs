@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Declaration, DeclarationError, Member};
+use super::{Block, Declaration, DeclarationError, Member};
 use crate::cni::{ConfigError, NetConf};
 
 /// The version of the specification that every runtime in use knows.
@@ -17,11 +17,18 @@ pub fn plugin_config(
     node: &Member,
     file: Option<&Path>,
 ) -> Result<Value, DeclarationError> {
-    let ranges: Vec<Value> = declaration
-        .ranges(node.id)?
-        .iter()
-        .map(|block| json!([{"subnet": block.subnet, "rangeStart": block.start, "rangeEnd": block.end}]))
-        .collect();
+    let ranges_for = |group: u16| -> Result<Vec<Value>, DeclarationError> {
+        let blocks = declaration.ranges_for(group, node.id)?;
+        let set = |block: &Block| json!([{"subnet": block.subnet, "rangeStart": block.start, "rangeEnd": block.end}]);
+        Ok(blocks.iter().map(set).collect())
+    };
+    let mut ipam = json!({"type": "skep", "ranges": ranges_for(0)?});
+    let mut groups = Map::new();
+    for group in &declaration.groups {
+        let name = group.name.as_str();
+        ipam["groups"][name] = json!(ranges_for(group.id)?);
+        groups.insert(name.to_owned(), json!(declaration.group_ranges(group.id)?));
+    }
     let vxlan = match file {
         Some(file) => json!({"file": file}),
         None => json!(declaration.vpc(Some(&node.name))),
@@ -32,11 +39,16 @@ pub fn plugin_config(
             "portMappings": true, "bandwidth": true, "ips": true, "mac": true, "dns": true,
             "io.kubernetes.cri.pod-annotations": true,
         },
-        "ipam": {"type": "skep", "ranges": ranges},
+        "ipam": ipam,
         "vxlan": vxlan,
     });
     if let Value::Object(fields) = &mut plugin {
         fields.extend(declaration.config.clone());
+        if declaration.max_groups > 0
+            && let Some(policy) = fields.entry("policy").or_insert_with(|| json!({})).as_object_mut()
+        {
+            policy.insert("groups".to_owned(), Value::Object(groups));
+        }
         fields.insert("cniVersion".to_owned(), json!(CNI_VERSION));
         fields.insert("name".to_owned(), json!(declaration.name));
     }

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DeclarationError, conflist, ranges, wrong};
+use super::{DeclarationError, Group, conflist, ranges, wrong};
 use crate::cni::check_name;
 use crate::vxlan::{Mode, Node, Station, Vpc};
 
@@ -68,12 +68,27 @@ pub struct Declaration {
     /// Numbers of nodes that left: their addresses may still be remembered somewhere.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub retired: BTreeSet<u16>,
+    /// How many groups of sandboxes there can ever be: the subnets are cut into so many parts more, each for all nodes. 0
+    /// means that groups are not declared, and each node knows its own members of them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_groups: u16,
+    /// The groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// Groups that were removed: the numbers are kept for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retired_groups: Vec<Group>,
     /// Ends known beforehand.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stations: Vec<Station>,
     /// Further fields of the plugin's configuration: `policy`, `ipMasq`, `mtu`, `dns`, ...
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub config: Map<String, Value>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
+fn is_zero(number: &u16) -> bool {
+    *number == 0
 }
 
 /// `user@host`, `host` or `ssh://user@host:port`, of characters that neither ssh nor a shell takes for anything else.
@@ -217,12 +232,16 @@ impl Declaration {
             }
         }
         self.vpc(None).validate()?;
-        ranges::check(&self.subnets, self.max_nodes)?;
+        ranges::check(&self.subnets, self.max_groups, self.max_nodes)?;
+        self.check_groups()?;
         for field in ["cniVersion", "name", "type", "ipam", "vxlan", "uplink", "prevResult", "runtimeConfig"]
         {
             if self.config.contains_key(field) {
                 return Err(wrong(format!("config.{field}"), "follows from the declaration"));
             }
+        }
+        if self.config.get("policy").is_some_and(|policy| policy.get("groups").is_some()) {
+            return Err(wrong("config.policy.groups", "follows from the declaration"));
         }
         let Some(first) = self.nodes.first() else { return Ok(()) };
         conflist::parse(&conflist::plugin_config(self, first, None)?)?;
@@ -294,6 +313,7 @@ impl Declaration {
         if self.max_nodes != earlier.max_nodes {
             return Err(wrong("maxNodes", "cannot change while the network has sandboxes"));
         }
+        self.keeps_groups_of(earlier)?;
         for (n, node) in self.nodes.iter().enumerate() {
             if let Some(before) = earlier.find(&node.name)
                 && before.id != node.id

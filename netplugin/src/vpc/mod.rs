@@ -8,6 +8,7 @@
 mod conflist;
 mod declaration;
 mod files;
+mod groups;
 mod known;
 mod ranges;
 pub mod sync;
@@ -16,6 +17,7 @@ pub use conflist::{conflist, plugin_config};
 pub use declaration::{Declaration, Member, NewNode, SshDestination};
 pub(crate) use files::host_addresses;
 pub use files::{Directory, InstallError, Installed};
+pub use groups::{Group, default_max_groups};
 pub use ranges::{Block, default_max_nodes};
 
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ pub enum DeclarationError {
         dir: PathBuf,
     },
     /// It is declared already.
-    #[error("{} is there already: change it by `skep net node`, or remove it by `skep net delete`", .0.display())]
+    #[error("{} is there already: change it by `skep net node` or `skep net group`, or remove it by `skep net delete`", .0.display())]
     Exists(PathBuf),
     /// What is here is newer, or another change of the same.
     #[error("network `{name}` is here in revision {here}, not changed to {offered}: {why}")]

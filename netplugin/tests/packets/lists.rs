@@ -142,6 +142,26 @@ fn groups_are_their_members_and_nobody_else() {
 }
 
 #[test]
+fn members_of_a_group_are_that_by_their_link_local_addresses_too() {
+    needs_root!();
+    let host = Host::new();
+    let more = json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"group": "web"}});
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    support::merge(&mut conf, more);
+    let member = host.add("member", &conf);
+    conf["policy"]["group"] = json!("db");
+    let denies = own(&host, "denies", &conf, json!({"ingress": {"deny": [{"group": "web"}]}}));
+    let other = own(&host, "other", &conf, json!({"ingress": {"deny": [{"group": "db"}]}}));
+    let index = member.ns.run(|| nix::net::if_::if_nametoindex("eth0").unwrap());
+    for (to, denied) in [(&denies, true), (&other, false)] {
+        to.ns.serve_tcp("[::]:80");
+        let at = format!("[{}%{index}]:80", skep_cni::mac::Mac(to.mac()).link_local());
+        assert_eq!(member.ns.blocked(&at), denied, "{}", to.id);
+    }
+    host.check(&member, &conf).unwrap();
+}
+
+#[test]
 fn the_host_comes_in_where_the_network_says_so() {
     needs_root!();
     let host = Host::new();

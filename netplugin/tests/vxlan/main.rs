@@ -8,6 +8,7 @@
 mod support;
 
 mod cluster;
+mod groups;
 mod nodes;
 mod paths;
 mod trust;

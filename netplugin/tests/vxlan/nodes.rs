@@ -44,8 +44,18 @@ fn nodes_come_and_go_without_disturbing_the_others() {
         }
         assert!(c.ns.reaches(&format!("{}:80", b.ip())), "{mode}");
         assert!(echoes(&mut live));
+        // What keeps false frames off a new link is there for the sandboxes of before, and gone with it.
+        let on_links = || {
+            let set = cluster.hosts[1].ns.command("nft", &["list", "set", "bridge", "skep", "own_mac"], "");
+            String::from_utf8(set.stdout).unwrap().matches("skx").count()
+        };
+        cluster.hosts[1].check(&b, &cluster.conf(1, &[0, 1, 2])).unwrap();
+        let links = if mode == "flood" { 1 } else { 2 };
+        // The gateway's and the sandbox's.
+        assert_eq!(on_links(), 2 * links, "{mode}");
         // And one leaves.
         cluster.up(1, &[0, 1]);
+        assert_eq!(on_links(), 2, "{mode}");
         assert!(c.ns.blocked(&format!("{}:80", b.ip())));
         assert!(echoes(&mut live));
         assert!(a.ns.reaches(&format!("{}:80", b.ip())));

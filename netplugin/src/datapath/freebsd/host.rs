@@ -231,8 +231,8 @@ impl Datapath for Host {
         if !attachment.ports.is_empty() {
             loopback::ensure(&self.control)?;
         }
-        if let Some(group) = &attachment.group {
-            let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
+        for group in network.policy.undeclared(attachment.group.iter()) {
+            let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
             pf.change(&ruleset::group_table(network, group), true, &ips)?;
         }
         attach::attach(&self.control, attachment)
@@ -250,9 +250,12 @@ impl Datapath for Host {
                 return errors;
             }
         };
-        if let (Some(network), Some(group)) = (network, &attachment.group) {
-            let ips: Vec<ipnet::IpNet> = attachment.ips().map(Into::into).collect();
-            errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
+        if let Some(network) = network {
+            for group in network.policy.undeclared(attachment.group.iter()) {
+                let ips: Vec<ipnet::IpNet> =
+                    ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+                errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
+            }
         }
         errors.extend(load::remove_sandbox(pf, attachment));
         errors.extend(load::end_all(pf, &ruleset::addresses(attachment)));

@@ -150,6 +150,33 @@ impl Host {
         if self.ensure_rules(state)? { self.generation() } else { Ok(before) }
     }
 
+    /// Commits the change of a network that may have sandboxes, with what follows from it for these.
+    fn follow(
+        &self,
+        mut batch: Batch,
+        earlier: &Network,
+        network: &Network,
+        state: &dyn Fn() -> Result<HostState, StateError>,
+    ) -> Result<(), DatapathError> {
+        let other_policy = earlier.policy != network.policy;
+        if !other_policy && earlier.uplinks() == network.uplinks() {
+            return Ok(self.nft.commit(batch)?);
+        }
+        let state = state()?;
+        for attachment in state.attachments.iter().filter(|one| one.network == network.name) {
+            rules::follow_uplinks(&mut batch, attachment, earlier, network);
+            if earlier.policy.groups != network.policy.groups {
+                // Their own lists name groups, too.
+                rules::replace_policy(&mut batch, network, attachment, None);
+            }
+        }
+        self.nft.commit(batch)?;
+        if other_policy {
+            cut::network(&self.nft, &self.tracked, earlier, network, &state)?;
+        }
+        Ok(())
+    }
+
     fn generation(&self) -> Result<u32, DatapathError> {
         self.nft.generation().map_err(|error| kernel("ask for the generation of the ruleset", error))
     }
@@ -248,9 +275,10 @@ impl Datapath for Host {
         if !renewed && earlier != Some(network) {
             let mut batch = Batch::new(rules::TABLE);
             rules::add_network(&mut batch, network, earlier);
-            self.nft.commit(batch)?;
-            if let Some(earlier) = earlier.filter(|earlier| earlier.policy != network.policy) {
-                cut::network(&self.nft, &self.tracked, earlier, network, &state()?)?;
+            if let Some(earlier) = earlier {
+                self.follow(batch, earlier, network, state)?;
+            } else {
+                self.nft.commit(batch)?;
             }
         }
         bridge::ensure(&mut self.route(), network, earlier != Some(network))?;

@@ -153,8 +153,9 @@ fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
         set.line(&format!("pass in quick on {port} {what} keep state"));
     }
     set.line(&format!("block drop in quick on {port} to (self) label \"refused_out\""));
-    let lists = [&attachment.policy.egress, &network.policy.egress];
-    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+    let lists =
+        [&attachment.policy.egress, &network.policy.egress].map(|lists| network.policy.resolved(lists));
+    for (whose, list) in ["own", "net"].into_iter().zip(&lists) {
         append(set, network, &format!("out_deny_{whose}"), &list.deny, |peer, what, to_port| {
             format!("block drop in quick on {port} {what} to {peer}{to_port} label \"refused_out\"")
         });
@@ -163,7 +164,7 @@ fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
         "block drop in quick on {port} to <{}> ! tagged {PUBLISHED} label \"refused_out\"",
         apart_table(network)
     ));
-    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+    for (whose, list) in ["own", "net"].into_iter().zip(&lists) {
         append(set, network, &format!("out_allow_{whose}"), &list.allow, |peer, what, to_port| {
             format!("pass in quick on {port} {what} to {peer}{to_port} keep state")
         });
@@ -205,8 +206,9 @@ fn routed(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
 }
 
 fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment, on: &str) {
-    let lists = [&attachment.policy.ingress, &network.policy.ingress];
-    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+    let lists =
+        [&attachment.policy.ingress, &network.policy.ingress].map(|lists| network.policy.resolved(lists));
+    for (whose, list) in ["own", "net"].into_iter().zip(&lists) {
         append(set, network, &format!("in_deny_{whose}"), &list.deny, |peer, what, to_port| {
             format!("block drop out quick on {on} {what} from {peer} to <own>{to_port} label \"refused_in\"")
         });
@@ -215,7 +217,7 @@ fn to_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment, on:
         let what = format!("proto {} to <own> port {}", one.protocol, one.container_port);
         set.line(&format!("pass out quick on {on} {what} tagged {PUBLISHED} keep state"));
     }
-    for (whose, list) in ["own", "net"].into_iter().zip(lists) {
+    for (whose, list) in ["own", "net"].into_iter().zip(&lists) {
         append(set, network, &format!("in_allow_{whose}"), &list.allow, |peer, what, to_port| {
             format!("pass out quick on {on} {what} from {peer} to <own>{to_port} keep state")
         });
@@ -354,7 +356,7 @@ pub(in super::super) fn members(network: &Network, group: &GroupName, state: &Ho
         .attachments
         .iter()
         .filter(|one| one.network == network.name && one.group.as_ref() == Some(group))
-        .flat_map(Attachment::ips)
+        .flat_map(addresses)
         .map(IpNet::from)
         .collect()
 }

@@ -125,7 +125,7 @@ pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<
     batch.family(Family::Inet);
     group_sets(batch, network, network.groups.iter());
     for direction in [Direction::Egress, Direction::Ingress] {
-        let lists = network.policy.lists(direction);
+        let lists = network.policy.resolved(network.policy.lists(direction));
         let (deny, allow) = (chain(&id, false, direction), chain(&id, true, direction));
         for name in [&deny, &allow] {
             batch.chain(name);

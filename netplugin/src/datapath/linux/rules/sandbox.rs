@@ -48,10 +48,32 @@ fn frame_elements(
     if multicast {
         list.push(("mcast", Element::key(port())));
     }
-    for uplink in uplinks {
-        list.push(("own_mac", Element::key(Key::new().ifname(uplink).ether(attachment.mac))));
-    }
+    list.extend(uplinks.iter().map(|uplink| lives_here(attachment, uplink)));
     list
+}
+
+/// What keeps frames from `uplink` that say they are the sandbox's.
+fn lives_here(attachment: &Attachment, uplink: &str) -> (&'static str, Element) {
+    ("own_mac", Element::key(Key::new().ifname(uplink).ether(attachment.mac)))
+}
+
+/// Has a live sandbox's Ethernet address guarded on the uplinks that its network has now, instead of those it had.
+pub(crate) fn follow_uplinks(
+    batch: &mut Batch,
+    attachment: &Attachment,
+    earlier: &Network,
+    network: &Network,
+) {
+    let (before, now) = (earlier.uplinks(), network.uplinks());
+    batch.family(Family::Bridge);
+    for uplink in before.iter().filter(|uplink| !now.contains(uplink)) {
+        let (set, element) = lives_here(attachment, uplink);
+        batch.remove(set, &[element]);
+    }
+    for uplink in now.iter().filter(|uplink| !before.contains(uplink)) {
+        let (set, element) = lives_here(attachment, uplink);
+        batch.add(set, &[element]);
+    }
 }
 
 /// Elements in sets and maps of the inet table.
@@ -96,10 +118,11 @@ fn flow_elements(attachment: &Attachment) -> Vec<(&'static str, Element)> {
 }
 
 fn group_elements(network: &Network, attachment: &Attachment) -> Vec<(String, Element)> {
-    let Some(group) = &attachment.group else { return Vec::new() };
+    let Some(group) = network.policy.undeclared(attachment.group.iter()).next() else { return Vec::new() };
     let id = network.id();
-    attachment
-        .ips()
+    // By its link-local address it would be in no group: denied none, allowed none.
+    addresses(attachment)
+        .into_iter()
         .map(|ip| (group_set(&id, group, ip.is_ipv6()), Element::key(Key::new().ip(ip))))
         .collect()
 }
@@ -107,7 +130,8 @@ fn group_elements(network: &Network, attachment: &Attachment) -> Vec<(String, El
 /// Makes a sandbox's rules. Its port must not be up yet.
 pub(crate) fn add_sandbox(batch: &mut Batch, network: &Network, attachment: &Attachment) {
     batch.family(Family::Inet);
-    super::group_sets(batch, network, attachment.policy.groups().chain(&attachment.group));
+    let named = attachment.policy.named_groups().chain(&attachment.group);
+    super::group_sets(batch, network, network.policy.undeclared(named));
     fill_chains(batch, network, attachment);
     for (set, element) in flow_elements(attachment) {
         batch.add(set, &[element]);
@@ -136,7 +160,7 @@ pub(crate) fn remove_sandbox(batch: &mut Batch, network: Option<&Network>, attac
         drop_sets(batch, attachment, direction);
     }
     if let Some(network) = network {
-        super::group_sets(batch, network, attachment.group.iter());
+        super::group_sets(batch, network, network.policy.undeclared(attachment.group.iter()));
         for (set, element) in group_elements(network, attachment) {
             batch.remove(&set, &[element]);
         }
@@ -157,8 +181,8 @@ pub(crate) fn replace_policy(
 ) {
     batch.family(Family::Inet);
     for direction in [Direction::Egress, Direction::Ingress] {
-        let new = attachment.policy.lists(direction);
-        match earlier.map_or(Change::All, |earlier| change(earlier.lists(direction), new)) {
+        let lists = |policy| network.policy.resolved(Policy::lists(policy, direction));
+        match earlier.map_or(Change::All, |earlier| change(&lists(earlier), &lists(&attachment.policy))) {
             Change::None => {}
             Change::Hosts { come, go } => {
                 let of = |ips: &[IpAddr], ipv6: bool| -> Vec<Element> {
@@ -173,7 +197,11 @@ pub(crate) fn replace_policy(
                 }
             }
             Change::All => {
-                super::group_sets(batch, network, attachment.policy.groups());
+                super::group_sets(
+                    batch,
+                    network,
+                    network.policy.undeclared(attachment.policy.named_groups()),
+                );
                 let name = chain(&attachment.id, direction);
                 batch.chain(&name);
                 batch.flush_chain(&name);
@@ -201,7 +229,7 @@ fn fill_chains(batch: &mut Batch, network: &Network, attachment: &Attachment) {
 fn fill_chain(batch: &mut Batch, network: &Network, attachment: &Attachment, direction: Direction) {
     let id = network.id();
     let name = chain(&attachment.id, direction);
-    let lists = attachment.policy.lists(direction);
+    let lists = network.policy.resolved(attachment.policy.lists(direction));
     batch.chain(&name);
     // Making all rules anew may just have filled it.
     batch.flush_chain(&name);
