@@ -11,7 +11,7 @@
 //! kernel filters, is faster. It also serves for protocols whose lines do not say all.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;
@@ -205,23 +205,48 @@ pub(super) fn each(nft: &Nft, mut look: impl FnMut(&Flow)) -> Result<(), Datapat
         .map_err(|error| kernel("list the tracked flows", error))
 }
 
-/// The tracked flows that one of `ips` opened or answers, and that `wanted` picks besides.
+/// Which part an address may have in flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// It opens some.
+    pub(super) opens: bool,
+    /// It answers some.
+    pub(super) answers: bool,
+}
+
+impl Part {
+    /// Either.
+    pub(super) const ANY: Self = Self { opens: true, answers: true };
+
+    /// What the kernel is to look for. Each is a walk over the table: it has no way to say "or".
+    fn picks(self, ip: IpAddr) -> impl Iterator<Item = Pick> {
+        let sides = [(self.opens, TUPLE_ORIG), (self.answers, TUPLE_REPLY)];
+        sides.into_iter().filter(|(has, _)| *has).map(move |(_, tuple)| Pick {
+            tuple,
+            flags: BY_SOURCE,
+            ip: Some(ip),
+            ..Pick::any(ip.is_ipv6())
+        })
+    }
+}
+
+/// The tracked flows that one of `ips` opened or answers, as it may, and that `wanted` picks besides.
 pub(super) fn flows_of(
     nft: &Nft,
     count: &Count,
-    ips: &BTreeSet<IpAddr>,
+    ips: &BTreeMap<IpAddr, Part>,
     wanted: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Flow>, DatapathError> {
-    let theirs = |flow: &Flow| ips.contains(&flow.original.source) || ips.contains(&flow.reply.source);
+    let theirs =
+        |flow: &Flow| ips.contains_key(&flow.original.source) || ips.contains_key(&flow.reply.source);
     match count.get() {
         Some(0) => return Ok(Vec::new()),
         Some(few) if few < MANY => return flows(nft, count, |flow| theirs(flow) && wanted(flow)),
         _ => {}
     }
     let mut found: Vec<Flow> = Vec::new();
-    for ip in ips {
-        for tuple in [TUPLE_ORIG, TUPLE_REPLY] {
-            let pick = Pick { tuple, flags: BY_SOURCE, ip: Some(*ip), ..Pick::any(ip.is_ipv6()) };
+    for (ip, part) in ips {
+        for pick in part.picks(*ip) {
             let answers = nft
                 .ask(GET, DUMP, pick.head(), |attrs| pick.fill(attrs))
                 .map_err(|error| kernel(format!("list the tracked flows of {ip}"), error))?;
@@ -335,20 +360,15 @@ pub(super) fn end(nft: &Nft, flow: &Flow) -> Result<(), DatapathError> {
 pub(super) fn end_all(
     nft: &Nft,
     count: &Count,
-    ips: &BTreeSet<IpAddr>,
+    ips: &BTreeMap<IpAddr, Part>,
     ports: &[PortMapping],
     published: [bool; 2],
 ) -> Result<(), DatapathError> {
     if count.is_zero() || (ips.is_empty() && ports.is_empty()) {
         return Ok(());
     }
-    let mut picks = Vec::new();
-    // Each is a walk over the table. Who neither opened a flow nor answers it has no part in it.
-    for ip in ips {
-        for tuple in [TUPLE_ORIG, TUPLE_REPLY] {
-            picks.push(Pick { tuple, flags: BY_SOURCE, ip: Some(*ip), ..Pick::any(ip.is_ipv6()) });
-        }
-    }
+    // Who neither opened a flow nor answers it has no part in it.
+    let mut picks: Vec<Pick> = ips.iter().flat_map(|(ip, part)| part.picks(*ip)).collect();
     for port in ports {
         let flags = BY_PROTOCOL | BY_DESTINATION_PORT;
         let (flags, families) = match port.host_ip {
@@ -363,7 +383,7 @@ pub(super) fn end_all(
     }
     for pick in &picks {
         if !pick.end(nft)? {
-            return end_listed(nft, count, ips, ports);
+            return end_listed(nft, count, &ips.keys().copied().collect(), ports);
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! Which addresses have flows.
 //!
 //! To find an address's flows the kernel walks over all that it tracks, some hundred nanoseconds for each. So our rules
-//! note, in a set, each address on a bridge of ours that a flow is opened from or to, before the kernel tracks the
-//! flow; one question about the set then says whether there is anything to look for. The same holds for ports of the
-//! host that flows were opened to while they were nobody's.
+//! note, in two sets, each address on a bridge of ours that a flow is opened from, or to, before the kernel tracks the
+//! flow; one question about each set then says whether there is anything to look for, and on which side: the kernel walks
+//! once for either. The same holds for ports of the host that flows were opened to while they were nobody's.
 //!
 //! What was tracked before the rules were there is not noted. So a subnet counts only when its earlier flows were
 //! looked through and their addresses noted, too (`stocked`). A note is removed when the address's flows are ended:
@@ -13,16 +13,15 @@
 //! Where a network's card is on the bridge, or the bridge is not ours, anybody's address may have flows there that the
 //! rules do not see, or too many to note: then the kernel is always asked to walk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::conntrack::{self, Count, Flow};
+use super::conntrack::{self, Count, Flow, Part};
 use super::netlink::kernel;
 use super::nft::{Batch, Element, Family, Key, Nft};
 use super::rules::TABLE;
-use crate::cni::PortMapping;
 use crate::datapath::DatapathError;
 use crate::network::{Attachment, Kind, Network};
 
@@ -37,8 +36,20 @@ fn address(ip: IpAddr) -> Element {
     Element::key(Key::new().ip(ip))
 }
 
-fn met(ip: IpAddr) -> &'static str {
-    by_family(ip, "met4", "met6")
+/// The notes of who opened flows.
+fn opened(ip: IpAddr) -> &'static str {
+    by_family(ip, "opened4", "opened6")
+}
+
+/// The notes of whom flows were opened to.
+fn answered(ip: IpAddr) -> &'static str {
+    by_family(ip, "answered4", "answered6")
+}
+
+/// The notes that say which part an address has.
+fn notes_of(ip: IpAddr, part: Part) -> impl Iterator<Item = &'static str> {
+    let sides = [(part.opens, opened(ip)), (part.answers, answered(ip))];
+    sides.into_iter().filter(|(has, _)| *has).map(|(_, set)| set)
 }
 
 fn ending(ip: IpAddr) -> &'static str {
@@ -70,82 +81,95 @@ fn there(nft: &Nft, set: &str, element: &Element) -> Result<bool, DatapathError>
     Ok(found.map_err(|error| kernel("ask who has flows", error))?.is_some())
 }
 
-/// What of a sandbox a tracked flow may be about.
+/// The subnets of which it is noted who has flows.
+fn noting(
+    nft: &Nft,
+    network: Option<&Network>,
+    attachment: &Attachment,
+) -> Result<Vec<IpNet>, DatapathError> {
+    let mut nets = Vec::new();
+    if let Some(network) = network.filter(|_| attachment.kind != Kind::Chained) {
+        for net in subnets(network) {
+            let (set, mark) = stocked(net);
+            if there(nft, set, &mark)? {
+                nets.push(net);
+            }
+        }
+    }
+    Ok(nets)
+}
+
+/// Which addresses of a sandbox tracked flows may be about.
 struct Suspects {
-    ips: BTreeSet<IpAddr>,
-    // Those of them that are in a set for it.
-    noted: Vec<IpAddr>,
-    ports: Vec<PortMapping>,
+    ips: BTreeMap<IpAddr, Part>,
+    // Those of them that are in sets for it, and in which.
+    noted: Vec<(IpAddr, Part)>,
 }
 
 fn suspects(
     nft: &Nft,
     network: Option<&Network>,
     attachment: &Attachment,
-    ports: &[PortMapping],
 ) -> Result<Suspects, DatapathError> {
-    let mut found = Suspects { ips: BTreeSet::new(), noted: Vec::new(), ports: Vec::new() };
-    let mut noting = Vec::new();
-    if let Some(network) = network.filter(|_| attachment.kind != Kind::Chained) {
-        for net in subnets(network) {
-            let (set, mark) = stocked(net);
-            if there(nft, set, &mark)? {
-                noting.push(net);
-            }
-        }
-    }
-    let mut all_known = attachment.ips().next().is_some();
+    let mut found = Suspects { ips: BTreeMap::new(), noted: Vec::new() };
+    let noting = noting(nft, network, attachment)?;
     for ip in attachment.ips() {
         if !noting.iter().any(|net| net.contains(&ip)) {
-            all_known = false;
-            found.ips.insert(ip);
-        } else if there(nft, met(ip), &address(ip))? || there(nft, ending(ip), &address(ip))? {
-            found.noted.push(ip);
-            found.ips.insert(ip);
-        } else if there(nft, "crowded", &crowded(ip))? {
-            found.ips.insert(ip);
+            found.ips.insert(ip, Part::ANY);
+            continue;
         }
-    }
-    for port in ports {
-        if !all_known || there(nft, "asked", &port_of(port.protocol.number(), port.host_port))? {
-            found.ports.push(port.clone());
+        let noted = Part {
+            opens: there(nft, opened(ip), &address(ip))?,
+            answers: there(nft, answered(ip), &address(ip))?,
+        };
+        // Whose flows were being ended when that was cut short is no longer said.
+        let cut_short = there(nft, ending(ip), &address(ip))?;
+        let some = noted.opens || noted.answers;
+        if some || cut_short {
+            found.noted.push((ip, noted));
+        }
+        if cut_short || (noted != Part::ANY && there(nft, "crowded", &crowded(ip))?) {
+            found.ips.insert(ip, Part::ANY);
+        } else if some {
+            found.ips.insert(ip, noted);
         }
     }
     Ok(found)
 }
 
-/// Those of a sandbox's addresses that may have flows.
+/// Those of a sandbox's addresses that may have flows, and which.
 pub(super) fn with_flows(
     nft: &Nft,
     count: &Count,
     network: &Network,
     attachment: &Attachment,
-) -> Result<BTreeSet<IpAddr>, DatapathError> {
+) -> Result<BTreeMap<IpAddr, Part>, DatapathError> {
     if count.is_zero() {
-        return Ok(BTreeSet::new());
+        return Ok(BTreeMap::new());
     }
-    Ok(suspects(nft, Some(network), attachment, &[])?.ips)
+    Ok(suspects(nft, Some(network), attachment)?.ips)
 }
 
-/// Ends every flow of a sandbox, and those to `ports` of the host.
+/// Ends every flow of a sandbox.
 pub(super) fn end(
     nft: &Nft,
     count: &Count,
     network: Option<&Network>,
     attachment: &Attachment,
-    ports: &[PortMapping],
 ) -> Result<(), DatapathError> {
     if count.is_zero() {
         return Ok(());
     }
-    let Suspects { ips, noted, ports } = suspects(nft, network, attachment, ports)?;
-    for ip in &noted {
+    let Suspects { ips, noted } = suspects(nft, network, attachment)?;
+    for (ip, part) in &noted {
         let mark = |batch: &mut Batch| batch.family(Family::Inet).add(ending(*ip), &[address(*ip)]);
         let mut batch = Batch::new(TABLE);
         mark(&mut batch);
-        batch.remove_present(met(*ip), &[address(*ip)]);
+        for notes in notes_of(*ip, *part) {
+            batch.remove_present(notes, &[address(*ip)]);
+        }
         match nft.commit(batch) {
-            // An earlier call was cut short behind this.
+            // Another call ends them, too, and was faster.
             Err(error) if error.errno() == Some(libc::ENOENT) => {
                 let mut batch = Batch::new(TABLE);
                 mark(&mut batch);
@@ -154,13 +178,36 @@ pub(super) fn end(
             result => result?,
         }
     }
-    let published = [false, true].map(|ipv6| attachment.ips().any(|ip| ip.is_ipv6() == ipv6));
-    conntrack::end_all(nft, count, &ips, &ports, published)?;
+    conntrack::end_all(nft, count, &ips, &[], [false; 2])?;
     let mut batch = Batch::new(TABLE);
-    for ip in &noted {
+    for (ip, _) in &noted {
         batch.family(Family::Inet).remove(ending(*ip), &[address(*ip)]);
     }
     Ok(nft.commit(batch)?)
+}
+
+/// Ends the flows that were opened to a sandbox's published ports while they were nobody's: they would stay untranslated. A
+/// packet that was under way when the rules came may still open one, so the longer after that, the better.
+pub(super) fn end_untranslated(
+    nft: &Nft,
+    count: &Count,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
+    if attachment.ports.is_empty() || count.is_zero() {
+        return Ok(());
+    }
+    let noting = noting(nft, Some(network), attachment)?;
+    let noted = |ip: IpAddr| noting.iter().any(|net| net.contains(&ip));
+    let all_noted = attachment.ips().next().is_some() && attachment.ips().all(noted);
+    let mut ports = Vec::new();
+    for port in &attachment.ports {
+        if !all_noted || there(nft, "asked", &port_of(port.protocol.number(), port.host_port))? {
+            ports.push(port.clone());
+        }
+    }
+    let published = [false, true].map(|ipv6| attachment.ips().any(|ip| ip.is_ipv6() == ipv6));
+    conntrack::end_all(nft, count, &BTreeMap::new(), &ports, published)
 }
 
 /// Notes the addresses and ports of what is tracked already, for a network whose rules and routes are there. While a host
@@ -185,9 +232,10 @@ pub(super) fn take_stock(
     let (mut ips, mut ports) = (BTreeSet::new(), BTreeSet::new());
     if !empty {
         conntrack::each(nft, |flow| {
-            for ip in [flow.original.source, flow.reply.source] {
+            let (from, to) = (flow.original.source, flow.reply.source);
+            for (ip, notes) in [(from, opened(from)), (to, answered(to))] {
                 if nets.iter().any(|net| net.contains(&ip)) {
-                    ips.insert(ip);
+                    ips.insert((ip, notes));
                 }
             }
             ports.extend(untranslated(flow));
@@ -198,8 +246,8 @@ pub(super) fn take_stock(
     }
     let mut batch = Batch::new(TABLE);
     batch.family(Family::Inet);
-    for ip in ips {
-        batch.add(met(ip), &[address(ip)]);
+    for (ip, notes) in ips {
+        batch.add(notes, &[address(ip)]);
     }
     let ports: Vec<Element> = ports.into_iter().map(|(protocol, port)| port_of(protocol, port)).collect();
     batch.add("asked", &ports);
@@ -227,7 +275,9 @@ pub(super) fn forget(nft: &Nft, batch: &mut Batch, network: &Network) -> Result<
     batch.family(Family::Inet);
     let asking = |error| kernel("ask who has flows", error);
     let nets = subnets(network);
-    for (marks, notes) in [("stocked4", ["met4", "ending4"]), ("stocked6", ["met6", "ending6"])] {
+    for (marks, notes) in
+        [("stocked4", ["opened4", "answered4", "ending4"]), ("stocked6", ["opened6", "answered6", "ending6"])]
+    {
         let ours = |key: &Key| key.starts_with().is_some_and(|ip| nets.iter().any(|net| net.contains(&ip)));
         for set in notes {
             let keys = nft.keys(Family::Inet, TABLE, set).map_err(asking)?;

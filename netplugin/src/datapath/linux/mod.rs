@@ -140,8 +140,8 @@ impl Host {
             )),
             _ => error.into(),
         })?;
-        // What others left behind under these addresses and ports is not this sandbox's.
-        history::end(&self.nft, &self.tracked, Some(network), attachment, &attachment.ports)
+        // What others left behind under these addresses is not this sandbox's.
+        history::end(&self.nft, &self.tracked, Some(network), attachment)
     }
 
     /// Makes all rules anew if they are not there; the generation of the ruleset in which they are.
@@ -321,7 +321,8 @@ impl Datapath for Host {
 
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.add_rules(network, attachment)?;
-        attach::attach(&mut self.route(), network, attachment)
+        attach::attach(&mut self.route(), network, attachment)?;
+        history::end_untranslated(&self.nft, &self.tracked, network, attachment)
     }
 
     fn takes_addresses_later(&self) -> bool {
@@ -330,7 +331,8 @@ impl Datapath for Host {
 
     fn give_addresses(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.add_rules(network, attachment)?;
-        attach::give_addresses(&mut self.route(), network, attachment)
+        attach::give_addresses(&mut self.route(), network, attachment)?;
+        history::end_untranslated(&self.nft, &self.tracked, network, attachment)
     }
 
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {
@@ -340,7 +342,7 @@ impl Datapath for Host {
         rules::remove_sandbox(&mut batch, network, attachment);
         errors.extend(self.commit_if_there(batch).err());
         // A flow by one of its ports is one that it answers.
-        errors.extend(history::end(&self.nft, &self.tracked, network, attachment, &[]).err());
+        errors.extend(history::end(&self.nft, &self.tracked, network, attachment).err());
         errors
     }
 

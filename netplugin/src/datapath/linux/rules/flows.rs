@@ -213,8 +213,11 @@ pub(super) fn notes(batch: &mut Batch) {
     );
     append(batch, "note_source", &[Rule::new().iifname().in_set("noted").goto("note_sender")]);
     append(batch, "note_destination", &[Rule::new().oifname().in_set("noted").goto("note_receiver")]);
-    for (chain, [at4, at6]) in [("note_sender", [12, 8]), ("note_receiver", [16, 24])] {
-        for (ipv6, at, len, met) in [(false, at4, 4, "met4"), (true, at6, 16, "met6")] {
+    for (chain, [at4, at6], [note4, note6]) in [
+        ("note_sender", [12, 8], ["opened4", "opened6"]),
+        ("note_receiver", [16, 24], ["answered4", "answered6"]),
+    ] {
+        for (ipv6, at, len, met) in [(false, at4, 4, note4), (true, at6, 16, note6)] {
             let address = || Rule::new().family(ipv6).payload(Base::Network, at, len, 0);
             append(
                 batch,

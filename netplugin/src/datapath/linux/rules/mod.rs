@@ -68,14 +68,16 @@ pub(super) const BRIDGE_SETS: [SetSpec; 12] = [
 /// of them that came by DHCP. `routed`: bridges with routers behind a card. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
 /// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
-/// What packets note, and what belongs to it (see `history`): `noted`: bridges where they do; `met*`: addresses that a
-/// flow was opened from or to; `crowded`: address families of which `met*` has no room for more; `asked`: ports of the
+/// What packets note, and what belongs to it (see `history`): `noted`: bridges where they do; `opened*`,
+/// `answered*`: addresses that a flow was opened from, or to; `crowded`: address families of which these have no room for more; `asked`: ports of the
 /// host that are nobody's; `ending*`: addresses whose flows are being ended; `stocked*`: subnets whose earlier flows
-/// are in `met*`, too.
-pub(super) const INET_SETS: [SetSpec; 34] = [
+/// are in these, too.
+pub(super) const INET_SETS: [SetSpec; 36] = [
     set("noted", &[Field::Ifname], PLAIN),
-    set("met4", &[Field::Ipv4], NOTING),
-    set("met6", &[Field::Ipv6], NOTING),
+    set("opened4", &[Field::Ipv4], NOTING),
+    set("opened6", &[Field::Ipv6], NOTING),
+    set("answered4", &[Field::Ipv4], NOTING),
+    set("answered6", &[Field::Ipv6], NOTING),
     set("crowded", &[Field::Proto], NOTING),
     set("asked", &[Field::Proto, Field::Port], PORTS),
     set("ending4", &[Field::Ipv4], PLAIN),
