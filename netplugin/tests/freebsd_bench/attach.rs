@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use skep_cni::network::Store;
 
 use crate::jails::{Host, Jail, alone, merge, open_policy, sh};
-use crate::{anchor_of, median, ratio, timed};
+use crate::{Quiet, anchor_of, median, ratio, timed};
 
 const ROUNDS: usize = 10;
 const CROWD: usize = 50;
@@ -72,7 +73,7 @@ struct Script<'a> {
 
 impl Attach for Script<'_> {
     fn add(&self, n: usize, jail: &Jail) {
-        // pf refuses one of two loads at a time.
+        // pf refuses one of two loads at a time, and pfctl gives up when an interface goes while it looks at all of them.
         let rules = self.dir.join(format!("rules{n}"));
         let ip = format!("10.50.0.{}", n + 2);
         let mac = format!("02:50:00:00:00:{n:02x}");
@@ -83,7 +84,7 @@ impl Attach for Script<'_> {
              ifconfig refbr static ref{n}x {mac}; ifconfig $b ether {mac}; ifconfig $b vnet {jail}; \
              jexec {jail} ifconfig $b name eth0 >/dev/null; jexec {jail} ifconfig eth0 inet {ip}/16 up; \
              jexec {jail} route -q add default 10.50.0.1; arp -S {ip} {mac} >/dev/null; \
-             lockf -k /tmp/refs.lock pfctl -q -a refs/{n} -f {}",
+             t=0; until lockf -k /tmp/refs.lock pfctl -q -a refs/{n} -f {}; do t=$((t + 1)); [ $t -lt 20 ]; done",
             rules.display(),
             jail = jail.name,
         ));
@@ -103,6 +104,8 @@ struct Package<'a> {
     host: &'a Host<'a>,
     /// What ADD told, which DEL wants to know.
     made: Mutex<HashMap<usize, Value>>,
+    /// How often a plugin failed because others used pf at that moment; it was called again.
+    failed: AtomicUsize,
 }
 
 impl Package<'_> {
@@ -122,7 +125,19 @@ impl Package<'_> {
         all
     }
 
-    fn call(verb: &str, n: usize, jail: &Jail, conf: &Value) -> Value {
+    fn call(&self, verb: &str, n: usize, jail: &Jail, conf: &Value) -> Value {
+        loop {
+            match Self::try_call(verb, n, jail, conf) {
+                Ok(told) => return told,
+                Err(told) if ["busy", "not configured"].iter().any(|why| told.contains(why)) => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(told) => panic!("{verb} {conf}: {told}"),
+            }
+        }
+    }
+
+    fn try_call(verb: &str, n: usize, jail: &Jail, conf: &Value) -> Result<Value, String> {
         let program = format!("{}/{}", Self::DIR, conf["type"].as_str().unwrap());
         let mut child = Command::new(&program)
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", &id(n)), ("CNI_NETNS", &jail.name)])
@@ -134,8 +149,10 @@ impl Package<'_> {
         child.stdin.take().unwrap().write_all(conf.to_string().as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{program} {verb}: {told}");
-        serde_json::from_str(&told).unwrap_or_default()
+        if !output.status.success() {
+            return Err(told.into_owned());
+        }
+        Ok(serde_json::from_str(&told).unwrap_or_default())
     }
 }
 
@@ -146,7 +163,7 @@ impl Attach for Package<'_> {
             if !made.is_null() {
                 conf["prevResult"] = made;
             }
-            made = Self::call("ADD", n, jail, &conf);
+            made = self.call("ADD", n, jail, &conf);
         }
         self.made.lock().unwrap().insert(n, made);
     }
@@ -155,7 +172,7 @@ impl Attach for Package<'_> {
         let made = self.made.lock().unwrap().remove(&n).unwrap();
         for mut conf in self.confs(n).into_iter().rev() {
             conf["prevResult"] = made.clone();
-            Self::call("DEL", n, jail, &conf);
+            self.call("DEL", n, jail, &conf);
         }
     }
 }
@@ -166,17 +183,23 @@ fn beside(name: &str, theirs: &dyn Attach, ours: &dyn Attach) {
         println!("{what}: {name} {theirs:?}, skep-cni {ours:?}, ratio {:.2}", ratio(theirs, ours));
     };
     let ways = [theirs, ours];
+    // All of them first: FreeBSD takes a second to end one, in which others wait.
+    let jails: Vec<Jail> = (0..CROWD).map(|_| Jail::new()).collect();
     let (mut add, mut del): ([Vec<Duration>; 2], [Vec<Duration>; 2]) = Default::default();
-    for n in 0..ROUNDS {
-        for (way, (add, del)) in ways.iter().zip(add.iter_mut().zip(&mut del)) {
-            let jail = Jail::new();
-            add.push(timed(|| way.add(n, &jail)));
-            del.push(timed(|| way.del(n, &jail)));
+    // A jail for each way; all are attached before the first is detached, since what that leaves to be done is waited for, too.
+    let alone = || jails.chunks(2).take(ROUNDS).enumerate();
+    for (n, pair) in alone() {
+        for ((way, times), jail) in ways.iter().zip(&mut add).zip(pair) {
+            times.push(timed(|| way.add(n, jail)));
+        }
+    }
+    for (n, pair) in alone() {
+        for ((way, times), jail) in ways.iter().zip(&mut del).zip(pair) {
+            times.push(timed(|| way.del(n, jail)));
         }
     }
     tell("ADD alone", add.map(median));
     tell("DEL alone", del.map(median));
-    let jails: Vec<Jail> = (0..CROWD).map(|_| Jail::new()).collect();
     let crowd = |work: &(dyn Fn(usize, &Jail) + Sync)| {
         timed(|| {
             thread::scope(|scope| {
@@ -196,6 +219,7 @@ fn beside(name: &str, theirs: &dyn Attach, ours: &dyn Attach) {
 #[ignore = "a benchmark"]
 fn add_and_del_beside_a_script() {
     let _turn = alone();
+    let _quiet = Quiet::new();
     let host = Host::new(None);
     let ours = Ours { host: &host, published: false };
     let stays = Jail::new();
@@ -225,17 +249,19 @@ fn add_and_del_beside_a_script() {
 #[ignore = "a benchmark"]
 fn add_and_del_beside_the_package() {
     let _turn = alone();
+    let _quiet = Quiet::new();
     if !Path::new(Package::DIR).join("portmap").exists() {
         println!("there is no {}/portmap: pkg install containernetworking-plugins", Package::DIR);
         return;
     }
     let host = Host::new(None);
     let ours = Ours { host: &host, published: true };
-    let theirs = Package { host: &host, made: Mutex::default() };
+    let theirs = Package { host: &host, made: Mutex::default(), failed: AtomicUsize::new(0) };
     let stays = [Jail::new(), Jail::new()];
     theirs.add(STAYS, &stays[0]);
     ours.add(STAYS, &stays[1]);
     beside("bridge, portmap, firewall", &theirs, &ours);
+    println!("calls of theirs that failed and were made again: {}", theirs.failed.load(Ordering::Relaxed));
     theirs.del(STAYS, &stays[0]);
     ours.del(STAYS, &stays[1]);
     sh("ifconfig refbr destroy; pfctl -q -t cni-nat -T kill || true");
