@@ -1,7 +1,6 @@
 //! What somebody declared: a network, its nodes.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -9,7 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{DeclarationError, Group, conflist, ranges, wrong};
+use super::{DeclarationError, Group, SshDestination, conflist, ranges, wrong};
 use crate::cni::check_name;
 use crate::vxlan::{Mode, Node, Station, Vpc};
 
@@ -89,58 +88,6 @@ pub struct Declaration {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's way")]
 fn is_zero(number: &u16) -> bool {
     *number == 0
-}
-
-/// `user@host`, `host` or `ssh://user@host:port`, of characters that neither ssh nor a shell takes for anything else.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SshDestination(String);
-
-impl FromStr for SshDestination {
-    type Err = DeclarationError;
-
-    fn from_str(text: &str) -> Result<Self, DeclarationError> {
-        let bad = |why: &str| wrong("ssh", format!("`{}` {why}", text.escape_debug()));
-        let plain = text.strip_prefix("ssh://").unwrap_or(text);
-        // What ssh would read as an option, or hand to a ProxyCommand's shell, has no place here.
-        let part = |part: &str, more: &[u8]| {
-            part.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '[' | ':'))
-                && part.bytes().all(|c| {
-                    c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-') || more.contains(&c)
-                })
-        };
-        if text.len() > 255 {
-            return Err(bad("is longer than 255 bytes"));
-        }
-        let (user, host) = match plain.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
-            None => (None, plain),
-        };
-        if user.is_some_and(|user| !part(user, b"")) || !part(host, b":[]%") {
-            return Err(bad("is not USER@HOST, HOST or ssh://USER@HOST:PORT"));
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for SshDestination {
-    type Error = DeclarationError;
-
-    fn try_from(text: String) -> Result<Self, DeclarationError> {
-        text.parse()
-    }
-}
-
-impl From<SshDestination> for String {
-    fn from(destination: SshDestination) -> Self {
-        destination.0
-    }
-}
-
-impl fmt::Display for SshDestination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
 }
 
 /// A node's name is a word of a command that a shell reads.
@@ -431,20 +378,6 @@ mod tests {
         let mut small = declaration(json!({"maxNodes": 3})).unwrap();
         small.remove_node("a").unwrap();
         assert!(small.add_node(&"d=192.0.2.4".parse().unwrap()).is_err());
-    }
-
-    #[test]
-    fn destinations_cannot_be_options_or_commands() {
-        for good in
-            ["host", "root@host.example", "root@192.0.2.1", "root@2001:db8::1", "ssh://a@b:22", "_x@h"]
-        {
-            good.parse::<SshDestination>().unwrap();
-        }
-        for bad in
-            ["", "-oX", "a@-x", "-a@x", "a b", "a;b", "$(x)", "a@b`x`", "ssh://-x", "a'b", "a\nb", "a@b/c"]
-        {
-            assert!(bad.parse::<SshDestination>().is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 mod conflist;
 mod declaration;
+mod destination;
 mod files;
 mod groups;
 mod known;
@@ -14,7 +15,8 @@ mod ranges;
 pub mod sync;
 
 pub use conflist::{conflist, plugin_config};
-pub use declaration::{Declaration, Member, NewNode, SshDestination};
+pub use declaration::{Declaration, Member, NewNode};
+pub use destination::SshDestination;
 pub(crate) use files::host_addresses;
 pub use files::{Directory, InstallError, Installed};
 pub use groups::{Group, default_max_groups};
