@@ -7,6 +7,7 @@
 //! - [`plugin`]: what each CNI command does, and the journal it does it by.
 //! - [`policy`]: what a sandbox may send and receive, free of any packet filter's language.
 //! - [`ipam`]: who has which address; our own allocator, or a delegated plugin.
+//! - [`dhcp`]: a client that asks for addresses where the system has no plugin for it.
 //! - [`network`]: what a network and an attachment are, and the files that remember them.
 //! - [`vpc`]: networks declared once for several hosts, their files, and carrying them there.
 //! - [`vxlan`]: which links and entries each node of a stretched network must have.
@@ -17,6 +18,7 @@
 pub mod cli;
 pub mod cni;
 pub mod datapath;
+pub mod dhcp;
 pub mod ipam;
 pub mod mac;
 pub mod network;

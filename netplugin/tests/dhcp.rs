@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use skep_cni::dhcp::{Client, Identity, Lease, Line, Offered, Outcome, exchange};
+use skep_cni::mac::Mac;
 use support::frames::{BROADCAST, Tap, ethernet, ipv4, udp};
 use support::{Host, Ns, PATIENCE, SILENCE};
 
@@ -199,4 +201,77 @@ fn without_an_answer_nothing_is_left() {
     assert_eq!(site.census(), before);
     assert_eq!(site.host.files(), Vec::<String>::new());
     assert!(!ns.ip("-br link").contains("eth0"));
+}
+
+/// The plugin's own client, which asks where there is no daemon, on an interface.
+struct Wire(Tap);
+
+impl Line for Wire {
+    fn send(&mut self, frame: &[u8]) -> std::io::Result<()> {
+        self.0.send(frame);
+        Ok(())
+    }
+
+    fn receive(&mut self, until: Instant) -> std::io::Result<Option<Vec<u8>>> {
+        Ok(self.0.receive(until.saturating_duration_since(Instant::now())))
+    }
+}
+
+const CLIENT: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+fn identity() -> Identity {
+    Identity {
+        mac: CLIENT,
+        client_id: Identity::client_id_of("public", "c", "eth0"),
+        provide: [(12, b"web".to_vec())].into(),
+        request: vec![1, 121, 3, 6, 15],
+    }
+}
+
+fn bound(outcome: Outcome) -> (Lease, Offered) {
+    match outcome {
+        Outcome::Bound(lease, offered) => (*lease, offered),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_plugins_own_client_and_a_server_understand_each_other() {
+    needs_root!();
+    let mut site = Site::new();
+    let mut wire = Wire(Tap::open(&site.host.ns, "nic0"));
+    let mut talk = |client: Client| exchange(client, CLIENT, &mut wire).unwrap();
+    site.start_server();
+    let (lease, offered) = bound(talk(Client::acquire(identity(), None, 1)));
+    let range = Ipv4Addr::new(203, 0, 113, 50)..=Ipv4Addr::new(203, 0, 113, 60);
+    assert!(range.contains(&lease.address.addr()));
+    assert_eq!((lease.address.prefix_len(), lease.server), (24, Ipv4Addr::new(203, 0, 113, 1)));
+    assert_eq!(lease.times, Some((600, 300, 525)));
+    assert_eq!(offered.routes, [("0.0.0.0/0".parse().unwrap(), Some(lease.server))]);
+    let known = std::fs::read_to_string(&site.leases).unwrap();
+    assert!(known.contains(&lease.address.addr().to_string()) && known.contains(" web ff:"), "{known}");
+    // More time, of the server alone and of anyone. It is told where the address is.
+    site.host.ns.ip(&format!("addr add {} dev nic0", lease.address));
+    for anyone in [false, true] {
+        let (again, _) = bound(talk(Client::extend(&lease, anyone, 2)));
+        assert_eq!((again.address, again.server_mac), (lease.address, lease.server_mac));
+    }
+    // The same one gets the same one.
+    let (again, _) = bound(talk(Client::acquire(identity(), Some(lease.address.addr()), 3)));
+    assert_eq!(again.address, lease.address);
+    // Given back it is nobody's.
+    wire.send(&Client::release(&lease, 4)).unwrap();
+    let begun = Instant::now();
+    while site.leased() > 0 {
+        assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut talk = |client: Client| exchange(client, CLIENT, &mut wire).unwrap();
+    // A server that is told of an address which cannot be takes it away.
+    let mut wrong = lease.clone();
+    wrong.address = "198.51.100.9/24".parse().unwrap();
+    assert!(matches!(talk(Client::extend(&wrong, true, 5)), Outcome::Refused(..)));
+    assert_eq!(talk(Client::acquire(identity(), Some(wrong.address.addr()), 6)), Outcome::Silent);
+    site.daemons.clear();
+    assert_eq!(talk(Client::extend(&lease, false, 7)), Outcome::Silent);
 }

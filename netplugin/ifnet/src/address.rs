@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::error::Error;
 use crate::interface::{Control, name_of};
@@ -169,16 +169,44 @@ impl Control {
             .map_err(|error| kernel(format!("remove address {ip} from {name}"), error))
     }
 
+    /// IPv6 with the routes that routers advertise, and with no address but those that are given: the kernel makes none from
+    /// the prefixes it hears where the link-local one has a prefix of another length (`in6_ifadd` of netinet6/nd6_rtr.c).
+    pub fn set_ipv6_with_routers(&self, name: &str, link_local: Ipv6Addr) -> Result<(), Error> {
+        /// That of all link-local addresses (RFC 4291, 2.5.6), not the 64 bits that the kernel gives its own.
+        const LEN: u8 = 10;
+        self.set_neighbour_flags(
+            name,
+            ND6_IFF_IFDISABLED | ND6_IFF_AUTO_LINKLOCAL,
+            ND6_IFF_ACCEPT_RTADV | ND6_IFF_NO_DAD,
+        )?;
+        self.raise(name)?;
+        let wrong = |_| kernel(format!("add address {link_local}"), io::ErrorKind::InvalidInput.into());
+        self.add_address(name, Ipv6Net::new(link_local, LEN).map_err(wrong)?.into())
+    }
+
     /// IPv6 with a link-local address and without others' advice, or no IPv6.
     pub fn set_ipv6(&self, name: &str, enabled: bool) -> Result<(), Error> {
-        let set = || {
+        let set = if enabled { ND6_IFF_AUTO_LINKLOCAL | ND6_IFF_NO_DAD } else { ND6_IFF_IFDISABLED };
+        self.set_neighbour_flags(name, ND6_IFF_ACCEPT_RTADV | ND6_IFF_IFDISABLED, set)
+    }
+
+    /// Whether routes come from what routers advertise on an interface.
+    pub fn hears_routers(&self, name: &str) -> Result<bool, Error> {
+        let ask = || {
             let mut request = Neighbours { name: name_of(name)?, ..Neighbours::default() };
             ioctl(&self.ipv6, SIOCGIFINFO_IN6, &mut request)?;
-            request.flags &= !(ND6_IFF_ACCEPT_RTADV | ND6_IFF_IFDISABLED);
-            request.flags |=
-                if enabled { ND6_IFF_AUTO_LINKLOCAL | ND6_IFF_NO_DAD } else { ND6_IFF_IFDISABLED };
+            Ok(request.flags & ND6_IFF_ACCEPT_RTADV != 0)
+        };
+        ask().map_err(|error| kernel(format!("ask for the IPv6 flags of {name}"), error))
+    }
+
+    fn set_neighbour_flags(&self, name: &str, clear: u32, set: u32) -> Result<(), Error> {
+        let change = || {
+            let mut request = Neighbours { name: name_of(name)?, ..Neighbours::default() };
+            ioctl(&self.ipv6, SIOCGIFINFO_IN6, &mut request)?;
+            request.flags = request.flags & !clear | set;
             ioctl(&self.ipv6, SIOCSIFINFO_IN6, &mut request)
         };
-        set().map_err(|error| kernel(format!("set the IPv6 flags of {name}"), error))
+        change().map_err(|error| kernel(format!("set the IPv6 flags of {name}"), error))
     }
 }

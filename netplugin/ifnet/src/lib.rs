@@ -31,7 +31,10 @@ mod netgraph;
 pub mod route;
 #[cfg(target_os = "freebsd")]
 pub mod sys;
-// Reading it needs no kernel.
+// Reading it needs no kernel, nor reading what is heard.
+#[cfg(any(target_os = "freebsd", test))]
+#[cfg_attr(not(target_os = "freebsd"), allow(unreachable_pub, reason = "only its tests are built here"))]
+mod capture;
 #[cfg(any(target_os = "freebsd", test))]
 #[cfg_attr(not(target_os = "freebsd"), allow(unreachable_pub, reason = "only its tests are built here"))]
 mod table;
@@ -41,8 +44,9 @@ pub use insn::Insn;
 #[cfg(target_os = "freebsd")]
 pub use {
     bridge::{DISCOVERS, LEARNS, PRIVATE},
+    capture::Capture,
     error::Error,
     interface::{Control, Link, find, links, name_of, need},
     jail::Jail,
-    netgraph::{Limits, Netgraph, Rate},
+    netgraph::{Injector, Limits, Netgraph, Rate},
 };

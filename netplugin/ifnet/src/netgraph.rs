@@ -5,6 +5,7 @@
 //! come. A node without a program lets nothing through, so there is no moment without a filter.
 
 mod car;
+mod inject;
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -14,6 +15,7 @@ use crate::error::Error;
 use crate::sys::{allow, kernel, socket};
 
 pub use car::{Limits, Rate};
+pub use inject::Injector;
 
 // netgraph/ng_message.h, netgraph/ng_socket.h
 const NG_CONTROL: i32 = 2;
@@ -125,6 +127,12 @@ impl Netgraph {
         self.send(&device, NGM_GENERIC_COOKIE, NGM_CONNECT, &connect).map_err(failed)?;
         self.load(&filter, "lower", "upper", program).map_err(failed)?;
         self.load(&filter, "upper", "lower", &all).map_err(failed)
+    }
+
+    /// Replaces the program of an interface's filter, at once.
+    pub fn refilter(&self, interface: &str, program: &[Insn]) -> Result<(), Error> {
+        self.load(&format!("{}:lower", node(interface)), "lower", "upper", program)
+            .map_err(|error| kernel(format!("replace the filter of {interface}"), error))
     }
 
     /// Joins two Ethernet interfaces: what one receives the other sends, and the other way round. The network stack

@@ -25,6 +25,11 @@ pub const fn iowr<T>(group: u8, number: u8) -> u64 {
     request(IN | OUT, group, number, size_of::<T>())
 }
 
+/// `_IOR`
+pub const fn ior<T>(group: u8, number: u8) -> u64 {
+    request(OUT, group, number, size_of::<T>())
+}
+
 /// `_IO`
 pub const fn io_plain(group: u8, number: u8) -> u64 {
     request(VOID, group, number, 0)

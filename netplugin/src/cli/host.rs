@@ -1,13 +1,14 @@
 //! This host's networks: state, repair, a change while they run.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
 
 use clap::Subcommand;
 
 use super::{CliError, Net, print_json, standard_input, table};
 use crate::cni::NetConf;
-use crate::datapath::Host;
+use crate::datapath::{Datapath as _, Host};
 use crate::network::Store;
 use crate::plugin;
 
@@ -28,7 +29,7 @@ pub(super) enum Command {
     },
     /// Put back rules that somebody removed.
     Restore,
-    /// Put them back whenever that happens, until stopped.
+    /// Put them back whenever that happens, and renew the leases of addresses, until stopped.
     Watch,
     /// Replace a live sandbox's own policy by the one on standard input (JSON).
     Policy {
@@ -104,8 +105,35 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
 /// Told of every removal; looks by itself now and then, should it not have been told.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
+/// How often is looked for leases that came since. Shorter ones than some of this are nobody's.
+const LEASES_EVERY: Duration = Duration::from_secs(5);
+
+fn keep_leases(store: &Store) {
+    loop {
+        let next = match Host::new() {
+            Ok(host) => {
+                let (next, errors) = plugin::renew_leases(&host, store);
+                for error in errors {
+                    eprintln!("skep: {error}");
+                }
+                next
+            }
+            Err(error) => {
+                eprintln!("skep: leases of addresses are not renewed: {error}");
+                LEASES_EVERY
+            }
+        };
+        thread::sleep(next.clamp(Duration::from_secs(1), LEASES_EVERY));
+    }
+}
+
 fn watch(host: &Host, store: &Store) -> Result<(), CliError> {
     let events = Host::watch()?;
+    if host.is_dhcp_client() {
+        let leases = store.clone();
+        // Beside it: servers may take their time. It ends with the process.
+        thread::spawn(move || keep_leases(&leases));
+    }
     loop {
         if plugin::restore(host, store)? {
             eprintln!("skep: somebody removed our rules; they are back");

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::{CniVersion, ConfigError, EnvError, ResultError};
 use crate::datapath::DatapathError;
+use crate::dhcp::DhcpError;
 use crate::ipam::IpamError;
 use crate::network::StateError;
 
@@ -58,6 +59,9 @@ pub enum CniError {
     /// Addresses.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// A lease.
+    #[error(transparent)]
+    Dhcp(#[from] DhcpError),
     /// Our own files.
     #[error(transparent)]
     State(#[from] StateError),
@@ -83,12 +87,13 @@ impl CniError {
             Self::Ipam(IpamError::Delegate { code, .. }) => *code,
             Self::Config(_)
             | Self::PortTaken { .. }
+            | Self::Dhcp(DhcpError::NoUplink)
             | Self::Ipam(IpamError::Config { .. } | IpamError::PluginMissing(_)) => 7,
             Self::NotReady(_) => 50,
             Self::NotAttached { .. } => 3,
             Self::AlreadyAttached { .. } => 100,
             Self::Check(_) => 101,
-            Self::Ipam(_) => 102,
+            Self::Ipam(_) | Self::Dhcp(_) => 102,
             Self::State(error) => {
                 if error.is_io() {
                     5

@@ -77,6 +77,19 @@ impl Route {
     pub fn new(dst: IpNet, gw: Option<IpAddr>) -> Self {
         Self { dst, gw, mtu: None, advmss: None, priority: None, table: None, scope: None }
     }
+
+    /// A route to what is on the link.
+    pub fn on_link(dst: IpNet) -> Self {
+        Self { scope: Some(Self::LINK), ..Self::new(dst, None) }
+    }
+
+    /// Whether no gateway is meant, not even that of an address.
+    pub fn is_on_link(&self) -> bool {
+        self.gw.is_none() && self.scope == Some(Self::LINK)
+    }
+
+    /// `RT_SCOPE_LINK` of rtnetlink(7), whose scopes the specification counts by.
+    const LINK: u8 = 253;
 }
 
 /// Resolver settings.

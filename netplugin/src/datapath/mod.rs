@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::cni::Interface;
+use crate::dhcp::Line;
 use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::vxlan::VpcError;
@@ -193,6 +194,27 @@ pub trait Datapath {
         Err(DatapathError::Unsupported {
             what: format!("addresses for {} after it was made", attachment.host_ifname),
             why: "not on this system".to_owned(),
+        })
+    }
+
+    /// Whether leases of addresses are asked for by [`Datapath::dhcp_line`], and not by another plugin.
+    fn is_dhcp_client(&self) -> bool {
+        false
+    }
+
+    /// The way to the DHCP servers of a network, for an attachment that is made.
+    fn dhcp_line(&self, _network: &Network, attachment: &Attachment) -> Result<Box<dyn Line>, DatapathError> {
+        Err(DatapathError::Unsupported {
+            what: format!("asking by DHCP for {}", attachment.host_ifname),
+            why: "on this system another plugin does".to_owned(),
+        })
+    }
+
+    /// Takes a sandbox's addresses from it, or gives them back, as [`Attachment::lapsed`] says: in its rules alone.
+    fn follow_lease(&self, _network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        Err(DatapathError::Unsupported {
+            what: format!("the lease of {}", attachment.host_ifname),
+            why: "on this system another plugin has it".to_owned(),
         })
     }
 

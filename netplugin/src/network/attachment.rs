@@ -81,6 +81,9 @@ pub struct Attachment {
     /// Whether its addresses are asked for by DHCP, on the interface itself.
     #[serde(default)]
     pub dhcp: bool,
+    /// Whether the lease of its address is lost, so that it has none for the time being. Known from the lease's record.
+    #[serde(skip)]
+    pub lapsed: bool,
 }
 
 impl Attachment {

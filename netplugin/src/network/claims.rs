@@ -112,6 +112,11 @@ impl Store {
         Ok(())
     }
 
+    /// Gives up the addresses alone, of an attachment that has lost them. The lock is held.
+    pub(crate) fn unclaim_addresses(&self, attachment: &Attachment) -> Result<(), StateError> {
+        self.unclaim(&Attachment { ports: Vec::new(), ..attachment.clone() })
+    }
+
     /// Removes claims that lead nowhere. The lock is held.
     pub(crate) fn prune_claims(&self) -> Result<(), StateError> {
         for kind in [ADDRESSES, PORTS] {

@@ -118,6 +118,14 @@ impl files::Record for Attachment {
     }
 }
 
+impl files::Record for crate::dhcp::Lease {
+    const VERSION: u32 = Self::VERSION;
+
+    fn version(&self) -> u32 {
+        self.version
+    }
+}
+
 impl files::Record for crate::ipam::Used {
     const VERSION: u32 = Self::VERSION;
 

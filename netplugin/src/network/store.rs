@@ -10,10 +10,14 @@ use std::path::{Path, PathBuf};
 use super::files::{Opened, create_dir, io, list, names, open, read, remove, write};
 use super::lock::{Lock, LockFile};
 use super::{Attachment, Network, StateError};
+use crate::dhcp::Lease;
 use crate::ipam::Used;
 
 /// The names of what a killed call never made complete.
 const UNFINISHED: [&str; 2] = [super::files::UNFINISHED, super::live_policy::STAGED];
+
+/// What the lease of an attachment's address is called, beside the attachment's record.
+const LEASE: &str = "lease";
 
 /// Everything known of this host.
 #[derive(Clone, Debug, Default)]
@@ -127,7 +131,32 @@ impl Store {
         {
             attachment.policy = policy;
         }
+        if let Some(attachment) = &mut attachment {
+            attachment.lapsed = self.has_lapsed(attachment)?;
+        }
         Ok(attachment)
+    }
+
+    fn lease_path(&self, network: &str, id: &str) -> PathBuf {
+        self.attachment_dir(network).join(format!("{id}.{LEASE}"))
+    }
+
+    /// The lease of an attachment's address, where it is we who asked for it.
+    pub fn lease(&self, network: &str, id: &str) -> Result<Option<Lease>, StateError> {
+        read(&self.lease_path(network, id))
+    }
+
+    /// Whether the address of an attachment is lost to it for the time being.
+    pub(crate) fn has_lapsed(&self, attachment: &Attachment) -> Result<bool, StateError> {
+        if !attachment.dhcp {
+            return Ok(false);
+        }
+        Ok(self.lease(&attachment.network, &attachment.id)?.is_some_and(|lease| lease.lost.is_some()))
+    }
+
+    /// Writes the lease of an attachment's address. The lock is held.
+    pub fn save_lease(&self, network: &str, id: &str, lease: &Lease) -> Result<(), StateError> {
+        write(&self.lease_path(network, id), lease)
     }
 
     /// An attachment's record as ADD wrote it, with which to find out whether it still is.
@@ -152,6 +181,7 @@ impl Store {
     pub fn remove_attachment(&self, network: &str, id: &str) -> Result<(), StateError> {
         // The record last: a policy without one would be the next attachment's of this name.
         self.remove_policies(network, id)?;
+        remove(&self.lease_path(network, id))?;
         remove(&self.attachment_path(network, id))
     }
 

@@ -55,8 +55,12 @@ impl<D: Datapath> Plugin<'_, D> {
         mut dns: Dns,
     ) -> Result<AddResult, CniError> {
         self.make(&mut network, &mut attachment)?;
-        let asked = self.delegated("ADD").and_then(|given| {
-            let given = given.unwrap_or_default();
+        let given = if self.asks_itself() {
+            self.lease_address(&network, &attachment)
+        } else {
+            self.delegated("ADD").map(Option::unwrap_or_default)
+        };
+        let asked = given.and_then(|given| {
             self.take(&mut network, &mut attachment, addresses_of(&given), given.routes);
             if dns == Dns::default() {
                 dns = given.dns;
@@ -121,6 +125,7 @@ impl<D: Datapath> Plugin<'_, D> {
             given: attach.args.tap.clone(),
             own_ipam: matches!(conf.ipam, IpamConfig::Own(_)),
             dhcp: conf.ipam.asks_on_the_interface(),
+            lapsed: false,
             id,
         };
         if attachment.dhcp && !(self.datapath.takes_addresses_later() && conf.prev_result.is_none()) {
@@ -128,6 +133,9 @@ impl<D: Datapath> Plugin<'_, D> {
             let why = "not on this system, nor in a chain: an address must be there before the interface"
                 .to_owned();
             return Err(DatapathError::Unsupported { what, why }.into());
+        }
+        if attachment.dhcp && self.asks_itself() {
+            self.check_dhcp(&network)?;
         }
         if let Some(previous) = &conf.prev_result {
             let existing =

@@ -113,8 +113,9 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
         .map(|network| {
             let mut own = Vec::new();
             for attachment in attachments.iter().filter(|one| one.network == network.name) {
-                let problems =
+                let mut problems =
                     datapath.check(&network, attachment).unwrap_or_else(|error| vec![error.to_string()]);
+                problems.extend(super::lease::problem(store, attachment)?);
                 own.push(AttachmentStatus {
                     container_id: attachment.container_id.clone(),
                     ifname: attachment.ifname.clone(),

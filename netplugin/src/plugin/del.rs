@@ -12,7 +12,7 @@ impl<D: Datapath> Plugin<'_, D> {
         let id = Attachment::id_of(&self.conf.name, &attach.container_id, &attach.ifname);
         let mut errors = Vec::new();
         // A lease is given back by the interface it is for, so while that is there.
-        let asked = self.conf.ipam.asks_on_the_interface();
+        let asked = self.conf.ipam.asks_on_the_interface() && !self.asks_itself();
         if asked {
             errors.extend(self.delegated("DEL").err());
         }
@@ -66,5 +66,6 @@ fn nameless(network: String, attach: &Attach, id: String, bridge: &str) -> Attac
         given: None,
         own_ipam: false,
         dhcp: false,
+        lapsed: false,
     }
 }

@@ -84,6 +84,7 @@ impl<'a, D: Datapath> LivePolicy<'a, D> {
             let now = self.store.open_network(network)?;
             self.network = now.ok_or_else(|| gone(network, container_id, ifname))?;
         }
+        self.attachment.value.lapsed = self.store.has_lapsed(&self.attachment.value)?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ mod add;
 mod admin;
 mod del;
 mod gc;
+mod lease;
 mod live;
 mod settle;
 
@@ -18,6 +19,7 @@ pub use admin::{
     AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
     status, up,
 };
+pub use lease::renew_leases;
 pub use live::{LivePolicy, set_policy};
 
 use std::net::IpAddr;
@@ -46,8 +48,16 @@ impl<'a, D: Datapath> Plugin<'a, D> {
     /// Runs the IPAM plugin of the configuration, if it is not ours; its result, for ADD.
     fn delegated(&self, command: &str) -> Result<Option<crate::cni::AddResult>, CniError> {
         let IpamConfig::Delegated(name) = &self.conf.ipam else { return Ok(None) };
+        if self.asks_itself() {
+            return Ok(None);
+        }
         let path = self.call.find_plugin(name).ok_or_else(|| IpamError::PluginMissing(name.clone()))?;
         Ok(delegate(&path, command, &self.conf.raw)?)
+    }
+
+    /// Whether addresses are leased, and it is us who ask for them.
+    fn asks_itself(&self) -> bool {
+        self.conf.ipam.asks_on_the_interface() && self.datapath.is_dhcp_client()
     }
 
     /// STATUS: could an ADD succeed now?
@@ -90,6 +100,7 @@ impl<'a, D: Datapath> Plugin<'a, D> {
             }
         }
         found.extend(self.datapath.check(&network, &record)?);
+        found.extend(lease::lost(&self.store, &record)?);
         if !found.is_empty() {
             return Err(CniError::Check(found));
         }
@@ -120,13 +131,21 @@ fn undo<D: Datapath>(datapath: &D, store: &Store, attachment: &Attachment) -> Ve
         Ok(network) => network,
         Err(error) => return vec![error.into()],
     };
-    let errors: Vec<CniError> =
-        datapath.detach(network.as_ref(), attachment).into_iter().map(CniError::from).collect();
-    if !errors.is_empty() {
+    // A lease is given back by the interface, so while that is there.
+    let mut errors: Vec<CniError> = match &network {
+        Some(network) => lease::release(datapath, store, network, attachment).err().into_iter().collect(),
+        None => Vec::new(),
+    };
+    let left = datapath.detach(network.as_ref(), attachment);
+    if left.is_empty() {
+        errors.extend(
+            forget(datapath, store, attachment, network.as_ref()).unwrap_or_else(|error| vec![error]),
+        );
+    } else {
         // The record stays, and with it the addresses: nobody shall inherit what is left.
-        return errors;
+        errors.extend(left.into_iter().map(CniError::from));
     }
-    forget(datapath, store, attachment, network.as_ref()).unwrap_or_else(|error| vec![error])
+    errors
 }
 
 fn forget<D: Datapath>(

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
 #![allow(clippy::must_use_candidate, clippy::needless_pass_by_value)]
 
+pub mod dhcp;
 pub mod frames;
 
 use std::fmt::Write as _;
@@ -246,6 +247,19 @@ impl Jail {
         (a, b)
     }
 
+    /// Whether a frame with these bytes in it comes in on an interface in time, `work` being done meanwhile.
+    pub fn hears(&self, interface: &str, needle: &[u8], patience: Duration, work: impl FnOnce()) -> bool {
+        std::thread::scope(|scope| {
+            let (listening, mut ready) = std::os::unix::net::UnixStream::pair().unwrap();
+            let hearing =
+                scope.spawn(move || self.ask(move || hears(interface, needle, patience, listening)));
+            // Not before it listens, or cannot.
+            let _ = ready.read(&mut [0]);
+            work();
+            hearing.join().unwrap()
+        })
+    }
+
     /// Sends frames on an interface as they are.
     pub fn inject(&self, interface: &str, frames: &[Vec<u8>]) {
         let sent = self.ask(|| {
@@ -336,6 +350,24 @@ impl Held {
     }
 }
 
+fn hears(
+    interface: &str,
+    needle: &[u8],
+    patience: Duration,
+    mut listening: std::os::unix::net::UnixStream,
+) -> bool {
+    let all = [skep_ifnet::Insn { code: 0x06, jt: 0, jf: 0, k: u32::MAX }];
+    let Ok(mut heard) = skep_ifnet::Capture::open(interface, &all) else { return false };
+    let until = Instant::now() + patience;
+    let _ = listening.write_all(&[1]);
+    while let Ok(Some(frame)) = heard.next(until) {
+        if frame.windows(needle.len()).any(|window| window == needle) {
+            return true;
+        }
+    }
+    false
+}
+
 fn connects(to: &str, patience: Duration) -> bool {
     let to: SocketAddr = to.parse().unwrap();
     let Ok(mut stream) = TcpStream::connect_timeout(&to, patience) else { return false };
@@ -398,6 +430,16 @@ impl Drop for Jail {
 pub struct Host<'a> {
     inside: Option<&'a Jail>,
     pub dir: tempfile::TempDir,
+}
+
+/// A program that runs; it ends with the value.
+pub struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A sandbox on a network.
@@ -507,6 +549,13 @@ impl<'a> Host<'a> {
         let output = Self::talk(command, input);
         let told = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    }
+
+    /// Starts an administrator's command that goes on until the value is dropped.
+    pub fn start(&self, args: &[&str]) -> Running {
+        let mut command = self.program();
+        command.arg("--data-dir").arg(self.data_dir()).args(args);
+        Running(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
     /// Attaches a new sandbox.

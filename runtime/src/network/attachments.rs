@@ -41,8 +41,12 @@ impl Attachments {
     /// What the guest is told of each, where nothing but the results says what they are.
     #[cfg_attr(target_os = "linux", expect(dead_code, reason = "a namespace says more than a result"))]
     pub(super) fn interfaces(&self, devices: &[Device]) -> Vec<api::Interface> {
+        let hears = |list| cni::NetworkList::read(list).is_ok_and(|list| list.hears_routers());
         let all = self.made().iter().zip(&self.wanted).zip(devices);
-        all.map(|((result, wanted), device)| cni::interface(result, &wanted.ifname, device.mac().0)).collect()
+        all.map(|((result, wanted), device)| {
+            cni::interface(result, &wanted.ifname, device.mac().0, hears(wanted.list.clone()))
+        })
+        .collect()
     }
 
     /// resolv.conf(5) for the sandbox's containers, if the networks say anything about names.

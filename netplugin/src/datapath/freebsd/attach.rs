@@ -15,7 +15,7 @@ use super::{bridge, frames, shape};
 use crate::cni::{Interface, Route};
 use crate::datapath::{DatapathError, Existing};
 use crate::mac::Mac;
-use crate::network::{Attachment, Kind};
+use crate::network::{Attachment, Kind, Network};
 
 /// How long a tap may be in use that is to be removed.
 const CLOSED: Duration = Duration::from_secs(5);
@@ -94,15 +94,18 @@ pub(super) fn find_existing(
 }
 
 /// Makes the interface. The rules are there already.
-pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), DatapathError> {
+pub(super) fn attach(
+    control: &Control,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
     let port = &attachment.host_ifname;
     let end = match attachment.kind {
         Kind::Chained => None,
         Kind::Veth | Kind::Tap => make(control, attachment)?,
     };
     join_groups(control, attachment)?;
-    let program = frames::program(attachment.mac, &addresses(attachment));
-    Netgraph::open()?.filter(port, &program)?;
+    Netgraph::open()?.filter(port, &program(attachment))?;
     // Neither learns nor is asked for what nobody knows: who is behind it is written down.
     control.add_port(&attachment.bridge, port, 0)?;
     control.add_station(&attachment.bridge, port, attachment.mac.0)?;
@@ -111,9 +114,24 @@ pub(super) fn attach(control: &Control, attachment: &Attachment) -> Result<(), D
         control.set_mac(&other, attachment.mac.0)?;
         control.set_mtu(&other, attachment.mtu)?;
         control.move_into(&other, jail.id)?;
-        jail.run(|| configure(attachment, &other))?;
+        jail.run(|| configure(network, attachment, &other))?;
     }
     Ok(control.raise(port)?)
+}
+
+/// What the sandbox's frames have to pass.
+pub(super) fn program(attachment: &Attachment) -> Vec<frames::Insn> {
+    frames::program(attachment.mac, &addresses(attachment), attachment.dhcp)
+}
+
+/// Gives the interface the addresses that it was made without. The rules are there already.
+pub(super) fn give_addresses(attachment: &Attachment) -> Result<(), DatapathError> {
+    Netgraph::open()?.refilter(&attachment.host_ifname, &program(attachment))?;
+    bridge::neighbours(attachment, true)?;
+    if attachment.kind == Kind::Veth {
+        Jail::open(&attachment.netns)?.run(|| address(attachment))?;
+    }
+    Ok(())
 }
 
 /// Makes the port, and what is behind it; the end that is the jail's, if it is one's.
@@ -149,12 +167,24 @@ pub(super) fn join_groups(control: &Control, attachment: &Attachment) -> Result<
 }
 
 /// The jail's side: name, addresses and routes. Runs inside.
-fn configure(attachment: &Attachment, made: &str) -> Result<(), Error> {
+fn configure(network: &Network, attachment: &Attachment, made: &str) -> Result<(), Error> {
     let control = Control::open()?;
     let name = &attachment.ifname;
     control.rename(made, name)?;
-    control.set_ipv6(name, attachment.ips().any(|ip| ip.is_ipv6()))?;
-    control.raise(name)?;
+    let ipv6 = attachment.ips().any(|ip| ip.is_ipv6());
+    if ipv6 && network.accept_ra {
+        control.set_ipv6_with_routers(name, attachment.mac.link_local())?;
+    } else {
+        control.set_ipv6(name, ipv6)?;
+        control.raise(name)?;
+    }
+    address(attachment)
+}
+
+/// The jail's addresses and routes. Runs inside.
+fn address(attachment: &Attachment) -> Result<(), Error> {
+    let control = Control::open()?;
+    let name = &attachment.ifname;
     for address in &attachment.addresses {
         control.add_address(name, address.address)?;
     }
@@ -167,6 +197,9 @@ fn configure(attachment: &Attachment, made: &str) -> Result<(), Error> {
 
 /// A route's gateway: its own, or that of the first address of its family. None for one on the link.
 fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
+    if route.is_on_link() {
+        return None;
+    }
     route.gw.or_else(|| {
         attachment
             .addresses

@@ -158,8 +158,9 @@ impl Assembler {
     }
 }
 
-/// The program for a sandbox with these addresses. A load past the frame's end refuses it, which is what BPF does.
-pub(super) fn program(mac: Mac, addresses: &[IpAddr]) -> Vec<Insn> {
+/// The program for a sandbox with these addresses. A load past the frame's end refuses it, which is what BPF does. Where
+/// addresses are `leased`, the sandbox asks no server: that is done for it.
+pub(super) fn program(mac: Mac, addresses: &[IpAddr], leased: bool) -> Vec<Insn> {
     let v4: Vec<Ipv4Addr> =
         addresses.iter().filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None }).collect();
     let v6: Vec<Ipv6Addr> =
@@ -203,10 +204,33 @@ pub(super) fn program(mac: Mac, addresses: &[IpAddr]) -> Vec<Insn> {
     asm.load(LDX_MSH, NETWORK);
     asm.load(LD_H_IND, NETWORK);
     asm.if_equal(67, REFUSE);
+    if leased {
+        asm.load(LD_H_IND, NETWORK + 2);
+        asm.if_equal(67, REFUSE);
+    }
     asm.goto(ACCEPT);
 
     asm.place(ipv6);
     internet6(&mut asm, mac, &v6);
+    asm.finish()
+}
+
+/// The program for a card that DHCP servers are behind: their answers pass, and nothing else.
+pub(super) fn dhcp_answers() -> Vec<Insn> {
+    let mut asm = Assembler::new();
+    asm.load(LD_H, ETHER_TYPE);
+    asm.unless_equal(0x0800, REFUSE);
+    asm.load(LD_B, NETWORK + 9);
+    asm.unless_equal(UDP, REFUSE);
+    asm.load(LD_H, NETWORK + 6);
+    asm.emit(AND, 0, 0, 0x3fff);
+    asm.unless_equal(0, REFUSE);
+    asm.load(LDX_MSH, NETWORK);
+    asm.load(LD_H_IND, NETWORK);
+    asm.unless_equal(67, REFUSE);
+    asm.load(LD_H_IND, NETWORK + 2);
+    asm.unless_equal(68, REFUSE);
+    asm.goto(ACCEPT);
     asm.finish()
 }
 
@@ -410,7 +434,7 @@ mod tests {
 
     #[test]
     fn own_frames_pass_and_false_ones_do_not() {
-        let program = program(MAC, &addresses());
+        let program = program(MAC, &addresses(), false);
         let (own, other, out) = ([10, 1, 0, 2], [10, 1, 0, 3], [192, 0, 2, 1]);
         let own_option = |kind: u8| [&[kind, 1][..], &MAC.0].concat();
         let false_option = [1, 1, 2, 0, 0, 0, 0, 7];
@@ -474,17 +498,51 @@ mod tests {
     }
 
     #[test]
+    fn where_addresses_are_leased_the_host_asks_and_nobody_else() {
+        let (own, out) = ([10, 1, 0, 2], [192, 0, 2, 1]);
+        let udp = |from: u16, to: u16| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 4]].concat();
+        for (leased, to, want) in [(true, 67, false), (true, 68, true), (false, 67, true)] {
+            let program = program(MAC, &addresses(), leased);
+            assert_eq!(passes(&program, &ipv4(own, out, 17, 0, &udp(68, to))), want, "{leased} {to}");
+            // The rest of a packet in pieces is not a question's beginning.
+            assert!(passes(&program, &ipv4(own, out, 17, 1, &udp(68, to))));
+            assert_eq!(passes(&program, &ipv4(own, out, 17, 0x2000, &udp(68, to))), want);
+        }
+        let nothing = program(MAC, &[], true);
+        assert!(!passes(&nothing, &ipv4([0; 4], [255; 4], 17, 0, &udp(68, 67))));
+        assert!(!passes(&nothing, &arp(MAC, [0; 4], own)));
+    }
+
+    #[test]
+    fn of_what_a_card_hears_the_answers_of_servers_are_taken() {
+        let program = dhcp_answers();
+        let udp = |from: u16, to: u16| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 4]].concat();
+        let (server, all) = ([192, 0, 2, 1], [255; 4]);
+        assert!(passes(&program, &ipv4(server, all, 17, 0, &udp(67, 68))));
+        for other in [
+            ipv4(server, all, 17, 0, &udp(68, 67)),
+            ipv4(server, all, 17, 0, &udp(53, 68)),
+            ipv4(server, all, 6, 0, &udp(67, 68)),
+            ipv4(server, all, 17, 1, &udp(67, 68)),
+            ipv4(server, all, 17, 0x2000, &udp(67, 68)),
+            ether(MAC, 0x86dd, &[0; 60]),
+        ] {
+            assert!(!passes(&program, &other), "{other:02x?}");
+        }
+    }
+
+    #[test]
     fn who_has_no_address_of_a_family_does_not_speak_it() {
-        let program = program(MAC, &["10.1.0.2".parse().unwrap()]);
+        let program = program(MAC, &["10.1.0.2".parse().unwrap()], false);
         assert!(!passes(&program, &ipv6(&MAC.link_local().to_string(), 6, &[0; 20])));
         assert!(passes(&program, &ipv4([10, 1, 0, 2], [192, 0, 2, 1], 6, 0, &[0; 20])));
     }
 
     proptest! {
         #[test]
-        fn programs_are_sound_for_any_addresses(mac: [u8; 6], v4 in proptest::collection::vec(any::<[u8; 4]>(), 0..4), v6 in proptest::collection::vec(any::<[u8; 16]>(), 0..4), frame in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn programs_are_sound_for_any_addresses(mac: [u8; 6], v4 in proptest::collection::vec(any::<[u8; 4]>(), 0..4), v6 in proptest::collection::vec(any::<[u8; 16]>(), 0..4), leased: bool, frame in proptest::collection::vec(any::<u8>(), 0..200)) {
             let addresses: Vec<IpAddr> = v4.into_iter().map(IpAddr::from).chain(v6.into_iter().map(IpAddr::from)).collect();
-            let program = program(Mac(mac), &addresses);
+            let program = program(Mac(mac), &addresses, leased);
             prop_assert!(program.len() <= MAX_INSNS, "{}", program.len());
             for (at, insn) in program.iter().enumerate() {
                 let furthest = match insn.code {

@@ -1,5 +1,6 @@
 //! The boundary: what each of the plugin's wishes means on FreeBSD.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::thread;
@@ -10,9 +11,10 @@ use skep_ifnet::{Control, Jail, Netgraph, find};
 
 use super::pf::device::{List, Pf};
 use super::pf::{listing, load, published, ruleset, tree};
-use super::{attach, bridge, cut, loopback, orphans, vxlan};
+use super::{attach, bridge, cut, dhcp, loopback, orphans, vxlan};
 use crate::cni::Interface;
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
+use crate::dhcp::Line;
 use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
 use crate::policy::GroupName;
@@ -30,7 +32,7 @@ pub struct Host {
 /// Hears of rules being removed.
 #[derive(Debug)]
 pub struct Watch {
-    versions: Vec<Option<(u32, u32)>>,
+    versions: RefCell<Vec<Option<(u32, u32)>>>,
 }
 
 /// pf tells nobody of changes; its lists have version numbers, which cost next to nothing to look at.
@@ -47,7 +49,10 @@ impl Watch {
     pub fn wait(&self, timeout: Duration) -> Result<bool, DatapathError> {
         let deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
-            if versions()? != self.versions {
+            let now = versions()?;
+            if now != *self.versions.borrow() {
+                // The next call hears of the next change.
+                self.versions.replace(now);
                 return Ok(true);
             }
             thread::sleep(LOOK_EVERY);
@@ -74,7 +79,7 @@ impl Host {
 
     /// Hears of the main ruleset being replaced, by whomever.
     pub fn watch() -> Result<Watch, DatapathError> {
-        Ok(Watch { versions: versions()? })
+        Ok(Watch { versions: RefCell::new(versions()?) })
     }
 
     /// Every rule and table as the records say, and the groups of interfaces that rules are found by.
@@ -133,12 +138,6 @@ impl Datapath for Host {
 
     fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         self.ready()?;
-        if network.accept_ra {
-            return Err(DatapathError::Unsupported {
-                what: "acceptRA".to_owned(),
-                why: "on FreeBSD router advertisements do not pass from the uplink to sandboxes".to_owned(),
-            });
-        }
         bridge::validate(&self.control, network, attachment)?;
         attach::validate(attachment)
     }
@@ -235,7 +234,38 @@ impl Datapath for Host {
             let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
             pf.change(&ruleset::group_table(network, group), true, &ips)?;
         }
-        attach::attach(&self.control, attachment)
+        attach::attach(&self.control, network, attachment)
+    }
+
+    fn takes_addresses_later(&self) -> bool {
+        true
+    }
+
+    fn give_addresses(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        let pf = self.pf()?;
+        load::sandbox(pf, network, attachment)?;
+        let hosts = published::hosts(std::iter::once(attachment));
+        if !hosts.is_empty() {
+            pf.change(tree::PUBLISHED_ON, true, &hosts)?;
+        }
+        for group in network.policy.undeclared(attachment.group.iter()) {
+            let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+            pf.change(&ruleset::group_table(network, group), true, &ips)?;
+        }
+        attach::give_addresses(attachment)
+    }
+
+    fn is_dhcp_client(&self) -> bool {
+        true
+    }
+
+    fn dhcp_line(&self, network: &Network, attachment: &Attachment) -> Result<Box<dyn Line>, DatapathError> {
+        dhcp::line(network, attachment)
+    }
+
+    fn follow_lease(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+        let pf = self.pf()?;
+        dhcp::follow_lease(pf, network, attachment)
     }
 
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {

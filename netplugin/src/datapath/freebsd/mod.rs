@@ -21,6 +21,8 @@ mod attach;
 mod bridge;
 #[cfg(target_os = "freebsd")]
 mod cut;
+#[cfg(target_os = "freebsd")]
+mod dhcp;
 mod flood;
 mod frames;
 #[cfg(target_os = "freebsd")]

@@ -21,8 +21,13 @@ fn bytes(ip: IpAddr) -> Vec<u8> {
 }
 
 /// The interface `ifname` of a result, for the VM's device with the Ethernet address `device`; it keeps that address if
-/// the result has no other.
-pub(crate) fn interface(result: &AddResult, ifname: &str, device: [u8; 6]) -> api::Interface {
+/// the result has no other. It has routes from what routers advertise if it `hears_routers`.
+pub(crate) fn interface(
+    result: &AddResult,
+    ifname: &str,
+    device: [u8; 6],
+    hears_routers: bool,
+) -> api::Interface {
     let mut found = api::Interface {
         device: device.to_vec(),
         mac: device.to_vec(),
@@ -44,7 +49,7 @@ pub(crate) fn interface(result: &AddResult, ifname: &str, device: [u8; 6]) -> ap
     let gateway = |ipv4: bool| ours.iter().filter_map(|ip| ip.gateway).find(|ip| ip.is_ipv4() == ipv4);
     let on_link = |ip: IpAddr| ours.iter().any(|own| own.address.contains(&ip));
     for wanted in &result.routes {
-        let by = wanted.gw.or_else(|| gateway(wanted.dst.addr().is_ipv4()));
+        let by = wanted.gw.or_else(|| gateway(wanted.dst.addr().is_ipv4()).filter(|_| !wanted.is_on_link()));
         let net = wanted.dst.trunc();
         let scope = if by.is_some() { RT_SCOPE_UNIVERSE } else { RT_SCOPE_LINK };
         found.routes.push(api::Route {
@@ -63,9 +68,12 @@ pub(crate) fn interface(result: &AddResult, ifname: &str, device: [u8; 6]) -> ap
     found.routes.sort_by_key(|route| !route.gateway.is_empty());
     // What its sandbox does not have of IPv6, it shall not make up.
     let ipv6 = ours.iter().any(|ip| ip.address.addr().is_ipv6());
-    for (setting, value) in
-        [("accept_ra", "0"), ("autoconf", "0"), ("disable_ipv6", if ipv6 { "0" } else { "1" })]
-    {
+    for (setting, value) in [
+        // 2: also where the guest forwards for its containers.
+        ("accept_ra", if hears_routers { "2" } else { "0" }),
+        ("autoconf", "0"),
+        ("disable_ipv6", if ipv6 { "0" } else { "1" }),
+    ] {
         found.ipv6_settings.insert(setting.into(), value.into());
     }
     found
@@ -143,7 +151,7 @@ mod tests {
     const DEVICE: [u8; 6] = [2, 1, 1, 1, 1, 0];
 
     fn made(result: &Value) -> api::Interface {
-        interface(&AddResult::from_json(result).unwrap(), "eth0", DEVICE)
+        interface(&AddResult::from_json(result).unwrap(), "eth0", DEVICE, false)
     }
 
     fn shown(route: &api::Route) -> (Vec<u8>, u32, Vec<u8>, bool) {
@@ -182,11 +190,26 @@ mod tests {
         let found = made(&json!({ "ips": [{ "address": "10.1.0.5/32", "gateway": "10.0.0.1" }],
             "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "fd00::/8" }] }));
         assert_eq!((found.mac, found.mtu), (DEVICE.to_vec(), ETHERNET_MTU));
+        assert_eq!(
+            (found.ipv6_settings["accept_ra"].as_str(), found.ipv6_settings["autoconf"].as_str()),
+            ("0", "0")
+        );
         // On the link first, and a gateway outside of every subnet is taken at its word.
         assert_eq!(found.routes[0].scope, RT_SCOPE_LINK);
         assert_eq!(shown(&found.routes[1]), (vec![0; 4], 0, vec![10, 0, 0, 1], true));
         assert!(found.addresses[0].broadcast.is_empty());
         assert_eq!(found.ipv6_settings["disable_ipv6"], "1");
+    }
+
+    #[test]
+    fn routes_that_are_said_to_be_on_the_link_have_no_gateway() {
+        let result = json!({ "ips": [{ "address": "10.1.0.5/24", "gateway": "10.9.0.1" }],
+            "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "10.9.0.1/32", "scope": 253 }] });
+        let result = AddResult::from_json(&result).unwrap();
+        let found = interface(&result, "eth0", DEVICE, true);
+        assert_eq!(shown(&found.routes[0]), (vec![10, 9, 0, 1], 32, vec![], false));
+        assert_eq!(found.ipv6_settings["accept_ra"], "2");
+        assert_eq!(found.ipv6_settings["autoconf"], "0");
     }
 
     #[test]

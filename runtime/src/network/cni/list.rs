@@ -108,6 +108,13 @@ impl NetworkList {
         self.plugins.iter().any(|plugin| declares(plugin.configuration.get("capabilities"), name))
     }
 
+    /// Whether sandboxes hear the IPv6 routers of the network and have routes from them (skep-cni's `acceptRA`), which no
+    /// result says.
+    pub fn hears_routers(&self) -> bool {
+        let asked = |plugin: &Plugin| plugin.configuration.get("acceptRA") == Some(&Value::Bool(true));
+        self.plugins.iter().any(|plugin| plugin.kind == "skep-cni" && asked(plugin))
+    }
+
     /// The JSON it was read from.
     pub fn source(&self) -> &Value {
         &self.source

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use skep_ifnet::{Error, Jail, links, route};
+use skep_ifnet::{Control, Error, Jail, links, route};
 use skep_protocol::api;
 
 use crate::network::NetworkError;
@@ -27,6 +27,7 @@ struct Seen {
     mtu: u32,
     addresses: Vec<IpNet>,
     routes: Vec<SeenRoute>,
+    hears_routers: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,9 +48,12 @@ fn inside() -> Result<Vec<Seen>, Error> {
         let own = routes.iter().filter(move |route| route.index == index);
         own.map(|route| SeenRoute { net: route.net, gateway: route.gateway, mtu: route.mtu }).collect()
     };
+    let control = Control::open()?;
     Ok(links()?
         .into_iter()
         .map(|link| Seen {
+            // What speaks no IPv6 at all has no such flag.
+            hears_routers: control.hears_routers(&link.name).unwrap_or(false),
             index: link.index,
             up: link.up,
             loopback: link.loopback,
@@ -96,7 +100,8 @@ fn found(seen: Seen) -> Found {
     let ipv6 = seen.addresses.iter().any(|net| net.addr().is_ipv6());
     // Its addresses are those that the interface has, none of the guest's making.
     for (setting, value) in [
-        ("accept_ra", "0"),
+        // 2: also where the guest forwards for its containers.
+        ("accept_ra", if seen.hears_routers { "2" } else { "0" }),
         ("autoconf", "0"),
         ("addr_gen_mode", "1"),
         ("disable_ipv6", if ipv6 { "0" } else { "1" }),

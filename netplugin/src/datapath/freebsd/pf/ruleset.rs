@@ -1,5 +1,6 @@
 //! The rules as pf.conf(5) spells them, and what is in their tables. No input or output.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -31,9 +32,11 @@ impl Ruleset {
         Self { anchor, ..Self::default() }
     }
 
-    /// How many filter rules there are.
+    /// How many filter rules there are: of those that are the same, as where a sandbox's own list says what its network's
+    /// does, the kernel keeps one.
     pub(in super::super) fn filters(&self) -> usize {
-        self.text.lines().filter(|line| line.starts_with("pass") || line.starts_with("block")).count()
+        let rules = self.text.lines().filter(|line| line.starts_with("pass") || line.starts_with("block"));
+        rules.collect::<HashSet<&str>>().len()
     }
 
     /// How many redirections there are.
@@ -92,8 +95,12 @@ pub(in super::super) fn apart(network: &Network, state: &HostState) -> Vec<IpNet
         .collect()
 }
 
-/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet address.
+/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet address. None
+/// where it was only leased, and is lost.
 pub(in super::super) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
+    if attachment.lapsed {
+        return Vec::new();
+    }
     let mut all: Vec<IpAddr> = attachment.ips().collect();
     if all.iter().any(IpAddr::is_ipv6) {
         all.push(attachment.mac.link_local().into());
@@ -132,6 +139,10 @@ pub(in super::super) fn sandbox(network: &Network, attachment: &Attachment) -> R
 
 fn from_sandbox(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
     let port = &attachment.host_ifname;
+    if attachment.dhcp {
+        // What the host asks for the sandbox: its own frames to a server do not come so far.
+        set.line(&format!("pass in quick on {port} inet proto udp from any port 68 to any port 67 no state"));
+    }
     // Who has no address yet asks whether somebody else has it, and tells which groups it is in. What the frames may say is
     // checked before they come here.
     for kind in ["neighbrsol", "routersol"] {
@@ -180,6 +191,17 @@ fn bridged(set: &mut Ruleset, network: &Network, attachment: &Attachment) {
     let port = &attachment.host_ifname;
     for kind in NEIGHBOURS {
         set.line(&format!("pass out quick on {port} inet6 proto icmp6 icmp6-type {kind} no state"));
+    }
+    if network.nic.is_some() {
+        // Other sandboxes' do not leave these.
+        for to in ["ff02::1", "<own>"].iter().filter(|_| network.accept_ra) {
+            let what = format!("inet6 proto icmp6 from fe80::/10 to {to} icmp6-type routeradv");
+            set.line(&format!("pass out quick on {port} {what} no state"));
+        }
+        set.line(&format!("block drop out quick on {port} inet6 proto icmp6 icmp6-type routeradv"));
+        // The host asks for others; nobody hears what they ask, or are told.
+        set.line(&format!("block drop out quick on {port} inet proto udp to any port 67"));
+        set.line(&format!("block drop out quick on {port} inet proto udp from any port 67 to any port 68"));
     }
     if network.policy.multicast {
         for range in GROUP_RANGES {
@@ -423,6 +445,53 @@ mod tests {
             set.tables.iter().find(|(name, _)| name == "out_deny_net_any_0_65535").unwrap().1.len(),
             1
         );
+    }
+
+    #[test]
+    fn routers_and_servers_behind_a_card_are_heard_as_far_as_they_may_be() {
+        let mut network = network_of(&json!({"multicast": true, "ingress": {"allow": ["any"]}}));
+        let mut attachment = sandbox_of(&json!({}));
+        let plain = sandbox(&network, &attachment).text;
+        assert!(!plain.contains("routeradv") && !plain.contains("port 67"), "{plain}");
+        network.nic = Some("em0".to_owned());
+        let at = |text: &str, what: &str| text.find(what).unwrap_or_else(|| panic!("{what}: {text}"));
+        for heard in [true, false] {
+            network.accept_ra = heard;
+            let text = sandbox(&network, &attachment).text;
+            assert_eq!(text.matches("icmp6-type routeradv no state").count(), if heard { 2 } else { 0 });
+            let blocked =
+                at(&text, "block drop out quick on skv0123456789ab inet6 proto icmp6 icmp6-type routeradv");
+            // Nothing that is to everybody passes before.
+            assert!(blocked < at(&text, "pass out quick on skv0123456789ab to ff00::/8"));
+            assert!(
+                at(&text, "udp to any port 67")
+                    < at(&text, "pass out quick on skv0123456789ab to 255.255.255.255")
+            );
+            assert!(!text.contains("pass in quick on skv0123456789ab inet proto udp from any port 68"));
+        }
+        attachment.dhcp = true;
+        let text = sandbox(&network, &attachment).text;
+        assert!(text.contains(
+            "pass in quick on skv0123456789ab inet proto udp from any port 68 to any port 67 no state"
+        ));
+        // One whose lease is lost has no address that anything could be from or to.
+        let own = |attachment: &Attachment| {
+            sandbox(&network, attachment).tables.into_iter().find(|(name, _)| name == "own").unwrap().1
+        };
+        assert_eq!(own(&attachment).len(), 1);
+        attachment.lapsed = true;
+        assert!(own(&attachment).is_empty());
+    }
+
+    #[test]
+    fn what_two_lists_say_is_one_rule() {
+        let open = json!({"egress": {"allow": ["any"]}});
+        let (none, both) = (
+            sandbox(&network_of(&open), &sandbox_of(&json!({}))),
+            sandbox(&network_of(&open), &sandbox_of(&open)),
+        );
+        assert!(both.text.lines().count() > none.text.lines().count());
+        assert_eq!(both.filters(), none.filters());
     }
 
     #[test]
