@@ -4,9 +4,12 @@
 
 mod jails;
 
+use std::net::UdpSocket;
+
 use jails::frames::{arp_answer, ether, udp4};
 use jails::{
-    Host, alone, blocked_from_here, evaluations, merge, open_policy, outside, policy, reaches_from_here, sh,
+    Host, Jail, PATIENCE, SILENCE, alone, blocked_from_here, evaluations, merge, open_policy, outside,
+    policy, reaches_from_here, sh,
 };
 use serde_json::{Value, json};
 
@@ -409,4 +412,29 @@ fn many_at_once_make_one_bridge_and_one_reference() {
     });
     assert_eq!(host.files(), Vec::<String>::new());
     assert!(!sh("ifconfig -l").contains("sk"));
+}
+
+#[test]
+fn nobody_outside_passes_for_a_neighbour() {
+    const SAID: &[u8] = b"said to a sandbox";
+    let _turn = alone();
+    let host = Host::new(None);
+    let (outside, _wire) = outside();
+    outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
+    let lists = policy(json!({"allow": ["any"]}), json!({"allow": ["10.1.0.0/24", "192.0.2.2"]}));
+    let conf = host.conf("pods", "10.1.0.0/24", lists);
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    outside.sh(&format!("ifconfig lo0 inet {}/32 alias", b.ip()));
+    let to = format!("{}:9000", a.ip());
+    let heard = |from: &Jail, ip: &str, patience| {
+        a.jail.hears("eth0", SAID, patience, || {
+            let at = format!("{ip}:0");
+            assert!(from.ask(|| UdpSocket::bind(&at).is_ok_and(|socket| socket.send_to(SAID, &to).is_ok())));
+        })
+    };
+    assert!(heard(&b.jail, &b.ip(), PATIENCE), "from the neighbour");
+    assert!(heard(&outside, "192.0.2.2", PATIENCE), "from a friend outside");
+    assert!(!heard(&outside, &b.ip(), SILENCE), "from outside, under a neighbour's name");
+    host.del(&a, &conf);
+    host.del(&b, &conf);
 }

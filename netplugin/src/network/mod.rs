@@ -83,6 +83,13 @@ impl Network {
         self.nic.iter().chain(self.links.iter().map(|link| &link.name)).cloned().collect()
     }
 
+    /// The subnets that are on its bridge and nowhere else: those that the host routes to. Behind a card of the host's is the
+    /// network outside.
+    pub fn subnets_inside(&self) -> Vec<IpNet> {
+        let gateways: &[IpNet] = if self.nic.is_none() { &self.gateways } else { &[] };
+        IpNet::aggregate(&gateways.iter().map(IpNet::trunc).collect())
+    }
+
     /// Whether every flow of its addresses is seen on its bridge, and there are so few that each address can be noted: not
     /// where the bridge is not ours or has the network outside behind a card.
     pub fn notes_addresses(&self) -> bool {

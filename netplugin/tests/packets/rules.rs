@@ -1,6 +1,9 @@
 //! Rules that are changed, removed and put back while sandboxes live; what they count and limit.
 
-use crate::support::{Container, Host, SILENCE, open_policy};
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use crate::support::{Container, Host, Ns, PATIENCE, SILENCE, open_policy};
 use crate::{policy, set_policy};
 use serde_json::{Value, json};
 use skep_cni::network::Store;
@@ -234,4 +237,46 @@ fn a_list_is_what_was_asked_for_however_it_came_about() {
     host.del(&a, &conf);
     assert_eq!(listed(), 0);
     assert!(!host.ns.ruleset().contains("set deny_"), "{}", host.ns.ruleset());
+}
+
+/// Sends a packet by UDP with `from` as its source, and says whether somebody at `to` gets it.
+fn arrives(sender: &Ns, from: &str, receiver: &Ns, to: &str, patience: Duration) -> bool {
+    let socket = receiver.run(|| UdpSocket::bind(to).unwrap());
+    socket.set_read_timeout(Some(patience)).unwrap();
+    sender.run(|| UdpSocket::bind(from).unwrap().send_to(b"!", to).unwrap());
+    socket.recv_from(&mut [0; 8]).is_ok()
+}
+
+#[test]
+fn nobody_outside_passes_for_a_neighbour() {
+    needs_root!();
+    let host = Host::new();
+    let outside = host.outside();
+    // The host itself takes packets from anywhere.
+    for device in ["all", "out0"] {
+        host.ns.set_sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0");
+    }
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]},
+            "policy": {"egress": {"allow": ["any"]},
+                "ingress": {"allow": ["10.1.0.0/24", "192.0.2.2", "fd01::/64", "2001:db8::2"]}}}),
+    );
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    for (n, prefix, route, friend) in [
+        (0, 32, "10.1.0.0/24 via 192.0.2.1", "192.0.2.2"),
+        (1, 128, "fd01::/64 via 2001:db8::1", "2001:db8::2"),
+    ] {
+        outside.ip(&format!("route add {route}"));
+        outside.ip(&format!("addr add {}/{prefix} dev lo nodad", b.address(n)));
+        let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().unwrap(), port).to_string();
+        let (to, forged) = (at(&a.address(n), 9000), at(&b.address(n), 0));
+        assert!(arrives(&b.ns, &forged, &a.ns, &to, PATIENCE), "from the neighbour");
+        assert!(arrives(&outside, &at(friend, 0), &a.ns, &to, PATIENCE), "from a friend outside");
+        assert!(!arrives(&outside, &forged, &a.ns, &to, SILENCE), "from outside, under a neighbour's name");
+    }
+    host.del(&a, &conf);
+    host.del(&b, &conf);
+    assert!(!host.ns.ruleset().contains("skep"));
 }

@@ -9,6 +9,9 @@ use crate::support::{PATIENCE, SILENCE};
 use crate::{ARP, IPV4};
 use serde_json::{Value, json};
 
+/// Packets that are lost are sent again after 1, 3, 7 and 15 s.
+const WITH_LOSS: Duration = Duration::from_secs(30);
+
 #[test]
 fn three_nodes_flood_over_ipv4() {
     needs_root!();
@@ -33,7 +36,7 @@ fn ten_nodes_mesh_over_ipv6_with_loss() {
     assert_eq!(mtu_of(&containers[0]), 1430);
     // One frame in fifty is lost on the wire.
     cluster.switch.nft("table bridge loss {\n chain forward { type filter hook forward priority 0; numgen random mod 50 == 0 counter drop; }\n}");
-    everybody_reaches_everybody(&containers);
+    everybody_reaches_everybody_within(WITH_LOSS, &containers);
     cluster.switch.nft("delete table bridge loss");
     cluster.teardown(&containers);
     for (host, before) in cluster.hosts.iter().zip(before) {
@@ -150,7 +153,7 @@ fn ten_nodes_of_both_families_with_latency_and_loss() {
         assert!(start.elapsed() >= 4 * delay, "it went around the wire");
     }
     // The first packets of a connection that are lost are sent again after one, three, seven, fifteen seconds.
-    everybody_reaches_everybody_within(Duration::from_secs(30), &containers);
+    everybody_reaches_everybody_within(WITH_LOSS, &containers);
     for (n, container) in containers.iter().enumerate() {
         cluster.hosts[n].del(container, &conf(n));
         assert_eq!(cluster.hosts[n].ns.census(), before[n]);

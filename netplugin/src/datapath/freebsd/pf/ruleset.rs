@@ -327,6 +327,12 @@ pub(in super::super) fn network(network: &Network, outside: &[Outside]) -> Rules
             }
         }
     }
+    // Lists know sandboxes by their addresses, and nobody outside has one of them.
+    for net in network.subnets_inside() {
+        for Outside { name, .. } in outside {
+            set.line(&format!("block drop in quick on {name} {} from {net}", family(net.addr())));
+        }
+    }
     if network.ip_masq {
         for gateway in &network.gateways {
             // What others open to a sandbox, where they have a route to it, is no flow of the sandbox's: its answers keep

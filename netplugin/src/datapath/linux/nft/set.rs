@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::verdict::Verdict;
 use super::wire::Attrs;
 use crate::mac::Mac;
@@ -66,6 +68,8 @@ pub(crate) enum Data {
     Verdict(Verdict),
     /// A value.
     Value(Key),
+    /// Out of a range, in a set of ranges: this is the first key behind one.
+    End,
 }
 
 /// What a set is for, besides holding keys.
@@ -111,6 +115,9 @@ const SET_FLAGS: u16 = 3;
 const ANONYMOUS: u32 = 0x1;
 const CONSTANT: u32 = 0x2;
 const INTERVAL: u32 = 0x4;
+/// `NFTA_SET_ELEM_FLAGS`, and `NFT_SET_ELEM_INTERVAL_END`.
+const ELEM_FLAGS: u16 = 3;
+const INTERVAL_END: u32 = 1;
 const MAP: u32 = 0x8;
 const EVAL: u32 = 0x20;
 const EXPR: u32 = 0x100;
@@ -295,6 +302,17 @@ impl Element {
         Self { key, data: Data::None }
     }
 
+    /// The elements that a range of addresses is in a set of ranges: its first address, and the first behind it.
+    pub(crate) fn range(net: &IpNet) -> Vec<Self> {
+        let end = match net.broadcast() {
+            IpAddr::V4(last) => u32::from(last).checked_add(1).map(|next| IpAddr::V4(next.into())),
+            IpAddr::V6(last) => u128::from(last).checked_add(1).map(|next| IpAddr::V6(next.into())),
+        };
+        let start = Self::key(Key::new().ip(net.network()));
+        let end = end.map(|next| Self { key: Key::new().ip(next), data: Data::End });
+        [Some(start), end].into_iter().flatten().collect()
+    }
+
     pub(super) fn encode_key(&self, list: &mut Attrs<'_>) {
         list.nest(1, |elem| elem.nest(1, |key| key.bytes(1, self.key.bytes())));
     }
@@ -304,6 +322,7 @@ impl Element {
             elem.nest(1, |key| key.bytes(1, self.key.bytes()));
             match &self.data {
                 Data::None => {}
+                Data::End => elem.be32(ELEM_FLAGS, INTERVAL_END),
                 Data::Verdict(verdict) => elem.nest(2, |data| verdict.encode(data)),
                 Data::Value(value) => elem.nest(2, |data| data.bytes(1, value.bytes())),
             }
@@ -316,7 +335,7 @@ pub(super) fn encode_bound(list: &mut Attrs<'_>, address: &[u8], end: bool) {
     list.nest(1, |elem| {
         elem.nest(1, |key| key.bytes(1, address));
         if end {
-            elem.be32(3, 1); // NFT_SET_ELEM_INTERVAL_END
+            elem.be32(ELEM_FLAGS, INTERVAL_END);
         }
     });
 }

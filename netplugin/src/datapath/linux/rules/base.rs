@@ -7,7 +7,7 @@ use crate::datapath::linux::nft::{Batch, Family};
 
 /// What the tables carry as a note: rules of another note were made by another version of this program and are
 /// replaced as a whole.
-pub(crate) const NOTE: &[u8] = b"skep-cni rules 5";
+pub(crate) const NOTE: &[u8] = b"skep-cni rules 6";
 
 /// Makes the tables, which must not exist, with all chains and sets that do not depend on networks.
 pub(crate) fn create_base(batch: &mut Batch) {

@@ -66,6 +66,10 @@ pub(super) fn flows(batch: &mut Batch) {
     let same_bridge = |rule: Rule| rule.iifname().meta(Meta::Oifname, 4).in_set("same");
     let nd = |kind| same_bridge(icmp_type(Rule::new().l4proto(ICMPV6), kind)).accept();
     let router = |kind| icmp_type(Rule::new().family(true).l4proto(ICMPV6), kind);
+    let from_outside = |ipv6: bool| {
+        let (at, len) = if ipv6 { (8, 16) } else { (12, 4) };
+        Rule::new().iifname().not_in_set("bridges").family(ipv6).payload(Base::Network, at, len, 0)
+    };
     let dhcp = |rule: Rule, ports: &[u8]| {
         rule.family(false).l4proto(UDP).payload(Base::Transport, 0, 4, 0).equal(0, ports)
     };
@@ -74,6 +78,9 @@ pub(super) fn flows(batch: &mut Batch) {
         "forward",
         &[
             Rule::new().iifname().not_in_set("bridges").oifname().not_in_set("bridges").accept(),
+            // Lists know sandboxes by their addresses, and nobody outside has one of them.
+            from_outside(false).in_set("inside4").drop(),
+            from_outside(true).in_set("inside6").drop(),
             Rule::new().ct_established().accept(),
             Rule::new().ct_related().goto("related"),
             Rule::new().ct_invalid().drop(),

@@ -36,6 +36,7 @@ const COUNTING: SetFlags = SetFlags { counter: true, ..PLAIN };
 const NOTING: SetFlags = SetFlags { noting: Some(1 << 16), ..PLAIN };
 /// Room for every port of TCP, UDP and SCTP.
 const PORTS: SetFlags = SetFlags { noting: Some(3 << 16), ..PLAIN };
+const RANGES: SetFlags = SetFlags { interval: true, ..PLAIN };
 const VERDICTS: SetFlags = SetFlags { verdicts: true, ..PLAIN };
 
 const fn set(name: &'static str, key: &'static [Field], flags: SetFlags) -> SetSpec {
@@ -64,7 +65,8 @@ pub(super) const BRIDGE_SETS: [SetSpec; 12] = [
 
 /// Sets and maps of the inet table. `bridges`: ours. `same`, `linked`: pairs of bridges that may exchange packets,
 /// a bridge with itself, and besides with its peer networks. `out*`, `in*`: from a sandbox's address to its chain.
-/// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `leased4`: those
+/// `refused_*`: count what was refused, by sandbox. `own*`: addresses of sandboxes. `inside*`: subnets that
+/// are on our bridges and nowhere else. `leased4`: those
 /// of them that came by DHCP. `routed`: bridges with routers behind a card. `host_ok`: bridges the host may open flows into.
 /// `host_services`: ports of the host open to a bridge. `masq`: bridges whose traffic leaves under the host's
 /// address. `vxlan`: UDP ports and identifiers of ours; `peers*`: who may send to them. `published*`: from a port of the host to an address and port of a sandbox.
@@ -72,7 +74,7 @@ pub(super) const BRIDGE_SETS: [SetSpec; 12] = [
 /// `answered*`: addresses that a flow was opened from, or to; `crowded`: address families of which these have no room for more; `asked`: ports of the
 /// host that are nobody's; `ending*`: addresses whose flows are being ended; `stocked*`: subnets whose earlier flows
 /// are in these, too.
-pub(super) const INET_SETS: [SetSpec; 36] = [
+pub(super) const INET_SETS: [SetSpec; 38] = [
     set("noted", &[Field::Ifname], PLAIN),
     set("opened4", &[Field::Ipv4], NOTING),
     set("opened6", &[Field::Ipv6], NOTING),
@@ -98,6 +100,8 @@ pub(super) const INET_SETS: [SetSpec; 36] = [
     set("own4", &[Field::Ifname, Field::Ipv4], PLAIN),
     set("own6", &[Field::Ifname, Field::Ipv6], PLAIN),
     set("leased4", &[Field::Ifname, Field::Ipv4], PLAIN),
+    set("inside4", &[Field::Ipv4], RANGES),
+    set("inside6", &[Field::Ipv6], RANGES),
     set("routed", &[Field::Ifname], PLAIN),
     set("host_ok", &[Field::Ifname], PLAIN),
     set("host_services", &[Field::Ifname, Field::Proto, Field::Port], PLAIN),

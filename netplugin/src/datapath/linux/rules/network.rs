@@ -97,6 +97,10 @@ fn flow_elements(network: &Network) -> Vec<(&'static str, Element)> {
             list.push((set, Element::key(tunnel(Key::new().ip(*peer)))));
         }
     }
+    for subnet in network.subnets_inside() {
+        let set = if subnet.addr().is_ipv4() { "inside4" } else { "inside6" };
+        list.extend(Element::range(&subnet).into_iter().map(|bound| (set, bound)));
+    }
     for peer in &network.peer_bridges {
         list.push(("linked", Element::key(bridge(Key::new()).ifname(peer))));
     }
@@ -113,7 +117,8 @@ pub(crate) fn add_network(batch: &mut Batch, network: &Network, earlier: Option<
     for (family, elements) in ELEMENTS {
         batch.family(family);
         let new = elements(network);
-        for (set, element) in earlier.map(elements).unwrap_or_default() {
+        // A range loses its end before its start: the kernel knows no end without one.
+        for (set, element) in earlier.map(elements).unwrap_or_default().into_iter().rev() {
             if !new.contains(&(set, element.clone())) {
                 batch.remove(set, &[element]);
             }
@@ -151,7 +156,7 @@ pub(crate) fn remove_network(batch: &mut Batch, network: &Network) {
     let id = network.id();
     for (family, elements) in ELEMENTS {
         batch.family(family);
-        for (set, element) in elements(network) {
+        for (set, element) in elements(network).into_iter().rev() {
             batch.remove(set, &[element]);
         }
     }
