@@ -134,9 +134,22 @@ fn watch(host: &Host, store: &Store) -> Result<(), CliError> {
         // Beside it: servers may take their time. It ends with the process.
         thread::spawn(move || keep_leases(&leases));
     }
+    let mut failing = String::new();
     loop {
-        if plugin::restore(host, store)? {
-            eprintln!("skep: somebody removed our rules; they are back");
+        match plugin::restore(host, store) {
+            Ok(false) => failing.clear(),
+            Ok(true) => {
+                failing.clear();
+                eprintln!("skep: somebody removed our rules; they are back");
+            }
+            // What is in the way may go: a call that holds the lock for long, a record that cannot be read.
+            Err(error) => {
+                let why = error.to_string();
+                if why != failing {
+                    eprintln!("skep: {why}; trying again");
+                }
+                failing = why;
+            }
         }
         events.wait(LOOK_EVERY)?;
     }

@@ -152,7 +152,6 @@ fn ten_nodes_of_both_families_with_latency_and_loss() {
         containers[from].ns.ask_udp(&at, PATIENCE);
         assert!(start.elapsed() >= 4 * delay, "it went around the wire");
     }
-    // The first packets of a connection that are lost are sent again after one, three, seven, fifteen seconds.
     everybody_reaches_everybody_within(WITH_LOSS, &containers);
     for (n, container) in containers.iter().enumerate() {
         cluster.hosts[n].del(container, &conf(n));
