@@ -171,7 +171,7 @@ fn rules_about_a_group_are_true_of_another_nodes_members() {
     merge(
         &mut conf,
         policy(
-            json!({"allow": [{"group": "web"}]}),
+            json!({"allow": [{"group": "web"}, {"group": "db"}]}),
             json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]}),
         ),
     );
