@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::sys::{allow, ioctl, iow, iowr, kernel, socket};
@@ -64,7 +65,7 @@ const _: () =
     assert!(SIOCIFCREATE2 == 0xc020_697c && SIOCSDRVSPEC == 0x8028_697b && SIOCAIFGROUP == 0x8028_6987);
 
 /// What the kernel tells of an interface.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
     /// Its name.
     pub name: String,

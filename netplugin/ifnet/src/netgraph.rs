@@ -61,6 +61,32 @@ fn node(interface: &str) -> String {
     interface.replace(['.', ':'], "_")
 }
 
+/// `struct sockaddr_ng`: length, family, path or name.
+fn address(path: &str) -> io::Result<Vec<u8>> {
+    let total = u8::try_from(path.len() + 3).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let mut address = vec![total, u8::try_from(libc::AF_NETGRAPH).unwrap_or_default()];
+    address.extend_from_slice(path.as_bytes());
+    address.push(0);
+    Ok(address)
+}
+
+/// Sends a message to a node, or a frame by a hook.
+fn send_to(socket: &OwnedFd, path: &str, bytes: &[u8]) -> io::Result<()> {
+    let address = address(path)?;
+    // SAFETY: both buffers live until the call returns and are as long as told.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            0,
+            address.as_ptr().cast(),
+            address.len() as libc::socklen_t,
+        )
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 impl Netgraph {
     /// Opens a socket to the nodes of the network stack the process is in.
     pub fn open() -> Result<Self, Error> {
@@ -95,23 +121,7 @@ impl Netgraph {
         }
         message.resize(HEADER, 0);
         message.extend_from_slice(argument);
-        // struct sockaddr_ng: length, family, path.
-        let total = u8::try_from(path.len() + 3).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let mut address = vec![total, u8::try_from(libc::AF_NETGRAPH).unwrap_or_default()];
-        address.extend_from_slice(path.as_bytes());
-        address.push(0);
-        // SAFETY: both buffers live until the call returns and are as long as told.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                message.as_ptr().cast(),
-                message.len(),
-                0,
-                address.as_ptr().cast(),
-                libc::socklen_t::from(total),
-            )
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        send_to(&self.socket, path, &message)
     }
 
     /// Puts a filter between an interface and its bridge.

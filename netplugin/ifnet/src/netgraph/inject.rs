@@ -4,7 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{Insn, NAME, NGM_CONNECT, NGM_GENERIC_COOKIE, Netgraph, PATH, WHOLE, field, node};
+use super::{
+    Insn, NAME, NGM_CONNECT, NGM_GENERIC_COOKIE, Netgraph, PATH, WHOLE, address, field, node, send_to,
+};
 use crate::error::Error;
 use crate::sys::{kernel, socket};
 
@@ -21,20 +23,12 @@ pub struct Injector {
     _control: Netgraph,
 }
 
-/// `struct sockaddr_ng`: length, family, name.
-fn address(name: &str) -> Vec<u8> {
-    let mut bytes = vec![(name.len() + 3) as u8, u8::try_from(libc::AF_NETGRAPH).unwrap_or_default()];
-    bytes.extend_from_slice(name.as_bytes());
-    bytes.push(0);
-    bytes
-}
-
 fn named(
     call: unsafe extern "C" fn(libc::c_int, *const libc::sockaddr, libc::socklen_t) -> libc::c_int,
     socket: &OwnedFd,
     name: &str,
 ) -> io::Result<()> {
-    let address = address(name);
+    let address = address(name)?;
     // SAFETY: bind(2) and connect(2) read as many bytes as told of an address that lives until they return.
     let result =
         unsafe { call(socket.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) };
@@ -63,18 +57,6 @@ impl Netgraph {
 impl Injector {
     /// Sends a frame.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        let address = address(HOOK);
-        // SAFETY: both buffers live until the call returns and are as long as told.
-        let sent = unsafe {
-            libc::sendto(
-                self.data.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                address.as_ptr().cast(),
-                address.len() as libc::socklen_t,
-            )
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        send_to(&self.data, HOOK, frame)
     }
 }

@@ -221,18 +221,9 @@ impl Datapath for Host {
     }
 
     fn attach(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
-        let pf = self.pf()?;
-        load::sandbox(pf, network, attachment)?;
-        let hosts = published::hosts(std::iter::once(attachment));
-        if !hosts.is_empty() {
-            pf.change(tree::PUBLISHED_ON, true, &hosts)?;
-        }
+        load::admit(self.pf()?, network, attachment)?;
         if !attachment.ports.is_empty() {
             loopback::ensure(&self.control)?;
-        }
-        for group in network.policy.undeclared(attachment.group.iter()) {
-            let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
-            pf.change(&ruleset::group_table(network, group), true, &ips)?;
         }
         attach::attach(&self.control, network, attachment)
     }
@@ -242,16 +233,7 @@ impl Datapath for Host {
     }
 
     fn give_addresses(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
-        let pf = self.pf()?;
-        load::sandbox(pf, network, attachment)?;
-        let hosts = published::hosts(std::iter::once(attachment));
-        if !hosts.is_empty() {
-            pf.change(tree::PUBLISHED_ON, true, &hosts)?;
-        }
-        for group in network.policy.undeclared(attachment.group.iter()) {
-            let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
-            pf.change(&ruleset::group_table(network, group), true, &ips)?;
-        }
+        load::admit(self.pf()?, network, attachment)?;
         attach::give_addresses(attachment)
     }
 
@@ -281,11 +263,7 @@ impl Datapath for Host {
             }
         };
         if let Some(network) = network {
-            for group in network.policy.undeclared(attachment.group.iter()) {
-                let ips: Vec<ipnet::IpNet> =
-                    ruleset::addresses(attachment).into_iter().map(Into::into).collect();
-                errors.extend(pf.change(&ruleset::group_table(network, group), false, &ips).err());
-            }
+            errors.extend(load::group(pf, network, attachment, false).err());
         }
         errors.extend(load::remove_sandbox(pf, attachment));
         errors.extend(load::end_all(pf, &ruleset::addresses(attachment)));

@@ -1,9 +1,8 @@
 //! Taps: the host's ends of the VM's network devices. By `if_tuntap(4)` one that somebody has open cannot be removed, and
 //! one that is not up drops what the guest sends.
 
-use serde::{Deserialize, Serialize};
 use skep_ifnet::sys::load_module;
-use skep_ifnet::{Control, Error, Jail, links, need};
+use skep_ifnet::{Control, Error, Jail, Link, links, need};
 
 use crate::journal::{Entry, Journal};
 use crate::network::NetworkError;
@@ -75,49 +74,29 @@ fn unit() -> Result<u16, NetworkError> {
     Ok(UNITS.start + u16::from_ne_bytes(bytes) % (UNITS.end - UNITS.start))
 }
 
-/// An interface's counters, as a process inside a jail tells them.
-#[derive(Debug, Serialize, Deserialize)]
-struct Seen {
-    index: u16,
-    name: String,
-    carried: [u64; 4],
-    lost: [u64; 4],
-}
-
 /// What taps carried, in their order; `jail` is where they are.
 pub(super) fn carried(taps: &[&Tap], jail: Option<&str>) -> Result<Vec<HostEnd>, NetworkError> {
-    let look = || {
-        let seen = |link: skep_ifnet::Link| Seen {
-            index: link.index,
-            name: link.name,
-            carried: link.carried,
-            lost: link.lost,
-        };
-        Ok::<Vec<Seen>, Error>(links()?.into_iter().map(seen).collect())
-    };
     let all = match jail {
-        Some(jail) => Jail::open(jail)?.run(look)?,
-        None => look()?,
+        Some(jail) => Jail::open(jail)?.run(links)?,
+        None => links()?,
     };
     let end = |tap: &&Tap| {
-        let one = all.iter().find(|seen| match &tap.place {
-            Place::Host { index } => seen.index == *index,
-            Place::Jail { name } => seen.name == *name,
+        let one = all.iter().find(|link| match &tap.place {
+            Place::Host { index } => link.index == *index,
+            Place::Jail { name } => link.name == *name,
         });
         let gone = || NetworkError::system(format!("read what {} carried", tap.file));
-        one.map(Seen::host_end).ok_or_else(|| gone()(std::io::ErrorKind::NotFound.into()))
+        one.map(host_end).ok_or_else(|| gone()(std::io::ErrorKind::NotFound.into()))
     };
     taps.iter().map(end).collect()
 }
 
-impl Seen {
-    fn host_end(&self) -> HostEnd {
-        let [packets_in, bytes_in, packets_out, bytes_out] = self.carried;
-        let [failed_in, dropped_in, failed_out, dropped_out] = self.lost;
-        HostEnd {
-            taken: Count { packets: packets_in, bytes: bytes_in, errors: failed_in, dropped: dropped_in },
-            given: Count { packets: packets_out, bytes: bytes_out, errors: failed_out, dropped: dropped_out },
-        }
+fn host_end(link: &Link) -> HostEnd {
+    let [packets_in, bytes_in, packets_out, bytes_out] = link.carried;
+    let [failed_in, dropped_in, failed_out, dropped_out] = link.lost;
+    HostEnd {
+        taken: Count { packets: packets_in, bytes: bytes_in, errors: failed_in, dropped: dropped_in },
+        given: Count { packets: packets_out, bytes: bytes_out, errors: failed_out, dropped: dropped_out },
     }
 }
 

@@ -143,6 +143,32 @@ pub(in super::super) fn sandbox(
     }
 }
 
+/// Makes the rules of a sandbox, and writes its addresses down in the tables that are shared.
+pub(in super::super) fn admit(
+    pf: &Pf,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<(), DatapathError> {
+    sandbox(pf, network, attachment)?;
+    let hosts = published::hosts(std::iter::once(attachment));
+    if !hosts.is_empty() {
+        pf.change(tree::PUBLISHED_ON, true, &hosts)?;
+    }
+    group(pf, network, attachment, true)
+}
+
+/// Puts the addresses that a sandbox may use into the table of its group, or takes them out. A declared group has none.
+pub(in super::super) fn group(
+    pf: &Pf,
+    network: &Network,
+    attachment: &Attachment,
+    add: bool,
+) -> Result<(), DatapathError> {
+    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    let mut groups = network.policy.undeclared(attachment.group.iter());
+    groups.try_for_each(|group| pf.change(&ruleset::group_table(network, group), add, &ips))
+}
+
 /// Removes the rules of a sandbox. Goes on after an error.
 pub(in super::super) fn remove_sandbox(pf: &Pf, attachment: &Attachment) -> Vec<DatapathError> {
     let mut errors = Vec::new();
