@@ -27,6 +27,15 @@ impl Drop for Daemon {
     }
 }
 
+/// Waits for something that a program does once it runs.
+fn comes(there: impl Fn() -> bool, otherwise: &str) {
+    let start = Instant::now();
+    while !there() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{otherwise}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn daemon(ns: &Ns, program: &str, args: &[&str]) -> Daemon {
     Daemon(ns.run(|| {
         Command::new(program)
@@ -37,6 +46,16 @@ fn daemon(ns: &Ns, program: &str, args: &[&str]) -> Daemon {
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}"))
     }))
+}
+
+/// How long containernetworking's daemon goes on asking. It waits four seconds between two questions, whatever it is told, and
+/// asks again as long as that is less than its limit.
+#[derive(Clone, Copy)]
+enum Asking {
+    /// For a case in which nobody answers.
+    Once,
+    /// Four times: an answer on a busy machine may take longer than one question waits.
+    On,
 }
 
 /// A host with a card on a network that has a DHCP server, and containernetworking's daemon.
@@ -58,6 +77,7 @@ impl Site {
         Self { host, outside, leases, socket, daemons: Vec::new() }
     }
 
+    /// Starts the server, and waits until it hears questions: a program that was not read from the disk before may take seconds.
     fn start_server(&mut self) {
         let leases = format!("--dhcp-leasefile={}", self.leases.display());
         self.daemons.push(daemon(
@@ -75,20 +95,25 @@ impl Site {
                 &leases,
             ],
         ));
+        let bound = || {
+            let sockets = self.outside.run(|| std::fs::read_to_string("/proc/thread-self/net/udp").unwrap());
+            sockets.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(":0043")))
+        };
+        comes(bound, "dnsmasq does not start");
     }
 
-    fn start_client(&mut self) {
+    fn start_client(&mut self, asking: Asking) {
+        let (wait, limit) = match asking {
+            Asking::Once => ("2s", "2s"),
+            Asking::On => ("10s", "32s"),
+        };
         let socket = self.socket.display().to_string();
         self.daemons.push(daemon(
             &self.host.ns,
             "/usr/lib/cni/dhcp",
-            &["daemon", "-socketpath", &socket, "-timeout", "2s", "-resendmax", "2s"],
+            &["daemon", "-socketpath", &socket, "-timeout", wait, "-resendmax", limit],
         ));
-        let start = Instant::now();
-        while !self.socket.exists() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the dhcp daemon does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        comes(|| self.socket.exists(), "the dhcp daemon does not start");
     }
 
     fn conf(&self) -> Value {
@@ -117,7 +142,7 @@ fn a_sandbox_has_an_address_of_the_networks_server_and_no_other() {
     let mut site = Site::new();
     let before = site.census();
     site.start_server();
-    site.start_client();
+    site.start_client(Asking::On);
     site.outside.serve_tcp("0.0.0.0:80");
     site.outside.serve_tcp("0.0.0.0:81");
     let conf = site.conf();
@@ -187,12 +212,15 @@ fn without_an_answer_nothing_is_left() {
     assert_eq!(site.host.files(), Vec::<String>::new());
     assert!(!ns.ip("-br link").contains("eth0"));
     // Nobody answers it.
-    site.start_client();
+    site.start_client(Asking::Once);
     site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap_err();
     assert_eq!(site.census(), before);
     assert_eq!(site.host.files(), Vec::<String>::new());
     // In time somebody does.
+    site.daemons.clear();
+    std::fs::remove_file(&site.socket).unwrap();
     site.start_server();
+    site.start_client(Asking::On);
     site.host.call("ADD", "a", "eth0", &ns.path(), &conf).unwrap();
     // A lease that cannot be given back is told; all else is undone.
     site.daemons.clear();
@@ -261,11 +289,7 @@ fn the_plugins_own_client_and_a_server_understand_each_other() {
     assert_eq!(again.address, lease.address);
     // Given back it is nobody's.
     wire.send(&Client::release(&lease, 4)).unwrap();
-    let begun = Instant::now();
-    while site.leased() > 0 {
-        assert!(begun.elapsed() < PATIENCE, "the lease is not given back");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    comes(|| site.leased() == 0, "the lease is not given back");
     let mut talk = |client: Client| exchange(client, CLIENT, &mut wire).unwrap();
     // A server that is told of an address which cannot be takes it away.
     let mut wrong = lease.clone();
