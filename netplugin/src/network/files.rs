@@ -4,14 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::lock::LOCK_TIMEOUT;
-
 /// What a record is called until it is complete.
 pub(super) const UNFINISHED: &str = "new";
+/// What a policy is called that the kernel may not have taken yet.
+pub(super) const STAGED: &str = "next";
 
 /// Why our files failed us.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +36,13 @@ pub enum StateError {
         why: String,
     },
     /// The lock was held for too long.
-    #[error("{}: still locked by another call after {} s", .0.display(), LOCK_TIMEOUT.as_secs())]
-    Locked(PathBuf),
+    #[error("{}: still locked by another call after {} s", .path.display(), .limit.as_secs())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// How long we waited for it.
+        limit: Duration,
+    },
 }
 
 impl StateError {

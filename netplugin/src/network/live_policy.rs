@@ -22,13 +22,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{Record, io, list, parse, remove};
-use super::{StateError, Store};
+use super::files::{Record, STAGED, StateError, io, list, parse, remove};
+use super::store::Store;
 use crate::policy::Policy;
 
-/// What a policy is called that the kernel may not have taken yet.
-pub(super) const STAGED: &str = "next";
-/// What it is called when it has.
+/// What a policy is called that the kernel has taken.
 const IN_FORCE: &str = "policy";
 
 #[derive(Deserialize)]

@@ -10,11 +10,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::StateError;
-use super::files::io;
+use super::files::{StateError, io};
 
 /// How long a call waits for others to be done with the files.
-pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Holds the lock until dropped (and, by the kernel, no longer than the process lives).
 #[derive(Debug)]
@@ -76,7 +75,7 @@ impl LockFile {
                 Err(errno) => return Err(io("lock", &self.path)(errno.into())),
             }
             if Instant::now() > deadline {
-                return Err(StateError::Locked(self.path.clone()));
+                return Err(StateError::Locked { path: self.path.clone(), limit: LOCK_TIMEOUT });
             }
             thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(5));

@@ -7,14 +7,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::{Opened, create_dir, io, list, names, open, read, remove, write};
+use super::files::{
+    Opened, STAGED, StateError, UNFINISHED, create_dir, io, list, names, open, read, remove, write,
+};
 use super::lock::{Lock, LockFile};
-use super::{Attachment, Network, StateError};
+use super::{Attachment, Network};
 use crate::dhcp::Lease;
 use crate::ipam::Used;
 
 /// The names of what a killed call never made complete.
-const UNFINISHED: [&str; 2] = [super::files::UNFINISHED, super::live_policy::STAGED];
+const LEFT_OVER: [&str; 2] = [UNFINISHED, STAGED];
 
 /// What the lease of an attachment's address is called, beside the attachment's record.
 const LEASE: &str = "lease";
@@ -109,12 +111,12 @@ impl Store {
         let dir = self.attachment_dir(name);
         for entry in list(&dir)? {
             let path = dir.join(entry?);
-            if path.extension().is_some_and(|end| UNFINISHED.iter().any(|unfinished| end == *unfinished)) {
+            if path.extension().is_some_and(|end| LEFT_OVER.iter().any(|left| end == *left)) {
                 remove(&path)?;
             }
         }
-        remove(&self.used_path(name).with_extension(super::files::UNFINISHED))?;
-        remove(&self.network_path(name).with_extension(super::files::UNFINISHED))?;
+        remove(&self.used_path(name).with_extension(UNFINISHED))?;
+        remove(&self.network_path(name).with_extension(UNFINISHED))?;
         match fs::remove_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("remove", &dir)(error)),
             _ => {}
