@@ -5,50 +5,15 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::config_error::{ConfigError, wrong};
 use super::env::check_ifname;
 use super::groups::check_groups;
 use super::runtime_config::CniArgs;
-use super::{AddResult, CniVersion, Dns, ResultError, RuntimeConfig, VersionError};
-use crate::ipam::{IpamConfig, IpamError};
+use super::{AddResult, CniVersion, Dns, RuntimeConfig};
+use crate::ipam::IpamConfig;
 use crate::mac::digest_hex;
 use crate::policy::NetworkPolicy;
-use crate::vxlan::{Vpc, VpcError};
-
-/// Why a configuration is not usable.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// Not JSON, or a field of the wrong kind.
-    #[error("{field}: {why}")]
-    Json {
-        /// Where in the configuration.
-        field: String,
-        /// What the parser says.
-        why: String,
-    },
-    /// A version we do not speak.
-    #[error(transparent)]
-    Version(#[from] VersionError),
-    /// A field's value breaks a rule.
-    #[error("{field}: {why}")]
-    Field {
-        /// Where in the configuration.
-        field: &'static str,
-        /// Which rule.
-        why: String,
-    },
-    /// A field nobody knows: a misspelt one must not silently leave a sandbox open.
-    #[error("{0}: is unknown")]
-    Unknown(String),
-    /// `ipam`.
-    #[error(transparent)]
-    Ipam(#[from] IpamError),
-    /// `vxlan`.
-    #[error(transparent)]
-    Vpc(#[from] VpcError),
-    /// `prevResult`.
-    #[error("prevResult.{0}")]
-    PrevResult(#[from] ResultError),
-}
+use crate::vxlan::Vpc;
 
 /// What joins the bridge to the world outside, besides routing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,10 +137,6 @@ fn attachments<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Option<Vec<
 
 fn yes() -> bool {
     true
-}
-
-fn wrong(field: &'static str, why: impl Into<String>) -> ConfigError {
-    ConfigError::Field { field, why: why.into() }
 }
 
 /// The version named by `input`, however broken the rest is: an error must be told in it.

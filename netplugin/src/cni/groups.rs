@@ -1,12 +1,8 @@
 //! Whether a configuration's declared groups and its addresses fit together.
 
-use super::ConfigError;
+use super::config_error::{ConfigError, wrong};
 use crate::ipam::{IpamConfig, Range};
 use crate::policy::{GroupName, Groups, NetworkPolicy};
-
-fn wrong(field: &'static str, why: impl Into<String>) -> ConfigError {
-    ConfigError::Field { field, why: why.into() }
-}
 
 /// Checks that members of each group get addresses of its ranges, and nobody else does.
 pub(super) fn check_groups(policy: &NetworkPolicy, ipam: &IpamConfig) -> Result<(), ConfigError> {

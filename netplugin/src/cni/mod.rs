@@ -3,6 +3,7 @@
 //! Source of facts: the CNI specification 1.1.0, and for older configurations 0.3.1, 0.4.0 and 1.0.0.
 
 mod config;
+mod config_error;
 mod dispatch;
 mod env;
 mod error;
@@ -13,7 +14,8 @@ mod version;
 
 pub(crate) use config::check_name;
 pub(crate) use config::default_bridge;
-pub use config::{ConfigError, NetConf, Uplink};
+pub use config::{NetConf, Uplink};
+pub use config_error::ConfigError;
 pub use dispatch::{Outcome, run};
 pub use env::{Args, Attach, Command, EnvError, Invocation};
 pub use error::CniError;
