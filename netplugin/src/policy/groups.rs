@@ -15,7 +15,8 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use super::{GroupName, Lists, Peer, Rule};
+use super::lists::{Lists, groups_of};
+use super::rule::{GroupName, Peer, Rule};
 
 /// The groups that a network declares, and the ranges of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,7 +155,7 @@ impl Groups {
 
     /// The same lists without groups.
     pub(super) fn resolve<'a>(&self, lists: &'a Lists) -> Cow<'a, Lists> {
-        if super::groups_of([lists]).next().is_none() {
+        if groups_of([lists]).next().is_none() {
             return Cow::Borrowed(lists);
         }
         Cow::Owned(Lists {
@@ -264,7 +265,7 @@ mod tests {
             let direction = if egress { Direction::Egress } else { Direction::Ingress };
             let flow = Flow { direction, peer, protocol: 6, port, published: false };
             let resolved = network.resolved(&own).into_owned();
-            prop_assert!(super::super::groups_of([&resolved]).next().is_none());
+            prop_assert!(groups_of([&resolved]).next().is_none());
             let with = |lists: Lists| Policy { egress: lists.clone(), ingress: lists };
             let members = |_: &GroupName, _: IpAddr| panic!("the declaration says who is in a group");
             prop_assert_eq!(

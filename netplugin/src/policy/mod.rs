@@ -11,13 +11,21 @@
 //!
 //! Replies to what was allowed are allowed.
 
+mod annotations;
 mod config;
+mod error;
+mod flow;
 mod groups;
+mod lists;
 mod rule;
 mod service;
 
-pub use config::{HostService, NetworkPolicy, POLICY_ANNOTATION, PolicyError, from_annotations};
+pub use annotations::{POLICY_ANNOTATION, from_annotations};
+pub use config::{HostService, NetworkPolicy};
+pub use error::PolicyError;
+pub use flow::{Direction, Flow};
 pub use groups::Groups;
+pub use lists::Lists;
 pub use rule::{GroupName, Peer, PortRange, RawRule, Rule, Transport};
 pub(crate) use service::{Service, by_service};
 
@@ -27,6 +35,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use self::groups::List;
+use self::lists::groups_of;
 
 /// Destinations no sandbox reaches, whatever its lists say: link-local ranges, where clouds keep the metadata
 /// that is worth stealing, and the IPv6 address one of them uses for it. Loopback is there because a host that
@@ -38,16 +47,6 @@ pub fn always_denied() -> Vec<IpNet> {
     ALWAYS_DENIED.iter().filter_map(|net| net.parse().ok()).collect()
 }
 
-/// One direction of a policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Lists {
-    /// What may pass.
-    pub allow: Vec<Rule>,
-    /// What may not, even if `allow` has it.
-    pub deny: Vec<Rule>,
-}
-
 /// Both directions, seen from the sandbox.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -56,30 +55,6 @@ pub struct Policy {
     pub egress: Lists,
     /// What others open to it; the peer is the source.
     pub ingress: Lists,
-}
-
-/// A direction, seen from the sandbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// Opened by the sandbox.
-    Egress,
-    /// Opened by its peer.
-    Ingress,
-}
-
-/// The first packet of a flow, as far as a policy looks at it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    /// Who opened it.
-    pub direction: Direction,
-    /// The other end.
-    pub peer: IpAddr,
-    /// The protocol number of the IP header.
-    pub protocol: u8,
-    /// The port it was opened to; 0 for protocols without ports.
-    pub port: u16,
-    /// Whether it came by a port map.
-    pub published: bool,
 }
 
 impl Policy {
@@ -122,30 +97,6 @@ impl Policy {
     pub fn named_groups(&self) -> impl Iterator<Item = &GroupName> {
         groups_of([&self.egress, &self.ingress])
     }
-}
-
-/// What is wrong with lists on a network over several hosts that declares no groups, of which each knows its own members of a group alone: to
-/// allow a group allows less than all of it there, to deny one would let the members on other hosts in. None if nothing is.
-fn wrong_across_hosts(lists: [&Lists; 2]) -> Option<String> {
-    let group = lists.into_iter().flat_map(|lists| &lists.deny).find_map(|rule| match &rule.peer {
-        Peer::Group(group) => Some(group),
-        Peer::Any | Peer::Net(_) => None,
-    })?;
-    Some(format!(
-        "denies group `{}`, but the network is on several hosts and each knows its own members only: declare the \
-         network's groups (skep net create --group, `policy.groups`), or deny ranges",
-        group.as_str()
-    ))
-}
-
-/// Every group named by a rule of `lists`.
-fn groups_of<const N: usize>(lists: [&Lists; N]) -> impl Iterator<Item = &GroupName> {
-    lists.into_iter().flat_map(|lists| lists.allow.iter().chain(&lists.deny)).filter_map(|rule| {
-        match &rule.peer {
-            Peer::Group(group) => Some(group),
-            Peer::Any | Peer::Net(_) => None,
-        }
-    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Flow, PolicyError};
+use super::error::PolicyError;
+use super::flow::Flow;
 
 /// The name of a group of sandboxes on one network.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

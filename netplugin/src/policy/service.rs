@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{GroupName, Peer, PortRange, Rule, Transport};
+use super::rule::{GroupName, Peer, PortRange, Rule, Transport};
 
 /// Rules that differ in nothing but their peers.
 #[derive(Debug)]
