@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{Block, Declaration, DeclarationError, Member};
+use super::DeclarationError;
+use super::declaration::{Declaration, Member};
+use super::ranges::Block;
 use crate::cni::{ConfigError, NetConf};
 
 /// The version of the specification that every runtime in use knows.

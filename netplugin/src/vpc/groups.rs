@@ -4,20 +4,9 @@
 //! its number stay together for good: what a node knows by an earlier revision is then never wrong about who is in a group,
 //! only about which groups there are.
 
-use serde::{Deserialize, Serialize};
-
-use super::{Declaration, DeclarationError, wrong};
+use super::declaration::{Declaration, Group};
+use super::{DeclarationError, wrong};
 use crate::policy::GroupName;
-
-/// A group of the network.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Group {
-    /// Its name.
-    pub name: GroupName,
-    /// Its number, 1 to `maxGroups`: which part of the subnets is its own. Never used again for another group.
-    pub id: u16,
-}
 
 /// How many groups a network gets room for if it is declared with some: seven, or what more takes.
 pub fn default_max_groups(declared: usize) -> u16 {
@@ -117,14 +106,13 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    use crate::vpc::testing;
+
     fn declaration(more: Value) -> Result<Declaration, DeclarationError> {
-        let mut value = json!({
-            "version": 1, "name": "vpc", "revision": 1, "vni": 100, "subnets": ["10.1.0.0/16"], "maxNodes": 15,
-            "nodes": [{"name": "a", "id": 1, "address": "192.0.2.1"}], "maxGroups": 3,
-        });
+        let mut fields = json!({"maxGroups": 3});
         let Value::Object(more) = more else { panic!() };
-        value.as_object_mut().unwrap().extend(more);
-        Declaration::parse(&serde_json::to_vec(&value).unwrap())
+        fields.as_object_mut().unwrap().extend(more);
+        testing::declaration(fields)
     }
 
     fn name(text: &str) -> GroupName {

@@ -5,21 +5,26 @@
 //! configuration that runtimes read ([`conflist()`]). [`Directory`] keeps the
 //! files, [`mod@sync`] carries them by ssh.
 
+mod check;
 mod conflist;
 mod declaration;
 mod destination;
 mod files;
 mod groups;
 mod known;
+mod nodes;
 mod ranges;
 pub mod sync;
+#[cfg(test)]
+mod testing;
 
 pub use conflist::{conflist, plugin_config};
-pub use declaration::{Declaration, Member, NewNode};
+pub use declaration::{Declaration, Group, Member};
 pub use destination::SshDestination;
 pub(crate) use files::host_addresses;
 pub use files::{Directory, InstallError, Installed};
-pub use groups::{Group, default_max_groups};
+pub use groups::default_max_groups;
+pub use nodes::NewNode;
 pub use ranges::{Block, default_max_nodes};
 
 use std::path::PathBuf;

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Declaration, DeclarationError, wrong};
+use super::declaration::Declaration;
+use super::{DeclarationError, wrong};
 use crate::ipam::{address, number};
 
 /// What a node may give out of one subnet.
@@ -127,18 +128,20 @@ impl Declaration {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::json;
+
+    use crate::vpc::testing;
 
     fn declaration(subnets: &[&str], max_nodes: u16) -> Declaration {
         with_groups(subnets, 0, max_nodes)
     }
 
     fn with_groups(subnets: &[&str], max_groups: u16, max_nodes: u16) -> Declaration {
-        let value = serde_json::json!({
-            "version": 1, "name": "vpc", "revision": 1, "vni": 1, "subnets": subnets, "maxNodes": max_nodes,
-            "maxGroups": max_groups,
+        testing::declaration(json!({
+            "subnets": subnets, "maxGroups": max_groups, "maxNodes": max_nodes,
             "nodes": [{"name": "a", "id": 1, "address": "192.0.2.1"}],
-        });
-        Declaration::parse(&serde_json::to_vec(&value).unwrap()).unwrap()
+        }))
+        .unwrap()
     }
 
     fn text(declaration: &Declaration, id: u16) -> String {
