@@ -11,6 +11,7 @@
 mod census;
 mod conf;
 pub mod dhcp;
+pub mod dhcp_server;
 pub mod frames;
 mod host;
 mod jail;

@@ -32,17 +32,17 @@ pub(crate) const CASES: &[Case] = &[
 
 const FOREVER: &str = "while :; do sleep 1; done";
 /// Answers HTTP on ports 80 and 81.
-const SERVE: &str =
+pub(super) const SERVE: &str =
     "mkdir /www; echo from-the-vm >/www/index.html; httpd -p 81 -h /www; exec httpd -f -p 80 -h /www";
 /// The usual directory of configurations, which nobody names here.
 const CONFIGURATIONS: &str = "/usr/local/etc/cni/net.d";
 /// A port of the host that sandboxes may use.
 const SERVICE: u16 = 9990;
 /// How long an answer may take that should come, and how long is waited for one that should not; seconds.
-const ENOUGH: u32 = 20;
-const SILENCE: u32 = 4;
+pub(super) const ENOUGH: u32 = 20;
+pub(super) const SILENCE: u32 = 4;
 /// How long what undoes a sandbox may take, and pf to forget the rules of flows that have ended.
-const SETTLE: Duration = Duration::from_secs(180);
+pub(super) const SETTLE: Duration = Duration::from_secs(180);
 
 fn sh(script: &str) -> Result<Output> {
     let mut command = Command::new("/bin/sh");
@@ -50,33 +50,33 @@ fn sh(script: &str) -> Result<Output> {
     run(command)
 }
 
-fn said(script: &str) -> Result<String> {
+pub(super) fn said(script: &str) -> Result<String> {
     sh(script)?.text()
 }
 
 /// A vnet jail; gone with the value.
-struct Jail(String);
+pub(super) struct Jail(pub(super) String);
 
 impl Jail {
-    fn create(name: &str) -> Result<Self> {
+    pub(super) fn create(name: &str) -> Result<Self> {
         said(&format!("jail -c name={name} vnet persist path=/ allow.raw_sockets"))?;
         let jail = Self(name.to_owned());
         jail.said("ifconfig lo0 127.0.0.1/8 up")?;
         Ok(jail)
     }
 
-    fn command(&self, script: &str) -> Command {
+    pub(super) fn command(&self, script: &str) -> Command {
         let mut command = Command::new("jexec");
         command.args([&self.0, "/bin/sh", "-ec", script]);
         command
     }
 
-    fn said(&self, script: &str) -> Result<String> {
+    pub(super) fn said(&self, script: &str) -> Result<String> {
         run(self.command(script))?.text()
     }
 
     /// Answers HTTP on a port until the value is dropped.
-    fn serve(&self, port: u16) -> Result<Running> {
+    pub(super) fn serve(&self, port: u16) -> Result<Running> {
         let answer = "printf 'HTTP/1.0 200 OK\\r\\n\\r\\nfrom-the-jail\\n'";
         Running::spawn(
             self.command(&format!("while :; do {answer} | nc -N -l {port} >/dev/null; done")),
@@ -85,7 +85,7 @@ impl Jail {
     }
 
     /// What a server says; nothing where no answer comes.
-    fn fetch(&self, url: &str, seconds: u32) -> Result<String> {
+    pub(super) fn fetch(&self, url: &str, seconds: u32) -> Result<String> {
         Ok(run(self.command(&format!("timeout {seconds} fetch -T {seconds} -qo - {url}")))?
             .out()
             .trim()
@@ -118,7 +118,7 @@ impl Drop for Wire {
 }
 
 /// A network of ours in the usual directory, and Skep told where the plugin is.
-struct Lan {
+pub(super) struct Lan {
     file: PathBuf,
     plugin: PathBuf,
     conf: Value,
@@ -131,7 +131,7 @@ impl Lan {
         Self::create_with(lease, |_| {})
     }
 
-    fn create_with(lease: &Lease, change: impl FnOnce(&mut Value)) -> Result<Self> {
+    pub(super) fn create_with(lease: &Lease, change: impl FnOnce(&mut Value)) -> Result<Self> {
         let bin = lease.build()?.bin.clone();
         let mut conf = json!({
             "type": "skep-cni", "mtu": 1400,
@@ -184,6 +184,13 @@ impl Lan {
         }
     }
 
+    /// Starts what renews leases and puts rules back; it ends with the value.
+    pub(super) fn watch(&self) -> Result<Running> {
+        let mut command = Command::new(&self.plugin);
+        command.arg("watch");
+        Running::spawn(command, Input::Empty)
+    }
+
     fn status(&self) -> Result<Value> {
         let mut command = Command::new(&self.plugin);
         command.args(["status", "--json"]);
@@ -192,7 +199,7 @@ impl Lan {
     }
 
     /// The plugin's record of a container.
-    fn attachment(&self, id: &str) -> Result<Value> {
+    pub(super) fn attachment(&self, id: &str) -> Result<Value> {
         let status = self.status()?;
         let all = status["networks"].as_array().into_iter().flatten();
         let mut all = all.flat_map(|network| network["attachments"].as_array().into_iter().flatten());
@@ -201,7 +208,7 @@ impl Lan {
     }
 
     /// Nothing of any sandbox is left: interfaces, rules, tables, flows, neighbours, records.
-    fn ends_empty(&self) -> Result<()> {
+    pub(super) fn ends_empty(&self) -> Result<()> {
         let left = || -> Result<String> {
             let mut left = String::new();
             for interface in said("ifconfig -l")?.split_whitespace().filter(|name| name.starts_with("sk")) {
@@ -211,8 +218,8 @@ impl Lan {
             for line in now.lines().filter(|line| !self.rules.lines().any(|old| old == *line)) {
                 let _ = writeln!(left, "{line}");
             }
-            left.push_str(&sh("pfctl -qs states | grep -F -e 10.83.0. -e fd83:")?.out());
-            left.push_str(&sh("arp -an | grep -F 10.83.0.; ndp -an | grep -F fd83:")?.out());
+            left.push_str(&sh("pfctl -qs states | grep -F -e 10.83.0. -e fd83: -e 203.0.113.")?.out());
+            left.push_str(&sh("arp -an | grep -F -e 10.83.0. -e 203.0.113.; ndp -an | grep -F fd83:")?.out());
             let status = self.status()?;
             if !status["networks"].as_array().is_some_and(Vec::is_empty) {
                 left.push_str(&status.to_string());
@@ -266,7 +273,7 @@ fn rules() -> Result<String> {
     )
 }
 
-fn annotations(policy: &Value, more: &[&str]) -> Vec<String> {
+pub(super) fn annotations(policy: &Value, more: &[&str]) -> Vec<String> {
     let mut all = vec!["--annotation".to_owned(), format!("network.skep.org/policy={policy}")];
     for one in more {
         all.extend(["--annotation".to_owned(), (*one).to_owned()]);
@@ -275,14 +282,19 @@ fn annotations(policy: &Value, more: &[&str]) -> Vec<String> {
 }
 
 /// A container's view from inside.
-struct Guest<'a> {
+pub(super) struct Guest<'a> {
     subject: Subject<'a>,
     id: &'static str,
     calls: std::cell::Cell<u32>,
 }
 
 impl<'a> Guest<'a> {
-    fn start(subject: Subject<'a>, id: &'static str, script: &str, flags: Vec<String>) -> Result<Self> {
+    pub(super) fn start(
+        subject: Subject<'a>,
+        id: &'static str,
+        script: &str,
+        flags: Vec<String>,
+    ) -> Result<Self> {
         subject
             .run(id)
             .flags(["--null-io", "--cap-add", "CAP_NET_ADMIN", "--cap-add", "CAP_NET_RAW"])
@@ -292,7 +304,7 @@ impl<'a> Guest<'a> {
         Ok(Self { subject, id, calls: 0.into() })
     }
 
-    fn sh(&self, script: &str) -> Result<Output> {
+    pub(super) fn sh(&self, script: &str) -> Result<Output> {
         self.calls.set(self.calls.get() + 1);
         self.subject.exec(self.id, &format!("call{}", self.calls.get())).sh(script).output()
     }
@@ -315,14 +327,14 @@ impl<'a> Guest<'a> {
     }
 
     /// An error unless a server says this.
-    fn hears(&self, url: &str, wanted: &str) -> Result<()> {
+    pub(super) fn hears(&self, url: &str, wanted: &str) -> Result<()> {
         let output = self.sh(&format!("timeout {ENOUGH} wget -O- {url}"))?;
         ensure!(output.out().trim() == wanted, "{} should say {wanted}: {}", url, output.describe());
         Ok(())
     }
 
     /// An error if a server says anything.
-    fn hears_nothing(&self, url: &str) -> Result<()> {
+    pub(super) fn hears_nothing(&self, url: &str) -> Result<()> {
         let output = self.sh(&format!("timeout {SILENCE} wget -O- {url}"))?;
         ensure!(
             output.code() != 0 && output.out().is_empty(),
@@ -334,7 +346,7 @@ impl<'a> Guest<'a> {
 }
 
 /// The first address of a result or record, without its prefix.
-fn address(of: &Value) -> Result<String> {
+pub(super) fn address(of: &Value) -> Result<String> {
     let text = of.as_str().with_context(|| format!("no address: {of}"))?;
     Ok(text.split('/').next().unwrap_or_default().to_owned())
 }

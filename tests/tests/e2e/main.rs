@@ -20,6 +20,8 @@ mod failures;
 #[cfg(target_os = "freebsd")]
 mod freebsd;
 #[cfg(target_os = "freebsd")]
+mod freebsd_dhcp;
+#[cfg(target_os = "freebsd")]
 mod freebsd_guest;
 #[cfg(target_os = "freebsd")]
 mod freebsd_network;
@@ -106,6 +108,10 @@ impl Case {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "freebsd")]
+    if let Some(code) = freebsd_dhcp::serves() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
     if let Err(error) = process::catch_interrupts() {
@@ -147,6 +153,8 @@ fn main() -> ExitCode {
         freebsd_guest::cases(),
         #[cfg(target_os = "freebsd")]
         freebsd_network::CASES,
+        #[cfg(target_os = "freebsd")]
+        freebsd_dhcp::CASES,
     ];
     let mut trials: Vec<Trial> = cases.into_iter().flatten().flat_map(|case| trials(case, &suite)).collect();
     // Several of them, since a machine that has to be booted first is booted for all.
