@@ -1,9 +1,10 @@
 //! Ethernet addresses, and how ours are derived.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -44,6 +45,16 @@ impl Mac {
         octets[8] ^= 0x02;
         Ipv6Addr::from(octets)
     }
+}
+
+/// Unicast addresses that are valid on one link (RFC 4291, section 2.5.6).
+pub(crate) fn link_local_net() -> IpNet {
+    IpNet::V6(Ipv6Net::new_assert([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10))
+}
+
+/// Whether it is one of those.
+pub(crate) fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// SHA-256 over `parts`, each ended by a zero byte so that no two lists of parts collide by joining.

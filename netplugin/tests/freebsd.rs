@@ -251,6 +251,48 @@ fn a_changed_policy_ends_live_flows_and_spares_the_others() {
 }
 
 #[test]
+fn flows_between_link_local_addresses_end_as_all_do() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let conf = host.conf(
+        "pods",
+        "10.1.0.0/24",
+        json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"ingress": {"allow": ["any"]}}}),
+    );
+    let (a, b) = (host.add("a", &conf), host.add("b", &conf));
+    b.jail.serve_tcp("[::]:80");
+    let set = |id: &str, policy: Value| {
+        let (ok, told) = host.administer(&["policy", "pods", id], &policy.to_string());
+        assert!(ok, "{told}");
+    };
+    let allow = json!({"egress": {"allow": ["any"]}});
+    set("a", allow.clone());
+    let [of_a, of_b] = [&a, &b].map(|one| skep_cni::mac::Mac(one.mac()).link_local());
+    // SAFETY: a string that ends with a zero.
+    let index = a.jail.tell(|| Some(unsafe { libc::if_nametoindex(c"eth0".as_ptr()) }.to_string()));
+    let at = format!("[{of_b}%{index}]:80");
+    let mut flow = a.jail.hold(&at);
+    assert!(flow.alive());
+    // By the lists of who answers, and of who asks.
+    set("b", json!({"ingress": {"deny": [of_a.to_string()]}}));
+    assert!(flow.dead(), "the denied flow must end");
+    set("b", json!({}));
+    let mut flow = a.jail.hold(&at);
+    assert!(flow.alive());
+    set("a", json!({}));
+    assert!(flow.dead(), "what nothing allows must end");
+    // And with the sandbox: not a state is left.
+    set("a", allow);
+    let mut flow = a.jail.hold(&at);
+    assert!(flow.alive());
+    let states = || sh("pfctl -qs states");
+    assert!(states().contains(&of_b.to_string()), "{}", states());
+    host.del(&b, &conf);
+    assert!(!states().contains(&of_b.to_string()), "{}", states());
+    host.del(&a, &conf);
+}
+
+#[test]
 fn false_frames_do_not_leave_a_sandbox() {
     let _turn = alone();
     let host = Host::new(None);

@@ -6,6 +6,7 @@
 // What needs no kernel of FreeBSD's is tested everywhere.
 #[cfg(any(target_os = "freebsd", test))]
 mod freebsd;
+mod judge;
 #[cfg(target_os = "linux")]
 pub mod linux;
 

@@ -115,4 +115,26 @@ impl Attachment {
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().map(|address| address.address.addr())
     }
+
+    /// Every address it may send from: those it was given, and with IPv6 the link-local one of its Ethernet address. None
+    /// while the lease of its address is lost.
+    pub fn senders(&self) -> Vec<IpAddr> {
+        if self.lapsed {
+            return Vec::new();
+        }
+        let mut all: Vec<IpAddr> = self.ips().collect();
+        if all.iter().any(IpAddr::is_ipv6) {
+            all.push(self.mac.link_local().into());
+        }
+        all
+    }
+
+    /// Whether a member of `group` among `attachments` sends from `ip`.
+    pub(crate) fn any_sends<'a>(
+        attachments: impl IntoIterator<Item = &'a Self>,
+        group: &GroupName,
+        ip: IpAddr,
+    ) -> bool {
+        attachments.into_iter().any(|one| one.group.as_ref() == Some(group) && one.senders().contains(&ip))
+    }
 }

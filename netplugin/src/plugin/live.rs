@@ -136,10 +136,7 @@ fn apply<D: Datapath>(
     let everybody: OnceCell<Result<Vec<Attachment>, StateError>> = OnceCell::new();
     let members = |group: &GroupName, ip: IpAddr| {
         let everybody = everybody.get_or_init(|| store.attachments(&network.name));
-        everybody
-            .iter()
-            .flatten()
-            .any(|one| one.group.as_ref() == Some(group) && one.ips().any(|own| own == ip))
+        Attachment::any_sends(everybody.iter().flatten(), group, ip)
     };
     datapath.update_policy(network, attachment, &|| store.load(), &members)?;
     match everybody.into_inner() {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lists::{Lists, groups_of};
 use super::rule::{GroupName, Peer, Rule};
+use crate::mac::link_local_net;
 
 /// The groups that a network declares, and the ranges of each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,11 +31,6 @@ pub(super) enum List {
     Allow,
     /// What may not.
     Deny,
-}
-
-/// Unicast addresses that are valid on one link (RFC 4291, section 2.5.6).
-fn link_local() -> IpNet {
-    IpNet::V6(Ipv6Net::new_assert([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10))
 }
 
 impl Groups {
@@ -134,7 +130,7 @@ impl Groups {
             (None, List::Deny) => vec![IpNet::V4(ipnet::Ipv4Net::default()), IpNet::V6(Ipv6Net::default())],
         };
         if list == List::Deny && nets.iter().any(|net| net.addr().is_ipv6()) {
-            nets.push(link_local());
+            nets.push(link_local_net());
         }
         nets
     }

@@ -1,5 +1,7 @@
 //! Live flows: those that a changed policy ends, and those that nobody inherits.
 
+use std::net::IpAddr;
+
 use crate::support::{self, Container, Host, Ns, PATIENCE, SILENCE, echoes, open_policy};
 use crate::{own, policy, set_policy};
 use serde_json::json;
@@ -41,6 +43,65 @@ fn a_changed_policy_ends_live_flows_and_spares_the_others() {
     set_policy(&host, "b", &json!({"ingress": {"deny": [{"cidr": a.ip()}]}}));
     assert!(!echoes(&mut neighbour));
     host.check(&a, &conf).unwrap();
+}
+
+#[test]
+fn flows_between_link_local_addresses_end_as_all_do() {
+    needs_root!();
+    let host = Host::new();
+    let _elsewhere = host.add("elsewhere", &host.conf("other", "10.9.0.0/24", json!({})));
+    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"hostIngress": true}}));
+    support::merge(
+        &mut conf,
+        json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"ingress": {"allow": ["any"]}}}),
+    );
+    let allow = json!({"egress": {"allow": ["any"]}});
+    let a = own(&host, "a", &conf, allow.clone());
+    let b = own(&host, "b", &conf, allow);
+    b.ns.serve_tcp("[::]:80");
+    let address = |one: &Container| skep_cni::mac::Mac(one.mac()).link_local().to_string();
+    let index = a.ns.run(|| nix::net::if_::if_nametoindex("eth0").unwrap());
+    let by_a = format!("[{}%{index}]:80", address(&b));
+    let mut flow = a.ns.connect(&by_a, PATIENCE).unwrap();
+    let mut hosts = host.ns.connect(&format!("[{}]:80", b.address(1)), PATIENCE).unwrap();
+    assert!(echoes(&mut flow) && echoes(&mut hosts));
+    flow.set_read_timeout(Some(SILENCE)).unwrap();
+    // By the sandbox's own lists, to whom it is opened.
+    set_policy(&host, "b", &json!({"ingress": {"deny": [{"cidr": format!("{}/128", address(&a))}]}}));
+    assert!(!echoes(&mut flow), "the denied flow must end");
+    assert!(echoes(&mut hosts), "no list speaks of what the host opens");
+    set_policy(&host, "b", &json!({}));
+    // By those of who opened it.
+    let mut flow = a.ns.connect(&by_a, PATIENCE).unwrap();
+    assert!(echoes(&mut flow));
+    flow.set_read_timeout(Some(SILENCE)).unwrap();
+    set_policy(&host, "a", &json!({}));
+    assert!(!echoes(&mut flow), "what nothing allows must end");
+    // By the network's.
+    set_policy(&host, "a", &json!({"egress": {"allow": ["any"]}}));
+    let mut flow = a.ns.connect(&by_a, PATIENCE).unwrap();
+    assert!(echoes(&mut flow));
+    flow.set_read_timeout(Some(SILENCE)).unwrap();
+    conf["policy"]["ingress"] = json!({"allow": ["any"], "deny": ["fe80::/10"]});
+    let c = own(&host, "c", &conf, json!({}));
+    assert!(!echoes(&mut flow), "the network's deny list must end it");
+    assert!(echoes(&mut hosts), "no list speaks of what the host opens");
+    // None is left of who goes; the other end may go on trying, which would be tracked anew.
+    conf["policy"]["ingress"] = json!({"allow": ["any"]});
+    let d = own(&host, "d", &conf, json!({}));
+    assert!(a.ns.reaches(&by_a));
+    let own = [address(&b), b.address(1)];
+    assert!(own.iter().all(|ip| !flows_of(&host, ip).is_empty()));
+    drop(hosts);
+    host.ns.ip(&format!("route add blackhole {}/128", own[1]));
+    host.del(&b, &conf);
+    assert_eq!(own.map(|ip| flows_of(&host, &ip)), [const { Vec::<String>::new() }; 2]);
+    // Nor a word of their addresses, with the network.
+    assert!(host.ns.ruleset().contains("fe80::"));
+    for one in [&a, &c, &d] {
+        host.del(one, &conf);
+    }
+    assert!(!host.ns.ruleset().contains("fe80::"), "{}", host.ns.ruleset());
 }
 
 #[test]
@@ -125,6 +186,11 @@ fn among_many_flows_those_end_that_must_and_no_others() {
 /// The flows that a host tracks with this address on either side.
 fn flows_of(host: &Host, ip: &str) -> Vec<String> {
     let lines = host.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").unwrap());
+    // The kernel writes an IPv6 address in full.
+    let ip = match ip.parse().unwrap() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => ip.segments().map(|part| format!("{part:04x}")).join(":"),
+    };
     let words = [format!("src={ip} "), format!("dst={ip} ")];
     lines.lines().filter(|line| words.iter().any(|word| line.contains(word))).map(ToOwned::to_owned).collect()
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use skep_ifnet::sys::interruptible;
 use skep_ifnet::{Control, DISCOVERS, Error, Jail, LEARNS, Netgraph, find, links, need, route};
 
-use super::pf::ruleset::{addresses, check_name};
+use super::pf::ruleset::check_name;
 use super::pf::tree::port_groups;
 use super::{bridge, frames, shape};
 use crate::cni::{Interface, Route};
@@ -121,7 +121,7 @@ pub(super) fn attach(
 
 /// What the sandbox's frames have to pass.
 pub(super) fn program(attachment: &Attachment) -> Vec<frames::Insn> {
-    frames::program(attachment.mac, &addresses(attachment), attachment.dhcp)
+    frames::program(attachment.mac, &attachment.senders(), attachment.dhcp)
 }
 
 /// Gives the interface the addresses that it was made without. The rules are there already.

@@ -1,7 +1,5 @@
 //! The bridge of a network, by the driver commands of if_bridge(4).
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use skep_ifnet::sys::{load_module, set_sysctl, sysctl};
@@ -11,6 +9,7 @@ use super::pf::ruleset::{Outside, check_name};
 use super::pf::tree::BRIDGE_GROUPS;
 use super::vxlan;
 use crate::datapath::DatapathError;
+use crate::mac::is_link_local;
 use crate::network::{Attachment, Network};
 
 /// What Ethernet carries where nothing else is known.
@@ -91,10 +90,6 @@ pub(super) fn validate(
         }
     }
     Ok(())
-}
-
-pub(super) fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Settings without which bridged packets pass no filter.

@@ -266,7 +266,7 @@ impl Datapath for Host {
             errors.extend(load::group(pf, network, attachment, false).err());
         }
         errors.extend(load::remove_sandbox(pf, attachment));
-        errors.extend(load::end_all(pf, &ruleset::addresses(attachment)));
+        errors.extend(load::end_all(pf, &attachment.senders()));
         errors
     }
 

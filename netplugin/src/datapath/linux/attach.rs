@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use super::link::Link;
 use super::netlink::{Route, kernel};
 use super::netns::{Netns, set_sysctl};
-use super::{rules, shape};
+use super::shape;
 use crate::cni::{self, Interface};
 use crate::datapath::{DatapathError, Existing};
 use crate::network::{Attachment, Kind, Network};
@@ -101,9 +101,7 @@ pub(super) fn give_addresses(
 
 /// Nobody has to ask for a sandbox's Ethernet address.
 fn write_down(route: &mut Route, bridge: u32, attachment: &Attachment) -> Result<(), DatapathError> {
-    rules::addresses(attachment)
-        .into_iter()
-        .try_for_each(|ip| route.add_neighbour(bridge, ip, attachment.mac))
+    attachment.senders().into_iter().try_for_each(|ip| route.add_neighbour(bridge, ip, attachment.mac))
 }
 
 /// The container's side: addresses and routes. Runs inside its namespace.
@@ -158,7 +156,7 @@ pub(super) fn detach(route: &mut Route, attachment: &Attachment) -> Vec<Datapath
     errors.extend(shape::unshape(route, attachment).err());
     match route.link(&attachment.bridge) {
         Ok(Some(bridge)) => {
-            for ip in rules::addresses(attachment) {
+            for ip in attachment.senders() {
                 errors.extend(route.delete_neighbour(bridge.index, ip).err());
             }
         }

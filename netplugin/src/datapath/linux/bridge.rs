@@ -10,6 +10,7 @@ use super::netlink::Route;
 use super::netns::{set_sysctl, sysctl};
 use super::vxlan;
 use crate::datapath::DatapathError;
+use crate::mac::is_link_local;
 use crate::network::{Attachment, Network};
 
 /// The MTU where nothing says otherwise.
@@ -108,10 +109,6 @@ pub(super) fn validate(
         }
     }
     Ok(())
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// Makes the bridge and what belongs to it, where it is missing. `changed`: an earlier declaration may have left more.

@@ -7,36 +7,21 @@ use super::conntrack::{self, Count, Flow};
 use super::history;
 use super::nft::Nft;
 use crate::datapath::DatapathError;
+use crate::datapath::judge::Live;
 use crate::network::{Attachment, HostState, Network};
-use crate::policy::{Direction, Flow as Opened, GroupName};
+use crate::policy::GroupName;
 
-/// Whether a tracked flow may go on under the sandbox's policy.
-fn permitted(
-    flow: &Flow,
-    ips: &BTreeSet<IpAddr>,
-    network: &Network,
-    attachment: &Attachment,
-    members: &dyn Fn(&GroupName, IpAddr) -> bool,
-) -> bool {
+/// What the lists are asked about.
+fn live(flow: &Flow) -> Live {
     // The rules saw the destination behind a translation, which is where the answers come from.
-    let (to, port) = (flow.reply.source, flow.reply.source_port);
-    let published = flow.original.destination != to;
-    let opened = |direction, peer, published| Opened {
-        direction,
-        peer,
+    let to = flow.reply.source;
+    Live {
+        from: flow.original.source,
+        to,
         protocol: flow.original.protocol,
-        port,
-        published,
-    };
-    let outgoing = !ips.contains(&flow.original.source)
-        || attachment.policy.permits(&network.policy, &opened(Direction::Egress, to, false), members);
-    let incoming = !ips.contains(&to)
-        || attachment.policy.permits(
-            &network.policy,
-            &opened(Direction::Ingress, flow.original.source, published),
-            members,
-        );
-    outgoing && incoming
+        port: flow.reply.source_port,
+        published: flow.original.destination != to,
+    }
 }
 
 /// Ends the flows of one sandbox that its policy forbids now.
@@ -51,9 +36,8 @@ pub(super) fn sandbox(
     if busy.is_empty() {
         return Ok(());
     }
-    let ips: BTreeSet<IpAddr> = attachment.ips().collect();
     let forbidden =
-        conntrack::flows_of(nft, count, &busy, |flow| !permitted(flow, &ips, network, attachment, members))?;
+        conntrack::flows_of(nft, count, &busy, |flow| !live(flow).permitted(network, attachment, members))?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
 
@@ -61,25 +45,21 @@ pub(super) fn sandbox(
 pub(super) fn network(
     nft: &Nft,
     count: &Count,
-    earlier: &Network,
     network: &Network,
     state: &HostState,
 ) -> Result<(), DatapathError> {
-    let on_network: Vec<&Attachment> =
-        state.attachments.iter().filter(|one| one.network == network.name).collect();
+    let on_network: Vec<(BTreeSet<IpAddr>, &Attachment)> = state
+        .attachments
+        .iter()
+        .filter(|one| one.network == network.name)
+        .map(|one| (one.senders().into_iter().collect(), one))
+        .collect();
     let members = |group: &GroupName, ip: IpAddr| {
-        on_network.iter().any(|one| one.group.as_ref() == Some(group) && one.ips().any(|other| other == ip))
+        Attachment::any_sends(on_network.iter().map(|(_, one)| *one), group, ip)
     };
-    // The host's own rights are no list of a sandbox: without them all, what it may not open must end.
-    let host_cut = earlier.policy.host_ingress && !network.policy.host_ingress;
-    let owners: Vec<(BTreeSet<IpAddr>, &Attachment)> =
-        on_network.iter().map(|one| (one.ips().collect(), *one)).collect();
     let forbidden = conntrack::flows(nft, count, |flow| {
-        owners.iter().any(|(ips, attachment)| {
-            let from_host = network.gateways.iter().any(|net| net.addr() == flow.original.source);
-            flow.involves(ips)
-                && (!from_host || host_cut || !network.policy.host_ingress)
-                && !permitted(flow, ips, network, attachment, &members)
+        on_network.iter().any(|(ips, attachment)| {
+            flow.involves(ips) && !live(flow).permitted(network, attachment, &members)
         })
     })?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))

@@ -23,6 +23,7 @@ use super::netlink::kernel;
 use super::nft::{Batch, Element, Family, Key, Nft};
 use super::rules::TABLE;
 use crate::datapath::DatapathError;
+use crate::mac::link_local_net;
 use crate::network::{Attachment, Kind, Network};
 
 /// More addresses with flows than this, or so many ports, are not written down one by one.
@@ -71,9 +72,16 @@ fn port_of(protocol: u8, port: u16) -> Element {
     Element::key(Key::new().proto(protocol).port(port))
 }
 
-/// The subnets of a network whose addresses are noted.
+/// The subnets of a network whose addresses are noted: with IPv6 the link-local one, too, which all networks have in common.
 fn subnets(network: &Network) -> Vec<IpNet> {
-    if network.notes_addresses() { network.gateways.iter().map(IpNet::trunc).collect() } else { Vec::new() }
+    if !network.notes_addresses() {
+        return Vec::new();
+    }
+    let mut nets: Vec<IpNet> = network.gateways.iter().map(IpNet::trunc).collect();
+    if nets.iter().any(|net| net.addr().is_ipv6()) {
+        nets.push(link_local_net());
+    }
+    nets
 }
 
 fn there(nft: &Nft, set: &str, element: &Element) -> Result<bool, DatapathError> {
@@ -113,7 +121,7 @@ fn suspects(
 ) -> Result<Suspects, DatapathError> {
     let mut found = Suspects { ips: BTreeMap::new(), noted: Vec::new() };
     let noting = noting(nft, network, attachment)?;
-    for ip in attachment.ips() {
+    for ip in attachment.senders() {
         if !noting.iter().any(|net| net.contains(&ip)) {
             found.ips.insert(ip, Part::ANY);
             continue;

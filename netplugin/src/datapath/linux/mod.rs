@@ -172,7 +172,7 @@ impl Host {
         }
         self.nft.commit(batch)?;
         if other_policy {
-            cut::network(&self.nft, &self.tracked, earlier, network, &state)?;
+            cut::network(&self.nft, &self.tracked, network, &state)?;
         }
         Ok(())
     }

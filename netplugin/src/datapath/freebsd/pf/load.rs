@@ -18,6 +18,7 @@ use super::tree::{self, PUBLISHED_ON, ROOT};
 use super::{listing, published};
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
+use crate::mac::is_link_local;
 use crate::network::{Attachment, HostState, Network};
 
 /// How long pfctl may take; listing hundreds of thousands of states takes it seconds.
@@ -133,7 +134,7 @@ pub(in super::super) fn sandbox(
     attachment: &Attachment,
 ) -> Result<(), DatapathError> {
     load(pf, &ruleset::sandbox(network, attachment))?;
-    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     for table in tree::routed_tables(&attachment.id) {
         pf.change(&table, true, &ips)?;
     }
@@ -164,7 +165,7 @@ pub(in super::super) fn group(
     attachment: &Attachment,
     add: bool,
 ) -> Result<(), DatapathError> {
-    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     let mut groups = network.policy.undeclared(attachment.group.iter());
     groups.try_for_each(|group| pf.change(&ruleset::group_table(network, group), add, &ips))
 }
@@ -176,7 +177,7 @@ pub(in super::super) fn remove_sandbox(pf: &Pf, attachment: &Attachment) -> Vec<
         errors.extend(pf.clear(&tree::map_anchor(&attachment.id)).err());
     }
     errors.extend(pf.clear(&tree::port_anchor(&attachment.id)).err());
-    let ips: Vec<ipnet::IpNet> = ruleset::addresses(attachment).into_iter().map(Into::into).collect();
+    let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     for table in tree::routed_tables(&attachment.id) {
         errors.extend(pf.change(&table, false, &ips).err());
     }
@@ -367,6 +368,11 @@ pub(in super::super) fn end_all(pf: &Pf, ips: &[IpAddr]) -> Vec<DatapathError> {
     let mut errors = Vec::new();
     // Most have none by then, and no other program is needed.
     for ip in ips.iter().filter(|ip| flows.iter().any(|flow| flow.involves(**ip))) {
+        if is_link_local(*ip) {
+            // pf may keep its scope in it, which pfctl(8) is not told.
+            errors.extend(end(flows.iter().filter(|flow| flow.involves(*ip))).err());
+            continue;
+        }
         let (one, anybody) = (ip.to_string(), if ip.is_ipv6() { "::/0" } else { "0.0.0.0/0" });
         for whose in [&["-k", &one][..], &["-k", anybody, "-k", &one], &["-k", "nat", "-k", &one]] {
             errors.extend(pfctl(&[&["-q"], whose].concat(), "").err());

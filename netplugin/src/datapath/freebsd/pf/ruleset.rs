@@ -95,19 +95,6 @@ pub(in super::super) fn apart(network: &Network, state: &HostState) -> Vec<IpNet
         .collect()
 }
 
-/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet address. None
-/// where it was only leased, and is lost.
-pub(in super::super) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
-    if attachment.lapsed {
-        return Vec::new();
-    }
-    let mut all: Vec<IpAddr> = attachment.ips().collect();
-    if all.iter().any(IpAddr::is_ipv6) {
-        all.push(attachment.mac.link_local().into());
-    }
-    all
-}
-
 pub(super) fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "inet" } else { "inet6" }
 }
@@ -130,7 +117,7 @@ pub(in super::super) fn sandbox(network: &Network, attachment: &Attachment) -> R
     // In this order pf skips all rules of the one or of the other for an interface that is not theirs.
     bridged(&mut set, network, attachment);
     routed(&mut set, network, attachment);
-    let own: Vec<IpNet> = addresses(attachment).into_iter().map(IpNet::from).collect();
+    let own: Vec<IpNet> = attachment.senders().into_iter().map(IpNet::from).collect();
     set.table("own", own);
     let denied = always_denied().into_iter().chain(network.policy.always_deny.iter().copied()).collect();
     set.table("never", denied);
@@ -384,7 +371,7 @@ pub(in super::super) fn members(network: &Network, group: &GroupName, state: &Ho
         .attachments
         .iter()
         .filter(|one| one.network == network.name && one.group.as_ref() == Some(group))
-        .flat_map(addresses)
+        .flat_map(Attachment::senders)
         .map(IpNet::from)
         .collect()
 }

@@ -21,7 +21,7 @@ mod sandbox;
 pub(super) use base::{NOTE, create_base};
 pub(super) use network::{add_network, group_sets, remove_network};
 pub(super) use sandbox::{
-    add_sandbox, addresses, all_elements, chains, counting, follow_uplinks, remove_sandbox, replace_policy,
+    add_sandbox, all_elements, chains, counting, follow_uplinks, remove_sandbox, replace_policy,
 };
 
 use super::nft::{Batch, Field, SetFlags, SetSpec};

@@ -13,16 +13,6 @@ fn chain(id: &str, direction: Direction) -> String {
     format!("box_{id}_{}", if direction == Direction::Egress { "out" } else { "in" })
 }
 
-/// Every address a sandbox may send from: those it was given, and with IPv6 the link-local one of its Ethernet
-/// address.
-pub(crate) fn addresses(attachment: &Attachment) -> Vec<IpAddr> {
-    let mut all: Vec<IpAddr> = attachment.ips().collect();
-    if all.iter().any(IpAddr::is_ipv6) {
-        all.push(attachment.mac.link_local().into());
-    }
-    all
-}
-
 fn by_family(ip: IpAddr, v4: &'static str, v6: &'static str) -> &'static str {
     if ip.is_ipv4() { v4 } else { v6 }
 }
@@ -39,7 +29,7 @@ fn frame_elements(
         ("spoofed", Element::key(port())),
         ("ports", Element::key(port())),
     ];
-    for ip in addresses(attachment) {
+    for ip in attachment.senders() {
         list.push((by_family(ip, "src4", "src6"), Element::key(port().ip(ip))));
     }
     if attachment.dhcp {
@@ -79,7 +69,7 @@ pub(crate) fn follow_uplinks(
 /// Elements in sets and maps of the inet table.
 fn flow_elements(attachment: &Attachment) -> Vec<(&'static str, Element)> {
     let mut list = Vec::new();
-    for ip in addresses(attachment) {
+    for ip in attachment.senders() {
         let key = || Key::new().ifname(&attachment.bridge).ip(ip);
         list.push((by_family(ip, "own4", "own6"), Element::key(key())));
         if attachment.dhcp && ip.is_ipv4() {
@@ -121,7 +111,8 @@ fn group_elements(network: &Network, attachment: &Attachment) -> Vec<(String, El
     let Some(group) = network.policy.undeclared(attachment.group.iter()).next() else { return Vec::new() };
     let id = network.id();
     // By its link-local address it would be in no group: denied none, allowed none.
-    addresses(attachment)
+    attachment
+        .senders()
         .into_iter()
         .map(|ip| (group_set(&id, group, ip.is_ipv6()), Element::key(Key::new().ip(ip))))
         .collect()
@@ -270,7 +261,7 @@ pub(crate) fn chains(network: &Network, attachment: &Attachment) -> Vec<(String,
 pub(crate) fn counting(attachment: &Attachment) -> [Vec<(Family, &'static str, Element)>; 3] {
     let by = |v4, v6| {
         let key = |ip| Element::key(Key::new().ifname(&attachment.bridge).ip(ip));
-        addresses(attachment).into_iter().map(|ip| (Family::Inet, by_family(ip, v4, v6), key(ip))).collect()
+        attachment.senders().into_iter().map(|ip| (Family::Inet, by_family(ip, v4, v6), key(ip))).collect()
     };
     let port = Element::key(Key::new().ifname(&attachment.host_ifname));
     [
