@@ -16,7 +16,7 @@ use serde_json::json;
 use skep_cni::network::Store;
 use skep_cni::plugin;
 use support::frames::{BROADCAST, Tap, arp, ethernet, group_mac, icmpv6, ipv4, ipv6, udp};
-use support::{Container, Host, PATIENCE, SILENCE, open_policy};
+use support::{Container, Host, PATIENCE, SILENCE, comes, open_policy};
 
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
@@ -56,9 +56,10 @@ impl Stage {
     fn refused(&self, what: &str, frame: &[u8], mark: &[u8]) {
         let before = self.spoofed();
         self.from.send(frame);
+        assert!(comes(|| self.spoofed() > before), "{what}: not counted");
         assert!(!self.at.sees(mark, SILENCE), "{what}: reached the neighbour");
         assert!(!self.bridge.sees(mark, std::time::Duration::from_millis(10)), "{what}: reached the host");
-        assert_eq!(self.spoofed(), before + 1, "{what}: not counted");
+        assert_eq!(self.spoofed(), before + 1, "{what}: counted twice");
     }
 
     fn passes(&self, what: &str, frame: &[u8], mark: &[u8]) {

@@ -109,6 +109,7 @@ fn the_next_user_of_an_address_inherits_no_flow() {
     needs_root!();
     let host = Host::new();
     let outside = host.outside();
+    host.remember_flows();
     let conf = host.conf("pods", "10.1.0.0/30", json!({}));
     outside.ip("route add 10.1.0.0/30 via 192.0.2.1");
     let open = own(&host, "a", &conf, json!({"egress": {"allow": ["any"]}}));
@@ -136,6 +137,7 @@ fn among_many_flows_those_end_that_must_and_no_others() {
     needs_root!();
     let host = Host::new();
     let outside = host.outside();
+    host.remember_flows();
     outside.ip("addr add 192.0.2.9/24 dev out1");
     outside.ip("route add 10.1.0.0/24 via 192.0.2.1");
     outside.serve_tcp("0.0.0.0:80");
@@ -205,6 +207,7 @@ fn flows_to_an_address_that_was_nobodys_are_not_its_next_owners() {
     needs_root!();
     let host = Host::new();
     let _outside = host.outside();
+    host.remember_flows();
     let mut conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"hostIngress": true}}));
     support::merge(&mut conf, open_policy());
     let to = |n: u8| format!("10.1.0.{n}:6000");
@@ -241,6 +244,7 @@ fn every_kind_of_flow_ends_with_its_sandbox() {
     needs_root!();
     let host = Host::new();
     let outside = host.outside();
+    host.remember_flows();
     outside.serve_udp("0.0.0.0:53");
     host.ns.serve_udp("0.0.0.0:53");
     let mut conf = host.conf(

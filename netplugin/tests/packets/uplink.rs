@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use crate::support;
 use crate::support::frames::{Tap, ethernet, group_mac, icmpv6, ipv6};
-use crate::support::{Host, Ns, PATIENCE, SILENCE, open_policy};
+use crate::support::{Host, Ns, PATIENCE, SILENCE, comes, open_policy};
 use serde_json::json;
 
 #[test]
@@ -15,7 +15,6 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
     host.ns.wire("nic0", &outside, "far0");
     outside.ip("addr add 203.0.113.1/24 dev far0");
     outside.serve_tcp("0.0.0.0:80");
-    host.ns.settle_link("nic0");
     let before = host.ns.census();
     let mut conf = host.conf(
         "public",
@@ -30,6 +29,8 @@ fn a_network_card_on_the_bridge_brings_the_network_outside() {
     assert!(outside.reaches(&format!("{}:443", a.ip())), "in by the wire");
     assert!(outside.blocked(&format!("{}:444", a.ip())));
     host.del(&a, &conf);
+    // The kernel gives it an IPv6 address again.
+    host.ns.settle_link("nic0");
     assert_eq!(host.ns.census(), before, "the card is the host's again");
     // A card with addresses is the host's own line.
     host.ns.ip("addr add 203.0.113.2/24 dev nic0");
@@ -53,16 +54,6 @@ fn advertisement(from: Ipv6Addr, mac: [u8; 6]) -> (Vec<u8>, Vec<u8>) {
     (ethernet(group_mac(ALL_NODES), mac, IPV6, &ipv6(from, ALL_NODES, 58, &message)), message)
 }
 
-/// The kernel gets round to it after a frame was seen.
-fn settles(is_so: impl Fn() -> bool) {
-    for _ in 0..500 {
-        if is_so() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
-
 #[test]
 fn routers_are_heard_behind_the_card_and_nowhere_else() {
     needs_root!();
@@ -70,7 +61,6 @@ fn routers_are_heard_behind_the_card_and_nowhere_else() {
         let host = Host::new();
         let outside = Ns::new();
         host.ns.wire("nic0", &outside, "far0");
-        host.ns.settle_link("nic0");
         let mut conf = host.conf(
             "public",
             "203.0.113.0/24",
@@ -85,10 +75,9 @@ fn routers_are_heard_behind_the_card_and_nowhere_else() {
         line.send(&frame);
         assert_eq!(ear.sees(&message, if heard { PATIENCE } else { SILENCE }), heard);
         let learned = || b.ns.ip("-6 route show default");
-        if heard {
-            settles(|| learned().contains("via fe80::1"));
-        }
-        assert_eq!(learned().contains("via fe80::1"), heard, "{}", learned());
+        // The kernel gets round to it after the frame was seen.
+        let knows = || learned().contains("via fe80::1");
+        assert_eq!(if heard { comes(knows) } else { knows() }, heard, "{}", learned());
         assert!(!b.ns.ip("-6 addr").contains("2001:db8:6:"), "an address that nobody gave");
         // A sandbox is no router, also not in pieces.
         let own = skep_cni::mac::Mac(a.mac()).link_local();
@@ -117,9 +106,7 @@ fn a_host_that_routes_for_sandboxes_still_hears_its_own_router() {
     let hears = |n: u8| {
         let router = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, u16::from(n));
         line.send(&advertisement(router, [2, 0, 0, 0, 0, n]).0);
-        let learned = || host.ns.ip("-6 route show default").contains(&router.to_string());
-        settles(learned);
-        learned()
+        comes(|| host.ns.ip("-6 route show default").contains(&router.to_string()))
     };
     assert!(hears(7), "before there are sandboxes");
     let mut conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use super::Ns;
+use super::flow::receive_buffer;
 
 pub const BROADCAST: [u8; 6] = [0xff; 6];
 
@@ -46,6 +47,8 @@ impl Tap {
                 )
             };
             assert_eq!(bound, 0, "{}", io::Error::last_os_error());
+            // A frame that came is there however late it is looked for.
+            receive_buffer(&fd, 16 << 20);
             Self { fd }
         })
     }

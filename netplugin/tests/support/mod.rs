@@ -14,25 +14,39 @@
     clippy::return_self_not_must_use
 )]
 
+pub mod flow;
 pub mod frames;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 
-/// How long a packet that should arrive may take. Generous: a loaded machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How long we listen for a packet that should not arrive.
+/// How long may take what must happen. A machine can be slow, and waiting ends with what is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long we listen for a packet that should not arrive. A test shows first that such a packet would.
 pub const SILENCE: Duration = Duration::from_millis(300);
+/// How long we wait for an answer before we ask again: a network that has just come up may lose the first question.
+pub const AGAIN: Duration = Duration::from_secs(1);
+
+/// Waits for something that becomes so in time; whether it did.
+pub fn comes(is_so: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    while !is_so() {
+        if start.elapsed() > PATIENCE {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
 
 /// Tests of this kind make network namespaces, which takes root.
 #[macro_export]
@@ -142,31 +156,23 @@ impl Ns {
                     .lines()
                     .any(|route| route.starts_with("local fe80:") && route.contains(&format!(" dev {name} ")))
         };
-        for _ in 0..500 {
-            if settled() {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{name} never came up");
+        assert!(comes(settled), "{name} never came up");
     }
 
-    /// A wire to another namespace, both ends up.
+    /// A wire to another namespace, both ends up and all done that the kernel does of itself then: what is sent before that
+    /// is lost, and what is counted before that is not all.
     pub fn wire(&self, name: &str, other: &Self, other_name: &str) {
         self.ip(&format!("link add {name} type veth peer name {other_name} netns {}", other.path()));
         self.ip(&format!("link set {name} up"));
         other.ip(&format!("link set {other_name} up"));
+        self.settle_link(name);
+        other.settle_link(other_name);
     }
 
     /// Waits until an IPv6 address is in use: the kernel gets round to it after the link is up.
     pub fn settle(&self, address: &str) {
-        for _ in 0..500 {
-            if self.ip("-6 route show table local").contains(&format!("local {address} ")) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{address} never came into use");
+        let used = || self.ip("-6 route show table local").contains(&format!("local {address} "));
+        assert!(comes(used), "{address} never came into use");
     }
 
     /// Everything there is that a teardown could forget, without what packets count while they are on their way.
@@ -209,13 +215,20 @@ impl Ns {
         });
     }
 
-    /// A TCP connection, if one comes about.
+    /// A TCP connection, if one comes about in time. Who has no answer to who has an address (ARP) for three seconds gives
+    /// up, whatever time there is: that is tried again.
     pub fn connect(&self, to: &str, patience: Duration) -> Option<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
+        let deadline = Instant::now() + patience;
         self.run(|| {
-            let stream = TcpStream::connect_timeout(&to, patience).ok()?;
-            stream.set_read_timeout(Some(patience)).unwrap();
-            Some(stream)
+            loop {
+                let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+                if let Ok(stream) = TcpStream::connect_timeout(&to, left) {
+                    stream.set_read_timeout(Some(patience)).unwrap();
+                    return Some(stream);
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
         })
     }
 
@@ -226,21 +239,17 @@ impl Ns {
 
     /// Whether TCP does not get through, in a time in which it would have.
     pub fn blocked(&self, to: &str) -> bool {
-        self.connect(to, SILENCE).is_none()
+        let to: SocketAddr = to.parse().unwrap();
+        self.run(|| TcpStream::connect_timeout(&to, SILENCE).is_err())
     }
 
-    /// Asks by UDP; what the other side saw as our address.
+    /// Asks by UDP, again and again where there is time; what the other side saw as our address.
     pub fn ask_udp(&self, to: &str, patience: Duration) -> Option<IpAddr> {
         let to: SocketAddr = to.parse().unwrap();
-        self.run(|| {
-            let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(patience)).unwrap();
-            let mut buffer = [0; 64];
-            socket.send_to(b"?", to).ok()?;
-            let (n, _) = socket.recv_from(&mut buffer).ok()?;
-            String::from_utf8_lossy(&buffer[..n]).parse().ok()
-        })
+        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = self.run(|| UdpSocket::bind(any).unwrap());
+        let answer = asked(&socket, b"?", to, patience)?;
+        String::from_utf8_lossy(&answer).parse().ok()
     }
 }
 
@@ -256,10 +265,40 @@ fn without_counts(ruleset: &str) -> String {
     words.collect()
 }
 
+/// Asks by UDP, again and again where there is time; the answer.
+pub fn asked(
+    socket: &UdpSocket,
+    question: &[u8],
+    to: impl ToSocketAddrs,
+    patience: Duration,
+) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let mut buffer = [0; 64];
+    loop {
+        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        socket.set_read_timeout(Some(left.min(AGAIN))).unwrap();
+        // What the network says of a lost question may be said here.
+        let _ = socket.send_to(question, &to);
+        if let Ok((n, _)) = socket.recv_from(&mut buffer) {
+            return Some(buffer[..n].to_vec());
+        }
+    }
+}
+
 /// Whether a connection carries bytes.
 pub fn echoes(stream: &mut TcpStream) -> bool {
     let mut buffer = [0; 4];
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut buffer).is_ok() && &buffer == b"ping"
+}
+
+/// A program that ends with the test.
+pub struct Daemon(pub Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A host: a namespace, and the plugin's files.
@@ -397,6 +436,12 @@ impl Host {
         outside
     }
 
+    /// Flows of UDP are remembered as long as a test takes. Unanswered ones would be for half a minute, which is little on a
+    /// slow machine.
+    pub fn remember_flows(&self) {
+        self.ns.set_sysctl("netfilter/nf_conntrack_udp_timeout", "3600");
+    }
+
     /// The plugin's files.
     pub fn files(&self) -> Vec<String> {
         fn walk(dir: &std::path::Path, found: &mut Vec<String>) {
@@ -430,72 +475,4 @@ pub fn merge(into: &mut Value, more: Value) {
 /// A policy under which everybody may open everything.
 pub fn open_policy() -> Value {
     json!({ "policy": { "egress": { "allow": ["any"] }, "ingress": { "allow": ["any"] } } })
-}
-
-/// Waits for a message with patience.
-pub fn received<T>(receiver: &mpsc::Receiver<T>) -> Option<T> {
-    receiver.recv_timeout(PATIENCE).ok()
-}
-
-/// A flow of numbered packets from one end to another, for as long as a test does something else.
-pub struct Flow {
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
-    sender: JoinHandle<u32>,
-    receiver: JoinHandle<std::collections::BTreeSet<u32>>,
-}
-
-impl Flow {
-    /// Starts it, and waits until it flows.
-    pub fn start(from: &Ns, to: &Ns, ip: &str) -> Self {
-        use std::sync::atomic::Ordering;
-        let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let any = if ip.contains(':') { "[::]" } else { "0.0.0.0" };
-        let target = to.run(|| UdpSocket::bind(format!("{any}:9000")).unwrap());
-        target.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let at = if ip.contains(':') { format!("[{ip}]:9000") } else { format!("{ip}:9000") };
-        let source = from.run(|| UdpSocket::bind(format!("{any}:0")).unwrap());
-        source.connect(at).unwrap();
-        // Neighbours are found before the counting starts.
-        let mut buffer = [0; 64];
-        for _ in 0..20 {
-            let _ = source.send(b"first");
-            target.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-            if target.recv(&mut buffer).is_ok() {
-                break;
-            }
-        }
-        target.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        let receiver = thread::spawn(move || {
-            let mut seen = std::collections::BTreeSet::new();
-            let mut buffer = [0; 64];
-            while let Ok(n) = target.recv(&mut buffer) {
-                match <[u8; 4]>::try_from(&buffer[..n]) {
-                    Ok(number) => drop(seen.insert(u32::from_be_bytes(number))),
-                    Err(_) if &buffer[..n] == b"end" => break,
-                    Err(_) => {}
-                }
-            }
-            seen
-        });
-        let stopped = stop.clone();
-        let sender = thread::spawn(move || {
-            let mut number = 0_u32;
-            while !stopped.load(Ordering::Relaxed) {
-                source.send(&number.to_be_bytes()).unwrap();
-                number += 1;
-                thread::sleep(Duration::from_millis(2));
-            }
-            source.send(b"end").unwrap();
-            number
-        });
-        Self { stop, sender, receiver }
-    }
-
-    /// Ends it; what was sent, and how much of it never arrived.
-    pub fn finish(self) -> (u32, usize) {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        let sent = self.sender.join().unwrap();
-        let seen = self.receiver.join().unwrap();
-        (sent, sent as usize - seen.len())
-    }
 }

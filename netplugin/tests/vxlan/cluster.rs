@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::support;
 use crate::support::frames::slow_wire;
-use crate::support::{Container, Host, Ns, PATIENCE, echoes, open_policy};
+use crate::support::{Container, Host, Ns, open_policy};
 use serde_json::{Value, json};
 use skep_cni::cni::NetConf;
 use skep_cni::network::Store;
@@ -117,17 +117,12 @@ impl Cluster {
 }
 
 pub fn everybody_reaches_everybody(containers: &[Container]) {
-    everybody_reaches_everybody_within(PATIENCE, containers);
-}
-
-pub fn everybody_reaches_everybody_within(patience: Duration, containers: &[Container]) {
     for container in containers {
         container.ns.serve_tcp("0.0.0.0:80");
     }
     for from in containers {
         for to in containers {
-            let stream = from.ns.connect(&format!("{}:80", to.ip()), patience);
-            assert!(stream.is_some_and(|mut stream| echoes(&mut stream)), "{} to {}", from.id, to.id);
+            assert!(from.ns.reaches(&format!("{}:80", to.ip())), "{} to {}", from.id, to.id);
         }
     }
 }

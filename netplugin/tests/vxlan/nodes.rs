@@ -4,7 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::cluster::{Cluster, everybody_reaches_everybody, mtu_of};
-use crate::support::{Flow, Ns, PATIENCE, echoes};
+use crate::support::flow::Flow;
+use crate::support::{Ns, PATIENCE, echoes};
 use serde_json::json;
 use skep_cni::network::Store;
 use skep_cni::plugin;

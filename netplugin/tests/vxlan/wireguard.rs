@@ -2,12 +2,12 @@
 
 use std::net::UdpSocket;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::IPV4;
 use crate::cluster::{Cluster, everybody_reaches_everybody, mtu_of};
 use crate::support::frames::{Tap, contains};
-use crate::support::{Host, PATIENCE};
+use crate::support::{Host, PATIENCE, comes};
 use serde_json::json;
 
 /// `wireguard-go` on a host: not every kernel has `WireGuard`, and what it sends is the same.
@@ -36,12 +36,10 @@ impl Tunnel {
                 .spawn()
                 .unwrap()
         });
-        let start = Instant::now();
-        while !host.ns.command("wg", &["show", &name], "").status.success() {
-            assert!(start.elapsed() < Duration::from_secs(20), "wireguard-go does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Self { name, process }
+        let tunnel = Self { name, process };
+        let there = || host.ns.command("wg", &["show", &tunnel.name], "").status.success();
+        assert!(comes(there), "wireguard-go does not start");
+        tunnel
     }
 }
 
