@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use ttrpc::Code;
 
 use crate::api::{self, AgentClient};
-use crate::session::Closed;
+use crate::closing::Closed;
 
 /// Longest wait for an answer unless [`AgentCalls::with_timeout`] says otherwise.
 pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);

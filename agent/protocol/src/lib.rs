@@ -11,6 +11,7 @@
 pub mod api;
 mod calls;
 mod channel;
+mod closing;
 mod connect;
 pub mod header;
 pub mod link;
@@ -23,10 +24,11 @@ mod stdio;
 pub mod testing;
 
 pub use calls::{AgentCalls, CallError};
+pub use closing::Closed;
 pub use connect::{ConnectError, Endpoint};
 pub use registry::{ClaimError, StdioRegistry};
 pub use serve::{ChannelKind, serve_channel};
-pub use session::{Closed, OpenError, Session};
+pub use session::{OpenError, Session};
 pub use stdio::{Chunk, StdioStream};
 pub use ttrpc::Code;
 

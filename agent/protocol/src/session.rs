@@ -1,21 +1,20 @@
 //! The host's session with one guest.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use crate::PROTOCOL_VERSION;
 use crate::calls::AgentCalls;
 use crate::channel::{ByteChannel, Channel, LinkHandle};
+use crate::closing::{CallsStream, Closed, ask};
 use crate::connect::{ConnectError, Endpoint};
 use crate::header::Header;
-use crate::mux::{self, MuxStream, OpenRefused, Opener};
+use crate::mux::{self, OpenRefused, Opener};
 use crate::stdio::StdioStream;
 
 /// A session with the agent of one guest. Cheap to clone; it ends when the last clone is dropped.
@@ -38,14 +37,6 @@ struct Inner {
     close: watch::Sender<Option<&'static str>>,
     closed: watch::Receiver<Option<Closed>>,
     link: Option<LinkHandle>,
-}
-
-/// Why a session ended.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("session with the guest ended: {reason}")]
-pub struct Closed {
-    /// For people.
-    pub reason: String,
 }
 
 /// Why a stdio stream was not opened.
@@ -102,7 +93,7 @@ impl Session {
         permit.forget();
         let header = Header::Ttrpc { version: PROTOCOL_VERSION }.to_line();
         calls_stream.write_all(header.as_bytes()).await.map_err(|_| gone())?;
-        let calls_stream = CallsStream { stream: calls_stream, close: close.clone() };
+        let calls_stream = CallsStream::new(calls_stream, close.clone());
         let client = ttrpc::r#async::Client::new(ttrpc::r#async::transport::Socket::new(calls_stream));
 
         let completed = Arc::new(AtomicU64::new(0));
@@ -172,51 +163,5 @@ impl Session {
     fn reason(&self) -> Closed {
         let known = self.0.closed.borrow().clone();
         known.unwrap_or_else(|| Closed { reason: "its task is gone".to_owned() })
-    }
-}
-
-/// Asks for the end of a session; the first reason counts.
-fn ask(close: &watch::Sender<Option<&'static str>>, why: &'static str) {
-    close.send_if_modified(|reason| {
-        let first = reason.is_none();
-        reason.get_or_insert(why);
-        first
-    });
-}
-
-/// The stream of the calls. ttrpc drops it when it fails, be it that the guest sent what is no answer or that a
-/// request was given up half written; a session without calls is none.
-struct CallsStream {
-    stream: MuxStream,
-    close: watch::Sender<Option<&'static str>>,
-}
-
-impl Drop for CallsStream {
-    fn drop(&mut self) {
-        ask(&self.close, "its calls broke off");
-    }
-}
-
-impl AsyncRead for CallsStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for CallsStream {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
