@@ -8,12 +8,10 @@ use skep_protocol::api::{CreateSandboxRequest, CreateSandboxResponse, Network};
 
 use crate::clock;
 use crate::error::{Code, Refusal};
-use crate::os::{machine, network, settings, share};
+use crate::os::{ENTROPY_MAX, machine, network, settings, share};
 
 /// Least entropy that makes a difference.
 const ENTROPY_MIN: usize = 32;
-/// What a kernel takes in one call.
-pub(crate) const ENTROPY_MAX: usize = 512;
 const SHARES_MAX: usize = 64;
 const SYSCTLS_MAX: usize = 256;
 

@@ -12,3 +12,6 @@ pub(crate) use freebsd::{
 };
 #[cfg(target_os = "linux")]
 pub(crate) use linux::{children, console, descriptors, machine, network, port, settings, share, vsock};
+
+/// Bytes of entropy that a kernel takes in one call.
+pub(crate) const ENTROPY_MAX: usize = 512;

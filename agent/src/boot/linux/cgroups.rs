@@ -4,7 +4,8 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use super::{mounts, read, write};
+use super::files::{read, write};
+use super::mounts;
 use crate::boot::BootError;
 
 /// Where the hierarchy is mounted.

@@ -1,11 +1,13 @@
 //! From a Linux kernel's hand-over.
 
 pub(crate) mod cgroups;
+mod files;
 mod loopback;
 mod mounts;
 
 use std::path::Path;
 
+use self::files::{read, write};
 use super::{BootError, DESCRIPTORS_MAX, Options, cmdline, descriptors, null_stdio};
 
 /// Makes the guest a place where containers can live, and reads what the host asked for.
@@ -24,13 +26,4 @@ pub(crate) fn prepare() -> Result<Options, BootError> {
         tracing::warn!("cannot bring lo up: {error}");
     }
     Ok(options)
-}
-
-fn read(path: &'static str) -> Result<String, BootError> {
-    std::fs::read_to_string(path).map_err(|source| BootError::Read { path, source })
-}
-
-fn write(path: &Path, value: &str) -> Result<(), BootError> {
-    std::fs::write(path, value)
-        .map_err(|source| BootError::Write { path: path.display().to_string(), source })
 }

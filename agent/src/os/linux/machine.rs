@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::time::ClockId;
 
-use crate::sandbox::ENTROPY_MAX;
+use crate::os::ENTROPY_MAX;
 
 nix::ioctl_write_ptr_bad!(add_entropy, nix::request_code_write!(b'R', 0x03, 8), EntropyHead);
 
