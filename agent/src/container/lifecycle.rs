@@ -12,8 +12,9 @@ use nix::sys::signal::Signal;
 use skep_protocol::api::ContainerStatsResponse;
 
 use super::faults::Faults;
+use super::heads::ProcessHead;
 use super::join::{Joint, Target};
-use super::start::{Born, ProcessHead};
+use super::start::Born;
 use super::{Paths, Process, group, oom, rootfs, stats, update};
 use crate::error::{Code, Refusal};
 use crate::helper;

@@ -1,6 +1,7 @@
 //! The containers of the sandbox: what PID 1 knows of them and does with them.
 
 pub(crate) mod faults;
+mod heads;
 mod id;
 #[cfg(target_os = "freebsd")]
 mod jail;
@@ -14,17 +15,18 @@ mod program;
 mod root;
 mod start;
 mod table;
+mod wanted;
 
 use std::os::unix::fs::DirBuilderExt as _;
 
 #[cfg(target_os = "freebsd")]
-use jail::{group, join, make, names, oom, pod, rootfs, stats, update};
+use jail::{group, head, join, make, names, oom, pod, rootfs, stats, update};
 #[cfg(target_os = "linux")]
 pub(crate) use linux::idmap::run as map_ids;
 #[cfg(target_os = "linux")]
 pub(crate) use linux::pod::keep as keep_pod;
 #[cfg(target_os = "linux")]
-use linux::{group, join, make, names, oom, pod, rootfs, stats, update};
+use linux::{group, head, join, make, names, oom, pod, rootfs, stats, update};
 pub(crate) use paths::Paths;
 pub(crate) use process::Process;
 pub(crate) use table::Containers;

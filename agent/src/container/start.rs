@@ -8,56 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
-use serde::Deserialize;
 
 use super::faults::{FaultPipe, Faults};
-use super::join::LinuxHead;
+use super::heads::ProcessHead;
 use super::paths::TERMINALS;
 use crate::error::Refusal;
 use crate::helper;
 use crate::limits;
 use crate::reaper::{ExitWatch, Reaper};
 use crate::stdio::{Streams, Terminal};
-
-/// What PID 1 itself has to know of a `process` object; the helper reads the rest.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct ProcessHead {
-    #[serde(default)]
-    pub(crate) terminal: bool,
-    #[serde(default)]
-    console_size: Option<Size>,
-}
-
-impl ProcessHead {
-    /// The size that its terminal is to have from the start.
-    pub(crate) fn size(&self) -> Option<Size> {
-        self.console_size
-    }
-}
-
-/// What PID 1 itself has to know of a spec.
-#[derive(Debug, Deserialize)]
-pub(crate) struct SpecHead {
-    #[serde(default)]
-    pub(crate) process: ProcessHead,
-    #[serde(default)]
-    pub(crate) linux: LinuxHead,
-}
-
-/// Of a terminal, in characters.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(crate) struct Size {
-    height: u16,
-    width: u16,
-}
-
-impl Size {
-    /// As the kernel has it.
-    pub(crate) fn window(self) -> libc::winsize {
-        libc::winsize { ws_row: self.height, ws_col: self.width, ws_xpixel: 0, ws_ypixel: 0 }
-    }
-}
 
 /// A process that was just made.
 #[derive(Debug)]
@@ -103,8 +62,8 @@ pub(crate) async fn bear(
     let mut terminal = None;
     if let Some(socket) = socket {
         let master = socket.receive().map_err(internal)?;
-        if let Some(Size { height, width }) = head.console_size
-            && let Err(error) = master.resize(height, width)
+        if let Some(size) = head.size()
+            && let Err(error) = master.resize(size.height, size.width)
         {
             tracing::warn!("cannot size a terminal: {error}");
         }
@@ -163,20 +122,5 @@ impl Drop for TerminalSocket {
     fn drop(&mut self) {
         // A name left behind is in a directory of the agent's own, and no name is used twice.
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_head_of_a_spec_is_all_that_is_read() {
-        let text = r#"{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"args":["x"]},"linux":{"seccomp":7}}"#;
-        let head: SpecHead = serde_json::from_str(text).expect("json");
-        assert!(head.process.terminal);
-        assert_eq!(head.process.console_size.map(|size| (size.height, size.width)), Some((24, 80)));
-        let bare: SpecHead = serde_json::from_str("{}").expect("json");
-        assert!(!bare.process.terminal);
     }
 }

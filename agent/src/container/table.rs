@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skep_protocol::StdioRegistry;
 use skep_protocol::api::{CreateContainerRequest, ExecProcessRequest, RootfsMode};
 
+use super::heads::{ProcessHead, SpecHead};
 use super::join::Joint;
 use super::lifecycle::{Container, Exec};
-use super::make::{self, Create};
 use super::pod::Pod;
-use super::start::{ProcessHead, SpecHead, bear};
-use super::{Paths, id};
+use super::start::bear;
+use super::wanted::Create;
+use super::{Paths, id, make};
 use crate::error::{Code, Refusal};
 use crate::reaper::{Exit, Reaper};
 use crate::stdio::Streams;

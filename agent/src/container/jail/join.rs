@@ -8,20 +8,18 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use oci_spec::runtime::Process;
-use serde::Deserialize;
 
-use super::{group, make, process};
-use crate::container::Paths;
+use super::head::LinuxHead;
+use super::members::jid;
+use super::process;
 use crate::container::faults::FaultPipe;
-use crate::container::start::{Born, ProcessHead};
+use crate::container::heads::ProcessHead;
+use crate::container::start::Born;
+use crate::container::{Paths, wanted};
 use crate::error::Refusal;
 use crate::helper;
 use crate::reaper::Reaper;
 use crate::stdio::{Ends, Streams, Terminal};
-
-/// What a spec says of Linux: not for here.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct LinuxHead {}
 
 /// What a process joins besides the jail: nothing.
 #[derive(Debug, Clone, Default)]
@@ -54,9 +52,9 @@ impl Target<'_> {
         streams: Streams,
         limit: Duration,
     ) -> Result<Born, Refusal> {
-        let process: Process = make::parse("process", process)?;
+        let process: Process = wanted::parse("process", process)?;
         process::check(&process)?;
-        let jid = group::jid(&self.paths.group)?
+        let jid = jid(&self.paths.group)?
             .ok_or_else(|| Refusal::precondition("the container has no processes any more"))?;
         let faults = FaultPipe::new()?;
         let stdio = if head.terminal { Stdio::terminal(head)? } else { Stdio::pipes(&streams)? };

@@ -4,30 +4,18 @@ use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 
 use oci_spec::runtime::{Mount, Process};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
 use super::limits::{self, Resources};
 use super::mounts;
 use super::params::{self, Value};
 use super::process::{self, Birth};
 use super::settings::FreeBsd;
+use crate::container::wanted::{Create, parse};
 use crate::container::{Paths, root};
 use crate::error::Refusal;
-
-/// A container to make.
-#[derive(Debug)]
-pub(crate) struct Create<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) spec: &'a [u8],
-    pub(crate) rootfs: &'a Path,
-    pub(crate) overlay: bool,
-    /// Where its terminal is sent, if it has one.
-    pub(crate) terminal: Option<&'a Path>,
-}
 
 /// What is read of a spec. The rest of it speaks of Linux, or of what the host does.
 #[derive(Debug, Deserialize)]
@@ -115,9 +103,4 @@ pub(crate) fn create(request: &Create<'_>, fds: &[RawFd]) -> Result<i32, Refusal
     let start = UnixListener::bind(paths.notify())
         .map_err(|e| Refusal::internal(format!("cannot listen on {}: {e}", paths.notify().display())))?;
     process::bear(&Birth { jid, process: &process, terminal: request.terminal, start: &start }, fds)
-}
-
-/// Reads a part of a spec.
-pub(super) fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(json).map_err(|e| Refusal::invalid(format!("{field}: {e}")))
 }

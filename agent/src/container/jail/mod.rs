@@ -4,9 +4,11 @@
 //! guest, as the containers of a pod do, and has processes, mounts and devices of its own.
 
 pub(super) mod group;
+pub(super) mod head;
 pub(super) mod join;
 mod limits;
 pub(super) mod make;
+mod members;
 mod mounts;
 pub(super) mod names;
 pub(super) mod oom;

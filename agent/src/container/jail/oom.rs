@@ -15,8 +15,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::watch;
 
-use super::group::{self, GroupError, Member};
 use super::limits::{self, LimitsError};
+use super::members::{GroupError, Member, members_of};
 
 /// How often the kernel counts.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ fn look(jail: &Path, dying: &mut Vec<Member>) -> Result<(), LookError> {
     let Some((_, limit)) = limits.into_iter().find(|(resource, _)| resource == limits::MEMORY) else {
         return Ok(());
     };
-    let members = group::members_of(jail)?;
+    let members = members_of(jail)?;
     let same = |one: &Member, other: &Member| (one.pid, one.start) == (other.pid, other.start);
     dying.retain(|member| members.iter().any(|other| same(member, other)));
     let living = members.into_iter().filter(|member| !dying.iter().any(|other| same(member, other)));

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::join::LinuxHead;
+use super::head::LinuxHead;
 use crate::error::Refusal;
 use crate::reaper::Reaper;
 

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::limits::{self, Resources};
-use super::make;
+use crate::container::wanted;
 use crate::error::Refusal;
 
 /// Reads the new limits.
 pub(crate) fn parse(json: &[u8]) -> Result<Resources, Refusal> {
-    make::parse("resources", json)
+    wanted::parse("resources", json)
 }
 
 /// Holds the jail to them.

@@ -17,14 +17,15 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid};
-use serde::Deserialize;
 
+use super::head::LinuxHead;
 use super::make::{self, SECCOMP};
 use super::payload::Payload;
 use super::spec;
-use crate::container::Paths;
 use crate::container::faults::FaultPipe;
-use crate::container::start::{Born, ProcessHead, Size, receive_terminal};
+use crate::container::heads::{ProcessHead, Size};
+use crate::container::start::{Born, receive_terminal};
+use crate::container::{Paths, wanted};
 use crate::error::{Refusal, chain};
 use crate::helper;
 use crate::reaper::Reaper;
@@ -32,37 +33,6 @@ use crate::stdio::{Ends, Pipes, Streams};
 
 /// `CLONE_NEWTIME` of linux/sched.h, which nix has no name for.
 const CLONE_NEWTIME: CloneFlags = CloneFlags::from_bits_retain(libc::CLONE_NEWTIME);
-
-/// What processes that are added have to know of a spec.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct LinuxHead {
-    #[serde(default)]
-    namespaces: Vec<NamespaceHead>,
-    personality: Option<PersonalityHead>,
-}
-
-#[derive(Debug, Deserialize)]
-struct NamespaceHead {
-    #[serde(rename = "type")]
-    typ: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct PersonalityHead {
-    domain: String,
-}
-
-impl LinuxHead {
-    /// Whether the container has a namespace of that type.
-    pub(crate) fn has(&self, typ: &str) -> bool {
-        self.namespaces.iter().any(|namespace| namespace.typ == typ)
-    }
-
-    /// The execution domain, as OCI has it.
-    pub(crate) fn personality(&self) -> Option<&str> {
-        self.personality.as_ref().map(|personality| personality.domain.as_str())
-    }
-}
 
 /// What a process joins, as far as not every container has it.
 #[derive(Debug, Clone, Default)]
@@ -118,7 +88,7 @@ impl Target<'_> {
         streams: Streams,
         limit: Duration,
     ) -> Result<Born, Refusal> {
-        let process: Process = make::parse("process", process)?;
+        let process: Process = wanted::parse("process", process)?;
         spec::check_process(&process)?;
         spec::check_joins(&process)?;
         let init = pidfd(self.init).map_err(|e| cannot("find the container", e))?;
@@ -288,16 +258,4 @@ fn pidfd(pid: i32) -> nix::Result<OwnedFd> {
 
 fn cannot(what: &str, error: impl Into<std::io::Error>) -> Refusal {
     Refusal::internal(format!("cannot add a process to the container: cannot {what}: {}", error.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_joined_is_read_from_the_spec() {
-        let text = r#"{"namespaces":[{"type":"user"}],"personality":{"domain":"LINUX32"},"seccomp":7}"#;
-        let linux: LinuxHead = serde_json::from_str(text).expect("json");
-        assert!(linux.has("user") && !linux.has("time") && linux.personality() == Some("LINUX32"));
-    }
 }

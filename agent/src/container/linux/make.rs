@@ -17,22 +17,12 @@ use super::payload::Payload;
 use super::{group, idmap, rootfs, spec};
 use crate::container::paths::{self, Paths};
 use crate::container::root;
+use crate::container::wanted::{Create, parse};
 use crate::error::{Refusal, chain};
 
 /// The container's spec as given to libcontainer, and its seccomp profile, which processes that join need.
 const CONFIG: &str = "config.json";
 pub(super) const SECCOMP: &str = "seccomp.json";
-
-/// A container to make.
-#[derive(Debug)]
-pub(crate) struct Create<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) spec: &'a [u8],
-    pub(crate) rootfs: &'a Path,
-    pub(crate) overlay: bool,
-    /// Where its terminal is sent, if it has one.
-    pub(crate) terminal: Option<&'a Path>,
-}
 
 /// Makes a container whose first process waits to be started; returns its pid.
 ///
@@ -131,11 +121,6 @@ fn failed(what: &str, error: &LibcontainerError) -> Refusal {
         | LibcontainerError::UserNamespace(_) => Refusal::invalid(text),
         _ => Refusal::internal(text),
     }
-}
-
-/// Reads what the host sent.
-pub(super) fn parse<T: DeserializeOwned>(field: &str, json: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(json).map_err(|e| Refusal::invalid(format!("{field}: {e}")))
 }
 
 fn store(path: &Path, value: &impl Serialize) -> Result<(), Refusal> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MsFlags, mount};
 
-use super::payload::is_null;
+use super::null::is_null;
 use crate::error::Refusal;
 
 /// Covers `paths` in this process's mount namespace, whose root is the container's: directories by an empty read-only

@@ -3,11 +3,13 @@
 mod capabilities;
 mod devices;
 pub(super) mod group;
+pub(super) mod head;
 pub(crate) mod idmap;
 pub(super) mod join;
 pub(super) mod make;
 mod masks;
 pub(super) mod names;
+mod null;
 pub(super) mod oom;
 mod payload;
 pub(crate) mod pod;

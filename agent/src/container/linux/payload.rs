@@ -7,11 +7,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::{AsRawFd as _, RawFd};
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -21,7 +17,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, Exec
 use nix::unistd::{Gid, Uid};
 
 use super::capabilities::Capabilities;
-use super::masks;
+use super::{masks, null};
 use crate::container::faults;
 use crate::container::program::{self, Program};
 use crate::error::{Refusal, chain};
@@ -87,7 +83,7 @@ impl Payload {
             Refusal::internal(format!("cannot {what} for the container's process: {}", chain(e)))
         };
         masks::cover(&self.masked)?;
-        repair_null().map_err(|e| internal("open /dev/null", &e))?;
+        null::repair().map_err(|e| internal("open /dev/null", &e))?;
         leave_keyring();
         program::own_stdio(self.uid);
         let entered = program::enter_cwd(&self.cwd)?;
@@ -178,23 +174,4 @@ fn leave_keyring() {
     {
         tracing::info!("no session keyring: {}", nix::Error::last());
     }
-}
-
-/// Whether it is the null device.
-pub(super) fn is_null(metadata: &std::fs::Metadata) -> bool {
-    metadata.file_type().is_char_device() && metadata.rdev() == nix::sys::stat::makedev(1, 3)
-}
-
-/// libcontainer reopens /dev/null within the container, for reading only: writing has to work too.
-fn repair_null() -> io::Result<()> {
-    for (fd, file) in program::stdio() {
-        if file.metadata().is_ok_and(|metadata| is_null(&metadata)) {
-            let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-            // SAFETY: replaces one of this process's own standard descriptors.
-            if unsafe { libc::dup2(null.as_raw_fd(), fd) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-    }
-    Ok(())
 }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use super::capabilities::Capabilities;
-use super::join::LinuxHead;
+use super::head::LinuxHead;
 use crate::container::faults::FaultPipe;
 use crate::error::Refusal;
 use crate::helper;

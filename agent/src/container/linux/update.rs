@@ -7,11 +7,12 @@ use libcgroups::v2::manager::{Manager, V2ManagerError};
 use libcontainer::oci_spec::runtime::LinuxResources;
 
 use crate::boot::linux::cgroups;
+use crate::container::wanted;
 use crate::error::{Refusal, chain};
 
 /// Reads the `linux.resources` object of a spec.
 pub(crate) fn parse(json: &[u8]) -> Result<LinuxResources, Refusal> {
-    serde_json::from_slice(json).map_err(|e| Refusal::invalid(format!("resources: {e}")))
+    wanted::parse("resources", json)
 }
 
 /// Sets what `resources` sets. Lowering a limit may take the kernel a while: for helper processes.
