@@ -66,6 +66,13 @@ impl Console {
         self.session.flush().map_err(|error| anyhow::anyhow!("cannot type: {error}"))
     }
 
+    /// Ends the machine as well as it can be ended.
+    pub(crate) fn shut_down(&mut self, machine: &mut Machine) {
+        // With what is wrong already, nothing is lost: its disk is not kept.
+        let _ = self.start("shutdown -p now");
+        machine.end();
+    }
+
     /// Waits for what `pattern` matches; what was said before it, and the match.
     fn expect(
         &mut self,

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::console::Console;
 use super::image::{self, Disk};
 use super::payload::Payload;
 use super::{Accelerator, Host};
@@ -149,10 +148,8 @@ impl Machine {
         self.directory.join("results.log")
     }
 
-    /// Ends the machine as well as it can be ended.
-    pub(crate) fn shut_down(&mut self, console: &mut Console) {
-        // With what is wrong already, nothing is lost: its disk is not kept.
-        let _ = console.start("shutdown -p now");
+    /// Ends it, after the time that a system takes to go down that was asked to.
+    pub(crate) fn end(&mut self) {
         let begin = Instant::now();
         while begin.elapsed() < STOP && matches!(self.qemu.try_wait(), Ok(None)) {
             if self.check().is_err() {

@@ -125,7 +125,7 @@ fn run(
     heading("Tests");
     console.start("sh /skep/runner.sh >/dev/cuau1 2>&1 </dev/null")?;
     let outcome = Results::follow(&mut machine);
-    machine.shut_down(&mut console);
+    console.shut_down(&mut machine);
     let logs = machine.logs();
     match &logs {
         Ok(path) => line(&format!("logs of the machine: {}", path.display())),
