@@ -1,9 +1,6 @@
 //! Figures of a pod's tasks: of its own container those of the VM beyond the others'.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use skep::{
     container::{ErrorKind, Guest as _},
@@ -13,18 +10,6 @@ use skep_containerd_api::metrics::Metrics;
 
 use super::{Pod, Slot};
 use crate::{convert::Failure, metrics, task::Task, task::lock};
-
-/// The most processor time that was told, microseconds.
-#[derive(Debug, Default)]
-pub(super) struct Told(AtomicU64);
-
-impl Told {
-    /// `us`, or what was told before if that is more: such a figure never goes down, but the guest's clock and this
-    /// host's do not count alike.
-    fn at_least(&self, us: u64) -> u64 {
-        self.0.fetch_max(us, Ordering::Relaxed).max(us)
-    }
-}
 
 impl Pod {
     /// What a task uses.
@@ -75,16 +60,5 @@ impl Pod {
         let mut rest = cost.beyond(shares);
         rest.processor_us = self.overhead_told.at_least(rest.processor_us);
         Ok(metrics::of_cost(rest, sandbox.size()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processor_time_never_goes_down() {
-        let told = Told::default();
-        assert_eq!([5, 3, 9].map(|us| told.at_least(us)), [5, 5, 9]);
     }
 }
