@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use tokio::sync::watch;
+
+use super::log::Tail;
+
 /// How a VM ended, with what is known about why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmExit {
@@ -45,6 +49,18 @@ impl VmExit {
         };
         Self { cause, console }
     }
+}
+
+/// Waits until `exit` is told; without whoever was to tell it, what the VM's `console` said is all that is known.
+pub(super) async fn told(exit: &watch::Receiver<Option<VmExit>>, console: &Tail) -> VmExit {
+    let mut exit = exit.clone();
+    let result = exit.wait_for(Option::is_some).await;
+    if let Ok(Some(exit)) = result.as_deref() {
+        return exit.clone();
+    }
+    // Its keeper panicked or the runtime ends.
+    let cause = ExitCause::Vmm { status: "its watch has ended".to_owned(), message: String::new() };
+    VmExit { cause, console: console.text() }
 }
 
 /// What the agent, Linux and FreeBSD begin their last message with.

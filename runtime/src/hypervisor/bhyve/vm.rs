@@ -19,7 +19,7 @@ use super::vmmapi::{VmName, VmmApi, VmmApiError};
 use super::{BhyveError, command, exit, pipes};
 use crate::guest::GuestOs;
 use crate::hypervisor::log::{Tail, record};
-use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, SpecError, Vm, VmExit, VmSpec};
+use crate::hypervisor::{HypervisorError, Phase, Place, SpecError, Vm, VmExit, VmSpec, exit as end};
 use crate::journal::{Entry, EntryId, Journal};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
@@ -307,14 +307,7 @@ impl Vm for BhyveVm {
     }
 
     async fn wait(&self) -> VmExit {
-        let mut exit = self.exit.clone();
-        let result = exit.wait_for(Option::is_some).await;
-        if let Ok(Some(exit)) = result.as_deref() {
-            return exit.clone();
-        }
-        // Its keeper panicked or the runtime ends: nothing is known.
-        let cause = ExitCause::Vmm { status: "its watch has ended".into(), message: String::new() };
-        VmExit { cause, console: self.console.text() }
+        end::told(&self.exit, &self.console).await
     }
 
     fn console_tail(&self) -> String {

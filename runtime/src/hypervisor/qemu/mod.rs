@@ -5,6 +5,7 @@
 
 mod accel;
 mod command;
+mod output;
 mod qmp;
 mod vm;
 mod vsock;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,16 +13,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use skep_protocol::Endpoint;
 use tokio::net::UnixStream;
-use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::accel::AccelDecision;
 use super::command::{Wiring, arguments};
+use super::output::log;
 use super::qmp::{Qmp, ShutdownReason};
 use crate::cgroup::Cgroup;
-use crate::hypervisor::log::{Tail, record};
-use crate::hypervisor::{ExitCause, HypervisorError, Phase, Place, Vm, VmExit, VmSpec, too_little_memory};
+use crate::hypervisor::log::Tail;
+use crate::hypervisor::{
+    ExitCause, HypervisorError, Phase, Place, Vm, VmExit, VmSpec, exit, too_little_memory,
+};
 use crate::journal::{EntryId, Journal, VMM};
 use crate::os::{ExitWatch, ProcessIdentity, Signal};
 
@@ -165,21 +167,6 @@ fn connect(path: &Path) -> Result<UnixStream, HypervisorError> {
     connect().map_err(|source| HypervisorError::File { action: "connect to", path: path.to_owned(), source })
 }
 
-/// Reads what a process says into a log, until it ends.
-pub(super) fn log(
-    from: Option<impl Into<OwnedFd>>,
-    path: PathBuf,
-    tail: &Tail,
-) -> Result<JoinHandle<()>, HypervisorError> {
-    let receiver = from
-        .ok_or_else(|| io::Error::other("there is no pipe"))
-        .and_then(|pipe| pipe::Receiver::from_owned_fd(pipe.into()));
-    match receiver {
-        Ok(receiver) => Ok(tokio::spawn(record(receiver, path, tail.clone()))),
-        Err(source) => Err(HypervisorError::File { action: "read for", path, source }),
-    }
-}
-
 /// Waits for the end of a QEMU process and finds out how it came.
 struct Keeper {
     child: Child,
@@ -308,14 +295,7 @@ impl Vm for QemuVm {
     }
 
     async fn wait(&self) -> VmExit {
-        let mut exit = self.exit.clone();
-        let result = exit.wait_for(Option::is_some).await;
-        if let Ok(Some(exit)) = result.as_deref() {
-            return exit.clone();
-        }
-        // Its keeper panicked or the runtime ends: nothing is known.
-        let cause = ExitCause::Vmm { status: "its watch has ended".to_owned(), message: String::new() };
-        VmExit { cause, console: self.console.text() }
+        exit::told(&self.exit, &self.console).await
     }
 
     fn console_tail(&self) -> String {

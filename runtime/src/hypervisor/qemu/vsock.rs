@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use skep_protocol::Endpoint;
 
-use super::vm::log;
+use super::output::log;
 use crate::hypervisor::log::Tail;
 use crate::hypervisor::{HypervisorError, Place, Vsock, find_program};
 use crate::journal::{EntryId, Journal};
