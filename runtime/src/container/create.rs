@@ -1,7 +1,7 @@
 //! Making a container, with everything undone when that fails.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -10,9 +10,10 @@ use skep_protocol::api;
 use super::{
     Container, ContainerError, Guest, GuestSpec, HostHooks, Process, Size,
     guest::explain,
-    instance::watch,
+    mounting::{blocking, detach},
     resources, stand_in,
     stdio::{Place, Stdio, StdioRequest, Streams},
+    watch::watch,
 };
 use crate::{
     config::RootfsMode,
@@ -175,30 +176,4 @@ impl Container {
         self.guest.mark("hooks");
         Ok(())
     }
-}
-
-/// Takes a container's share of the host away from the guest.
-pub(super) async fn detach(guest: &Arc<dyn Guest>, share: &Arc<Mutex<Share>>) {
-    let (guest, share) = (Arc::clone(guest), Arc::clone(share));
-    let undone = blocking("unmounting", move || {
-        share.lock().unwrap_or_else(PoisonError::into_inner).detach(guest.journal())
-    });
-    match undone.await {
-        Ok(problems) => {
-            for problem in problems {
-                tracing::warn!(%problem, "undoing a container's share");
-            }
-        }
-        Err(error) => tracing::warn!(%error, "undoing a container's share"),
-    }
-}
-
-/// Runs what may block (mounting can wait for disks and servers) without stopping everything else.
-async fn blocking<T: Send + 'static>(
-    operation: &'static str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ContainerError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ContainerError::Internal { operation, reason: error.to_string() })
 }

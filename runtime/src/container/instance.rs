@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,27 +14,15 @@ use skep_protocol::{AgentCalls, Code, api};
 use tokio::sync::watch as channel;
 
 use super::{
-    ContainerError, ContainerStats, Exit, Guest, HostHooks, Process, ProcessState,
-    create::detach,
-    guest::{GuestEnd, NEWS, explain},
-    resources, signal,
-    spec::rewrite_process,
-    stdio::{Patience, Place, Stdio, StdioRequest, Streams},
+    ContainerError, ContainerStats, Exit, Guest, HostHooks, Process, ProcessState, guest::explain, oom,
+    resources, signal, stdio::Streams, watch::watch,
 };
 use crate::{share::Share, stand_in::StandIn};
 
-/// How output may take to reach its reader after a process has ended and is deleted. containerd's CRI plugin gives a
-/// deletion 10 s, and a process can have left behind what a pipe and a stream's window hold.
-const DRAIN: Patience =
-    Patience { idle: Duration::from_secs(2), most: Duration::from_secs(6), bytes: 2 << 20 };
-/// How long a process may take to end after it was killed for its container's deletion.
-const KILL: Duration = Duration::from_secs(5);
-/// Most processes that may be added to one container at a time.
-const MAX_EXECS: usize = 256;
 /// Most processes of a guest that are listed.
 const MAX_LISTED: usize = 4096;
 
-const SIGKILL: u32 = 9;
+pub(super) const SIGKILL: u32 = 9;
 
 /// A container in a sandbox.
 #[derive(Debug)]
@@ -138,78 +126,12 @@ impl Container {
         }
         if process.exec_id().is_empty() {
             self.guest.mark("container-started");
-            super::oom::watch(&self.guest, &self.id, process, self.oom.clone());
+            oom::watch(&self.guest, &self.id, process, self.oom.clone());
             self.poststart().await;
         } else {
             watch(&self.guest, process);
         }
         Ok(())
-    }
-
-    /// Adds a process; it waits for [`Container::start`].
-    pub async fn exec(
-        &self,
-        exec: &str,
-        process: oci_spec::runtime::Process,
-        streams: StdioRequest,
-    ) -> Result<Arc<Process>, ContainerError> {
-        if self.init.state() == ProcessState::Stopped {
-            return Err(state_error("exec in", &self.init));
-        }
-        if self.placeholder {
-            let state = "the sandbox's own, which has no file system: exec in one of the pod's containers";
-            return Err(ContainerError::State { operation: "exec in", what: self.init.name(), state });
-        }
-        if self.is_paused() {
-            return Err(ContainerError::State {
-                operation: "exec in",
-                what: self.init.name(),
-                state: "paused",
-            });
-        }
-        {
-            let execs = self.lock_execs();
-            if execs.contains_key(exec) {
-                return Err(ContainerError::ProcessExists {
-                    container: self.id.clone(),
-                    exec: exec.to_owned(),
-                });
-            }
-            if execs.len() >= MAX_EXECS {
-                return Err(ContainerError::Invalid {
-                    what: "exec".into(),
-                    reason: format!("container {} has {MAX_EXECS} processes already", self.id),
-                });
-            }
-        }
-        let mut notes = Vec::new();
-        let mut process = rewrite_process(process, self.guest.os(), &mut notes)?;
-        process.set_terminal(Some(streams.terminal));
-        let json = serde_json::to_vec(&process).map_err(|error| ContainerError::Internal {
-            operation: "encoding the process",
-            reason: error.to_string(),
-        })?;
-        let place = Place {
-            namespace: &self.namespace,
-            id: exec,
-            journal: self.guest.journal(),
-            streams: &self.streams,
-        };
-        let stdio = Stdio::open(&streams, &place).await?;
-        let (tokens, pumps) = stdio.connect(self.guest.session()).await?;
-        let request = api::ExecProcessRequest {
-            container_id: self.id.clone(),
-            exec_id: exec.to_owned(),
-            process: json,
-            stdio: Some(tokens).into(),
-            ..api::ExecProcessRequest::default()
-        };
-        if let Err(error) = self.agent().exec_process(&request).await {
-            return Err(explain(&*self.guest, "adding the process", error).await);
-        }
-        let process = Arc::new(Process::new(&self.id, exec, streams, pumps));
-        self.lock_execs().insert(exec.to_owned(), Arc::clone(&process));
-        Ok(process)
     }
 
     /// The container's processes: for each the id under which it was added, if it was; init's is empty.
@@ -371,67 +293,6 @@ impl Container {
         }
     }
 
-    /// Forgets a process that was added. The caller has [`Process::hold`].
-    pub async fn delete_exec(&self, process: &Process) -> Result<(), ContainerError> {
-        if process.state() == ProcessState::Running {
-            return Err(state_error("delete", process));
-        }
-        process.finish_output(DRAIN).await;
-        // The agent may have forgotten it with its container, or be gone: neither keeps it here.
-        if let Err(error) = self.agent().delete_process(&process.request()).await {
-            tracing::debug!(process = process.name(), %error, "deleting in the guest");
-        }
-        self.lock_execs().remove(process.exec_id());
-        Ok(())
-    }
-
-    /// Removes the container, unless it runs, from host and guest. With `last`, the sandbox will be destroyed next and
-    /// the guest is not asked. The caller has [`Process::hold`] of init.
-    ///
-    /// Works in every state; what could not be undone stays in the sandbox's journal.
-    pub async fn delete(&self, last: bool) -> Result<(), ContainerError> {
-        match self.init.state() {
-            ProcessState::Running => return Err(state_error("delete", &self.init)),
-            ProcessState::Created if !last => self.kill_created().await,
-            ProcessState::Created | ProcessState::Stopped => {}
-        }
-        self.finish_output().await;
-        self.lock_execs().clear();
-        if let Some(stand_in) = &self.stand_in {
-            // Before its files are unmounted, which it has mounted as well.
-            stand_in.end().await;
-        }
-        if last {
-            // Destroying the sandbox undoes the mounts after the VM has let go of them.
-            return Ok(());
-        }
-        if self.placeholder {
-            return Ok(());
-        }
-        if let Err(error) = self.agent().delete_process(&self.init.request()).await {
-            tracing::warn!(container = self.id, %error, "deleting in the guest");
-        }
-        detach(&self.guest, &self.share).await;
-        Ok(())
-    }
-
-    /// Lets the output of a container that has ended arrive, as its deletion does: for who deletes several, since a guest
-    /// may never end any.
-    pub async fn drain(&self) {
-        if self.init.state() == ProcessState::Stopped {
-            self.finish_output().await;
-        }
-    }
-
-    /// Of all processes at once: each may take its time.
-    async fn finish_output(&self) {
-        let mut all = tokio::task::JoinSet::new();
-        for process in self.execs().into_iter().chain([Arc::clone(&self.init)]) {
-            all.spawn(async move { process.finish_output(DRAIN).await });
-        }
-        all.join_all().await;
-    }
-
     async fn poststart(&self) {
         if let Some(hooks) = &self.hooks {
             hooks.poststart(self.pid(), self.guest.journal()).await;
@@ -445,52 +306,15 @@ impl Container {
         }
     }
 
-    async fn kill_created(&self) {
-        if let Err(error) = self.kill(&self.init, SIGKILL, true).await {
-            tracing::debug!(container = self.id, %error, "killing for deletion");
-        }
-        if tokio::time::timeout(KILL, self.init.wait()).await.is_err() {
-            tracing::warn!(container = self.id, limit = ?KILL, "init did not end after it was killed");
-        }
-    }
-
-    fn agent(&self) -> AgentCalls {
+    pub(super) fn agent(&self) -> AgentCalls {
         self.guest.session().agent().with_timeout(self.call_limit)
     }
 
-    fn lock_execs(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<Process>>> {
+    pub(super) fn lock_execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
         self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn state_error(operation: &'static str, process: &Process) -> ContainerError {
+pub(super) fn state_error(operation: &'static str, process: &Process) -> ContainerError {
     ContainerError::State { operation, what: process.name(), state: process.state().name() }
-}
-
-/// Records the process's exit when it comes, or its loss.
-pub(super) fn watch(guest: &Arc<dyn Guest>, process: &Arc<Process>) {
-    let (guest, process) = (Arc::clone(guest), Arc::clone(process));
-    tokio::spawn(async move {
-        let agent = guest.session().agent();
-        let request = process.request();
-        let answer = tokio::select! {
-            answer = agent.wait_process(&request) => answer,
-            end = guest.ended() => {
-                process.ended(Exit::with_guest(end));
-                return;
-            }
-        };
-        let exit = match answer {
-            Ok(answer) => Exit::answered(&answer),
-            Err(error) => {
-                // Nobody will ever hear of this process again: it must not go on.
-                let lost = explain(&*guest, "waiting for the process", error).await;
-                guest.kill().await;
-                let end = tokio::time::timeout(NEWS, guest.ended()).await;
-                let out_of_memory = end.is_ok_and(|end| end.out_of_memory);
-                Exit::with_guest(GuestEnd { reason: lost.to_string(), out_of_memory })
-            }
-        };
-        process.ended(exit);
-    });
 }

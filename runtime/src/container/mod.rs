@@ -1,10 +1,13 @@
 //! Containers and their processes in a sandbox: rewriting specifications, stdio, life cycle.
 
 mod create;
+mod delete;
 mod error;
+mod exec;
 mod guest;
 mod hooks;
 mod instance;
+mod mounting;
 mod oom;
 mod placeholder;
 mod process;
@@ -13,6 +16,7 @@ mod signal;
 pub mod spec;
 mod stand_in;
 pub mod stdio;
+mod watch;
 
 pub use create::{CreateRequest, guest_dir};
 pub use error::{ContainerError, ErrorKind, of_network};

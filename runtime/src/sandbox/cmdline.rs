@@ -1,9 +1,11 @@
 //! Kernel parameters of a guest: what it is told before its agent can be asked.
 
 use super::ROOT_TAG;
-use super::create::VSOCK_PORT;
 use crate::config::{Channel, Config, Timeouts};
 use crate::guest::GuestOs;
+
+/// Where the agent listens in a guest that has a vsock.
+pub(super) const VSOCK_PORT: u32 = 1024;
 
 /// Linux. `panic=-1`: a panic resets at once, which ends the VM and tells the host. `no_timer_check`: a VM's timer
 /// works, but on a busy host the kernel may find it too late and panic. A `dummy0` that the kernel makes by itself would

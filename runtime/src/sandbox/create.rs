@@ -22,8 +22,6 @@ use crate::journal::{Entry, Journal};
 use crate::network::Network;
 use crate::os::{ProcessIdentity, random};
 
-/// Where the agent listens in a guest that has a vsock.
-pub(super) const VSOCK_PORT: u32 = 1024;
 /// The guest's own address there: each VM has a backend of its own, so all may have the same.
 const VSOCK_CID: u32 = 3;
 /// Bytes of entropy that a guest is given.
@@ -205,7 +203,7 @@ fn spec(
             Vec::new()
         },
         rng: true,
-        vsock: (!console).then_some(Vsock { cid: VSOCK_CID, port: VSOCK_PORT }),
+        vsock: (!console).then_some(Vsock { cid: VSOCK_CID, port: cmdline::VSOCK_PORT }),
     })
 }
 
