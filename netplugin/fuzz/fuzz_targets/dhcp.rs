@@ -1,8 +1,9 @@
-//! Any bytes as what a card hears where a DHCP server is awaited, and as the options of a server's answer.
+//! Any bytes as what a card hears where a DHCP server is awaited, and as the options of a server's answer; the address is
+//! nobody's, or somebody's.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use skep_cni::dhcp::{Answer, AnswerKind, Client, Identity, Outcome, Step};
+use skep_cni::dhcp::{Answer, AnswerKind, Claim, Client, Identity, Outcome, Step};
 use skep_cni::mac::Mac;
 
 const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
@@ -28,20 +29,41 @@ fn frame(options: &[u8]) -> Vec<u8> {
     [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 8, 0], &head, &udp, &message].concat()
 }
 
+/// Lets a client talk to nobody until it is done.
+fn end(client: &mut Client, mut step: Step) -> Outcome {
+    for _ in 0..100 {
+        match step {
+            Step::Done(outcome) => return outcome,
+            Step::Send(..) | Step::Wait => step = client.timeout(),
+        }
+    }
+    panic!("it goes on and on");
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let _ = Answer::parse(bytes, MAC);
+    let claim = Claim::parse(bytes);
     if bytes.len() > 1400 {
         return;
     }
     let Some(mut answer) = Answer::parse(&frame(bytes), MAC) else { return };
     let mut client = Client::acquire(identity(), None, XID - 1);
-    client.begin();
+    let mut step = client.begin();
     for kind in [AnswerKind::Offer, AnswerKind::Ack] {
         answer.kind = kind;
-        if let Step::Done(Outcome::Bound(lease, offered)) = client.hear(&answer, 0) {
-            assert_eq!(lease.address.addr(), answer.address);
-            assert!(offered.routes.iter().all(|(net, _)| *net == net.trunc()));
-            let _ = Client::release(&lease, 1);
-        }
+        step = client.hear(&answer, 0);
+    }
+    if let Some(claim) = claim {
+        step = client.hear_claim(claim);
+    }
+    let theirs = Claim { address: answer.address, mac: Mac([2, 0, 0, 0, 0, 1]) };
+    let mut other = client.clone();
+    if let Outcome::Bound(lease, offered) = end(&mut client, step) {
+        assert_eq!(lease.address.addr(), answer.address);
+        assert!(offered.routes.iter().all(|(net, _)| *net == net.trunc()));
+        let _ = Client::release(&lease, 1);
+        // Where somebody has it, it is not had.
+        let step = other.hear_claim(theirs);
+        assert_eq!(end(&mut other, step), Outcome::Taken(lease.server, theirs));
     }
 });

@@ -107,8 +107,7 @@ pub fn delete_host(to: IpAddr) -> Result<(), Error> {
         .map_err(|error| kernel(format!("remove the route to {to}"), error))
 }
 
-/// Adds a route by a gateway, or on the link.
-pub fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
+fn change(kind: u8, index: u16, net: IpNet, gateway: Option<IpAddr>) -> io::Result<()> {
     let mut flags = RTF_UP | RTF_STATIC;
     let by = match gateway {
         Some(gateway) => {
@@ -117,16 +116,33 @@ pub fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error>
         }
         None => link(index, None),
     };
-    let result = if net.prefix_len() == net.max_prefix_len() {
-        send(RTM_ADD, flags | RTF_HOST, RTA_DST | RTA_GATEWAY, false, &[ip(net.addr()), by])
-    } else {
-        let present = RTA_DST | RTA_GATEWAY | RTA_NETMASK;
-        send(RTM_ADD, flags, present, false, &[ip(net.network()), by, ip(net.netmask())])
-    };
-    result.map_err(|error| {
-        let by = gateway.map_or_else(|| "on the link".to_owned(), |gateway| format!("by {gateway}"));
-        kernel(format!("add a route to {net} {by}"), error)
-    })
+    if net.prefix_len() == net.max_prefix_len() {
+        return send(kind, flags | RTF_HOST, RTA_DST | RTA_GATEWAY, false, &[ip(net.addr()), by]);
+    }
+    let present = RTA_DST | RTA_GATEWAY | RTA_NETMASK;
+    send(kind, flags, present, false, &[ip(net.network()), by, ip(net.netmask())])
+}
+
+fn shown_by(gateway: Option<IpAddr>) -> String {
+    gateway.map_or_else(|| "on the link".to_owned(), |gateway| format!("by {gateway}"))
+}
+
+/// Adds a route by a gateway, or on the link.
+pub fn add(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
+    change(RTM_ADD, index, net, gateway)
+        .map_err(|error| kernel(format!("add a route to {net} {}", shown_by(gateway)), error))
+}
+
+/// The same, unless it is there.
+pub fn ensure(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
+    allow(change(RTM_ADD, index, net, gateway), libc::EEXIST)
+        .map_err(|error| kernel(format!("add a route to {net} {}", shown_by(gateway)), error))
+}
+
+/// Removes the route by this gateway, or on the link; fine if there is none, or one by another.
+pub fn delete(index: u16, net: IpNet, gateway: Option<IpAddr>) -> Result<(), Error> {
+    allow(change(RTM_DELETE, index, net, gateway), libc::ESRCH)
+        .map_err(|error| kernel(format!("remove the route to {net} {}", shown_by(gateway)), error))
 }
 
 /// Writes down for good which Ethernet address a neighbour has.

@@ -112,11 +112,14 @@ fn keep_leases(store: &Store) {
     loop {
         let next = match Host::new() {
             Ok(host) => {
-                let (next, errors) = plugin::renew_leases(&host, store);
-                for error in errors {
+                let renewal = plugin::renew_leases(&host, store);
+                for note in renewal.notes {
+                    eprintln!("skep: {note}");
+                }
+                for error in renewal.errors {
                     eprintln!("skep: {error}");
                 }
-                next
+                renewal.next
             }
             Err(error) => {
                 eprintln!("skep: leases of addresses are not renewed: {error}");

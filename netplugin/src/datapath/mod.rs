@@ -19,7 +19,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
-use crate::cni::Interface;
+use crate::cni::{Interface, Route};
 use crate::dhcp::Line;
 use crate::mac::Mac;
 use crate::network::{Attachment, HostState, Kind, Network, StateError};
@@ -217,6 +217,12 @@ pub trait Datapath {
             what: format!("the lease of {}", attachment.host_ifname),
             why: "on this system another plugin has it".to_owned(),
         })
+    }
+
+    /// Gives a sandbox other routes in place of those it was given: whether that can be done. A VM has its routes inside, where
+    /// nobody but its runtime reaches them.
+    fn change_routes(&self, _attachment: &Attachment, _routes: &[Route]) -> Result<bool, DatapathError> {
+        Ok(false)
     }
 
     /// Undoes [`Datapath::attach`], as much of it as there is. Goes on after an error.

@@ -1,10 +1,14 @@
 //! What a client says when, and what it makes of answers: RFC 2131, 4.4. It knows no clock and no socket.
+//!
+//! An address that was leased is asked for by ARP before it is used (RFC 2131, 3.1, step 5). Where somebody has it, it is
+//! declined, and another asked for.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use smoltcp::wire::DhcpMessageType;
 
+use super::arp::{Claim, probe};
 use super::lease::Lease;
 use super::message::{Answer, AnswerKind, Identity, Offered, Question};
 
@@ -18,6 +22,14 @@ const REQUESTS: u32 = 3;
 const REFUSALS: u32 = 2;
 /// How long a server may take that has leased the address already.
 const RENEWAL: Duration = Duration::from_secs(4);
+/// How often is asked whether somebody has the address, and how long an answer may take each time. RFC 5227 has three
+/// questions in up to seven seconds, for links of which nothing is known; a container's start waits for these here, and a
+/// neighbour on Ethernet answers within some milliseconds.
+const PROBES: u32 = 2;
+const PROBE: Duration = Duration::from_millis(200);
+/// How often an address may be declined, and how long nothing is asked after that (RFC 2131, 3.1, step 5).
+const DECLINES: u32 = 2;
+const DECLINED: Duration = Duration::from_secs(10);
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +49,8 @@ pub enum Outcome {
     Bound(Box<Lease>, Offered),
     /// A server said no.
     Refused(Ipv4Addr, String),
+    /// Somebody has the address that a server gave, which was told to the server.
+    Taken(Ipv4Addr, Claim),
     /// Nobody said anything.
     Silent,
 }
@@ -47,6 +61,10 @@ enum State {
     Selecting,
     /// Asks one for the address that it offered.
     Requesting { server: Ipv4Addr, address: Ipv4Addr, tries: u32 },
+    /// Asks whether somebody has the address that it was given.
+    Probing { lease: Box<Lease>, offered: Offered, sent: u32 },
+    /// Has told the server that somebody has its address, and asks again after a while, or not.
+    Declined { again: bool },
     /// Asks the server of a lease for more time, or anyone.
     Extending { lease: Box<Lease>, anyone: bool },
 }
@@ -61,12 +79,25 @@ pub struct Client {
     only: Option<Ipv4Addr>,
     tries: u32,
     refusals: u32,
+    declines: u32,
+    /// Who has the address that was declined last, and which server gave it.
+    taken: Option<(Ipv4Addr, Claim)>,
     waited: Duration,
 }
 
 impl Client {
     fn new(identity: Identity, xid: u32, state: State, only: Option<Ipv4Addr>) -> Self {
-        Self { identity, xid, state, only, tries: 0, refusals: 0, waited: Duration::ZERO }
+        Self {
+            identity,
+            xid,
+            state,
+            only,
+            tries: 0,
+            refusals: 0,
+            declines: 0,
+            taken: None,
+            waited: Duration::ZERO,
+        }
     }
 
     /// One that has no lease. With `only`, no other address will do, and a server is looked for once: it was lost, and is
@@ -108,13 +139,35 @@ impl Client {
 
     /// Nobody answered in time.
     pub fn timeout(&mut self) -> Step {
-        match self.state {
+        match &mut self.state {
             State::Extending { .. } => Step::Done(Outcome::Silent),
-            State::Requesting { server, address, tries } if tries < REQUESTS => {
+            State::Requesting { server, address, tries } if *tries < REQUESTS => {
+                let (server, address, tries) = (*server, *address, *tries);
                 self.request(server, address, tries)
             }
+            State::Probing { lease, sent, .. } if *sent < PROBES => {
+                *sent += 1;
+                Step::Send(probe(self.identity.mac, lease.address.addr()), PROBE)
+            }
+            State::Probing { lease, offered, .. } => {
+                Step::Done(Outcome::Bound(lease.clone(), offered.clone()))
+            }
+            State::Declined { again: false } => Step::Done(self.silent()),
             // The one that offered has gone, or never meant it: somebody else may.
-            State::Requesting { .. } | State::Selecting => self.discover(),
+            State::Requesting { .. } | State::Selecting | State::Declined { .. } => self.discover(),
+        }
+    }
+
+    /// Somebody says of an address that it is theirs.
+    pub fn hear_claim(&mut self, claim: Claim) -> Step {
+        match &self.state {
+            // Its own probe comes back from some switches.
+            State::Probing { lease, .. }
+                if claim.address == lease.address.addr() && claim.mac != self.identity.mac =>
+            {
+                self.decline(lease.server, claim)
+            }
+            _ => Step::Wait,
         }
     }
 
@@ -141,7 +194,10 @@ impl Client {
                 match self.bound(answer, now) {
                     Ok((lease, _)) if lease.address.addr() != address => self
                         .refused(server, format!("it offered {address} and gave {}", lease.address.addr())),
-                    Ok((lease, offered)) => Step::Done(Outcome::Bound(Box::new(lease), offered)),
+                    Ok((lease, offered)) => {
+                        self.state = State::Probing { lease: Box::new(lease), offered, sent: 0 };
+                        self.timeout()
+                    }
                     Err(why) => self.refused(server, why),
                 }
             }
@@ -177,7 +233,7 @@ impl Client {
 
     fn discover(&mut self) -> Step {
         if self.tries == if self.only.is_some() { 1 } else { TRIES } {
-            return Step::Done(Outcome::Silent);
+            return Step::Done(self.silent());
         }
         let wait = self.wait(self.tries);
         self.tries += 1;
@@ -203,6 +259,27 @@ impl Client {
             ..question(DhcpMessageType::Request, self.xid)
         };
         self.waited += wait;
+        Step::Send(question.frame(&self.identity), wait)
+    }
+
+    /// Nobody has anything to say any more: a server that gave what somebody has may have had nothing else.
+    fn silent(&self) -> Outcome {
+        self.taken.map_or(Outcome::Silent, |(server, by)| Outcome::Taken(server, by))
+    }
+
+    /// Tells a server that the address it gave is somebody's.
+    fn decline(&mut self, server: Ipv4Addr, by: Claim) -> Step {
+        self.declines += 1;
+        let again = self.only.is_none() && self.declines <= DECLINES;
+        let wait = if again { DECLINED } else { Duration::ZERO };
+        self.waited += wait;
+        self.state = State::Declined { again };
+        self.taken = Some((server, by));
+        let question = Question {
+            wanted: Some(by.address),
+            server: Some(server),
+            ..question(DhcpMessageType::Decline, self.xid)
+        };
         Step::Send(question.frame(&self.identity), wait)
     }
 
@@ -233,179 +310,4 @@ fn question(kind: DhcpMessageType, xid: u32) -> Question {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dhcp::message::option;
-    use crate::mac::Mac;
-    use proptest::prelude::*;
-    use smoltcp::wire::DhcpPacket;
-    use std::collections::BTreeMap;
-
-    const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-    const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-    const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 50);
-
-    fn identity() -> Identity {
-        Identity {
-            mac: Mac([2, 0, 0, 0, 0, 9]),
-            client_id: vec![1, 2, 3],
-            provide: BTreeMap::new(),
-            request: vec![1],
-        }
-    }
-
-    fn answer(kind: AnswerKind, xid: u32, server: Ipv4Addr, address: Ipv4Addr) -> Answer {
-        let options = BTreeMap::from([
-            (option::SERVER, server.octets().to_vec()),
-            (option::SUBNET_MASK, vec![255, 255, 255, 0]),
-            (option::LEASE_TIME, 100_u32.to_be_bytes().to_vec()),
-        ]);
-        Answer { kind, xid, address, from: [2, 0, 0, 0, 0, 1], options }
-    }
-
-    /// What a frame asks: its kind, its number, and the address that it wants.
-    fn sent(step: &Step) -> (u8, u32, Option<Vec<u8>>) {
-        let Step::Send(frame, _) = step else { panic!("{step:?}") };
-        let message = DhcpPacket::new_checked(&frame[42..]).unwrap();
-        let option = |kind| message.options().find(|one| one.kind == kind).map(|one| one.data.to_vec());
-        (option(53).unwrap()[0], message.transaction_id(), option(50))
-    }
-
-    fn leased() -> Lease {
-        Lease::new(
-            identity(),
-            "192.0.2.50/24".parse().unwrap(),
-            (SERVER, [2, 0, 0, 0, 0, 1]),
-            Some((100, 50, 88)),
-            10,
-        )
-    }
-
-    #[test]
-    fn the_first_offer_is_asked_for_and_acknowledged() {
-        let mut client = Client::acquire(identity(), None, 40);
-        let (kind, xid, wanted) = sent(&client.begin());
-        assert_eq!((kind, wanted), (1, None));
-        assert_eq!(client.hear(&answer(AnswerKind::Offer, xid + 1, SERVER, OWN), 0), Step::Wait, "another's");
-        assert_eq!(
-            client.hear(&answer(AnswerKind::Ack, xid, SERVER, OWN), 0),
-            Step::Wait,
-            "nobody asked yet"
-        );
-        let request = client.hear(&answer(AnswerKind::Offer, xid, SERVER, OWN), 0);
-        assert_eq!(sent(&request), (3, xid, Some(OWN.octets().to_vec())));
-        assert_eq!(client.hear(&answer(AnswerKind::Offer, xid, OTHER, OWN), 0), Step::Wait, "too late");
-        assert_eq!(client.hear(&answer(AnswerKind::Nak, xid, OTHER, OWN), 0), Step::Wait, "not its business");
-        match client.hear(&answer(AnswerKind::Ack, xid, SERVER, OWN), 10) {
-            Step::Done(Outcome::Bound(lease, _)) => assert_eq!(*lease, leased()),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn silence_ends_it() {
-        let mut client = Client::acquire(identity(), None, 40);
-        let mut step = client.begin();
-        let mut waits = Vec::new();
-        while let Step::Send(_, wait) = step {
-            waits.push(wait);
-            step = client.timeout();
-        }
-        assert_eq!(step, Step::Done(Outcome::Silent));
-        assert_eq!(waits.len(), TRIES as usize);
-        assert!(waits.is_sorted() && waits.iter().sum::<Duration>() < Duration::from_secs(40), "{waits:?}");
-    }
-
-    #[test]
-    fn a_server_that_goes_is_looked_for_again_and_one_that_refuses_is_believed() {
-        let mut client = Client::acquire(identity(), None, 40);
-        let (_, xid, _) = sent(&client.begin());
-        let mut step = client.hear(&answer(AnswerKind::Offer, xid, SERVER, OWN), 0);
-        for _ in 0..REQUESTS {
-            assert_eq!(sent(&step).0, 3);
-            step = client.timeout();
-        }
-        for _ in 0..REFUSALS {
-            let (kind, xid, _) = sent(&step);
-            assert_eq!(kind, 1);
-            sent(&client.hear(&answer(AnswerKind::Offer, xid, SERVER, OWN), 0));
-            step = client.hear(&answer(AnswerKind::Nak, xid, SERVER, Ipv4Addr::UNSPECIFIED), 0);
-        }
-        let (_, xid, _) = sent(&step);
-        client.hear(&answer(AnswerKind::Offer, xid, SERVER, OWN), 0);
-        // Another address than the one that was offered is none.
-        let end = client.hear(&answer(AnswerKind::Ack, xid, SERVER, [192, 0, 2, 60].into()), 0);
-        assert!(matches!(end, Step::Done(Outcome::Refused(SERVER, _))), "{end:?}");
-    }
-
-    #[test]
-    fn who_wants_one_address_takes_no_other() {
-        let mut client = Client::acquire(identity(), Some(OWN), 40);
-        let (kind, xid, wanted) = sent(&client.begin());
-        assert_eq!((kind, wanted), (1, Some(OWN.octets().to_vec())));
-        assert_eq!(
-            client.hear(&answer(AnswerKind::Offer, xid, SERVER, [192, 0, 2, 60].into()), 0),
-            Step::Wait
-        );
-        assert_eq!(sent(&client.hear(&answer(AnswerKind::Offer, xid, SERVER, OWN), 0)).0, 3);
-    }
-
-    #[test]
-    fn a_lease_is_extended_by_its_server_or_when_it_matters_by_anyone() {
-        let mut client = Client::extend(&leased(), false, 40);
-        let step = client.begin();
-        let (kind, xid, wanted) = sent(&step);
-        // RFC 2131, table 4: in RENEWING the address is in `ciaddr` and in no option.
-        assert_eq!((kind, wanted), (3, None));
-        let Step::Send(frame, _) = &step else { panic!() };
-        assert_eq!(&frame[..6], [2, 0, 0, 0, 0, 1]);
-        assert_eq!(client.hear(&answer(AnswerKind::Nak, xid, OTHER, OWN), 0), Step::Wait);
-        let mut silent = client.clone();
-        assert_eq!(silent.timeout(), Step::Done(Outcome::Silent));
-        match client.hear(&answer(AnswerKind::Ack, xid, SERVER, OWN), 60) {
-            Step::Done(Outcome::Bound(lease, _)) => assert_eq!(lease.since, 60),
-            other => panic!("{other:?}"),
-        }
-        let mut client = Client::extend(&leased(), true, 40);
-        let step = client.begin();
-        let Step::Send(frame, _) = &step else { panic!() };
-        assert_eq!(&frame[..6], [0xff; 6]);
-        let end = client.hear(&answer(AnswerKind::Nak, sent(&step).1, OTHER, OWN), 0);
-        assert!(matches!(end, Step::Done(Outcome::Refused(OTHER, _))), "{end:?}");
-    }
-
-    proptest! {
-        /// Whatever is heard, and whenever nothing is: it ends, and never with an address that it did not ask for.
-        #[test]
-        fn it_always_ends(events in proptest::collection::vec((0_u8..6, any::<bool>(), any::<bool>(), any::<bool>()), 0..60), only: bool, renew in 0_u8..3) {
-            let mut client = match renew {
-                0 => Client::acquire(identity(), only.then_some(OWN), 40),
-                one => Client::extend(&leased(), one == 2, 40),
-            };
-            let mut step = client.begin();
-            let mut last = 40;
-            let mut events = events.into_iter();
-            for _ in 0..500 {
-                if let Step::Send(..) = &step {
-                    last = sent(&step).1;
-                }
-                if let Step::Done(outcome) = &step {
-                    if let Outcome::Bound(lease, _) = outcome {
-                        prop_assert!(lease.address.addr() == OWN || (!only && renew == 0));
-                    }
-                    return Ok(());
-                }
-                step = match events.next() {
-                    Some((kind @ 0..=2, fresh, same, own)) => {
-                        let kind = [AnswerKind::Offer, AnswerKind::Ack, AnswerKind::Nak][usize::from(kind)];
-                        let server = if same { SERVER } else { OTHER };
-                        let address = if own { OWN } else { Ipv4Addr::new(192, 0, 2, 60) };
-                        client.hear(&answer(kind, if fresh { last } else { 1 }, server, address), 5)
-                    }
-                    _ => client.timeout(),
-                };
-            }
-            prop_assert!(false, "it goes on and on");
-        }
-    }
-}
+mod tests;

@@ -4,13 +4,14 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::time::Instant;
 
+use super::arp::Claim;
 use super::client::{Client, Outcome, Step};
 use super::lease::now;
 use super::message::Answer;
 use crate::mac::Mac;
 
 /// The way from a sandbox to the DHCP servers of its network, and back. None but what comes from the network outside is
-/// heard.
+/// heard: servers' answers, and ARP.
 pub trait Line: Send {
     /// Sends a frame, as the sandbox would.
     fn send(&mut self, frame: &[u8]) -> io::Result<()>;
@@ -41,9 +42,10 @@ pub fn exchange(mut client: Client, mac: Mac, line: &mut dyn Line) -> io::Result
             Step::Done(outcome) => return Ok(outcome),
         }
         step = match line.receive(until)? {
-            Some(frame) => match Answer::parse(&frame, mac) {
-                Some(answer) => client.hear(&answer, sent),
-                None => Step::Wait,
+            Some(frame) => match (Answer::parse(&frame, mac), Claim::parse(&frame)) {
+                (Some(answer), _) => client.hear(&answer, sent),
+                (None, Some(claim)) => client.hear_claim(claim),
+                (None, None) => Step::Wait,
             },
             None => client.timeout(),
         };

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use super::message::Identity;
+use super::message::{Identity, Offered};
 
 /// The shortest time between two questions (RFC 2131, 4.4.5), and what part of a short lease it is instead.
 const PAUSE: u32 = 60;
@@ -42,6 +42,15 @@ pub struct Lease {
     pub next: u64,
     /// Why the sandbox does not have the address now.
     pub lost: Option<String>,
+    /// What the sandbox was told of routes and resolvers, and has. None: that was not written down.
+    #[serde(default)]
+    pub has: Option<Offered>,
+    /// What the server says of them now, where that is something else.
+    #[serde(default)]
+    pub says: Option<Offered>,
+    /// Whether resolvers and domain are the server's to name, and not the network's configuration's.
+    #[serde(default)]
+    pub names_resolvers: bool,
 }
 
 /// What is to be done about a lease.
@@ -83,7 +92,49 @@ impl Lease {
             times,
             next: 0,
             lost: None,
+            has: None,
+            says: None,
+            names_resolvers: false,
         }
+    }
+
+    /// Takes over from the lease `earlier`, which this one is in place of, what the sandbox has; the server said
+    /// `offered` with this one.
+    pub fn follow(&mut self, earlier: &Self, offered: Offered) {
+        self.names_resolvers = earlier.names_resolvers;
+        self.has = earlier.has.clone().or_else(|| Some(offered.clone()));
+        self.says = Some(offered);
+        self.settle();
+    }
+
+    /// The sandbox has the routes now that the server says.
+    pub fn took_routes(&mut self) {
+        if let (Some(has), Some(says)) = (&mut self.has, &self.says) {
+            has.routes.clone_from(&says.routes);
+        }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        if self.has_other_routes().is_none() && self.has_other_resolvers().is_none() {
+            self.says = None;
+        }
+    }
+
+    fn differing(&self) -> Option<(&Offered, &Offered)> {
+        self.has.as_ref().zip(self.says.as_ref())
+    }
+
+    /// The routes that a server says, where the sandbox has others.
+    pub fn has_other_routes(&self) -> Option<&Offered> {
+        self.differing().filter(|(has, says)| has.routes != says.routes).map(|(_, says)| says)
+    }
+
+    /// The resolvers and the domain that a server says, where the sandbox has others.
+    pub fn has_other_resolvers(&self) -> Option<&Offered> {
+        let differs = |has: &Offered, says: &Offered| (&has.dns, &has.domain) != (&says.dns, &says.domain);
+        let heeded = self.differing().filter(|_| self.names_resolvers);
+        heeded.filter(|(has, says)| differs(has, says)).map(|(_, says)| says)
     }
 
     /// What is to be done in the second `now`.
@@ -223,6 +274,34 @@ mod tests {
         let mut lost = lease;
         lost.lose("192.0.2.1 refused".to_owned(), 1100);
         assert!(lost.problem(1100).unwrap().0.contains("refused"));
+    }
+
+    #[test]
+    fn what_a_server_says_later_is_remembered_until_the_sandbox_has_it() {
+        let routes = |by: &str| vec![("0.0.0.0/0".parse().unwrap(), Some(by.parse().unwrap()))];
+        let dns = |ip: &str| vec![ip.parse().unwrap()];
+        let first = Offered { routes: routes("192.0.2.1"), dns: dns("192.0.2.2"), domain: None };
+        let other = Offered { routes: routes("192.0.2.9"), dns: dns("192.0.2.3"), domain: None };
+        let had = Lease { has: Some(first.clone()), names_resolvers: true, ..lease(None) };
+        let next = |offered: &Offered, had: &Lease| {
+            let mut next = lease(None);
+            next.follow(had, offered.clone());
+            next
+        };
+        assert_eq!(next(&first, &had), had, "nothing is new");
+        let mut new = next(&other, &had);
+        assert_eq!((new.has_other_routes(), new.has_other_resolvers()), (Some(&other), Some(&other)));
+        assert_eq!(next(&other, &new), new, "and is so until it is had");
+        assert_eq!(next(&first, &new), had, "or said no more");
+        new.took_routes();
+        assert_eq!((new.has_other_routes(), new.has_other_resolvers()), (None, Some(&other)));
+        // Where the network's configuration names resolvers, the server does not.
+        let mut new = next(&other, &Lease { names_resolvers: false, ..had.clone() });
+        assert_eq!(new.has_other_resolvers(), None);
+        new.took_routes();
+        assert_eq!(new.says, None);
+        // A record of before: what the sandbox has is what is said first.
+        assert_eq!(next(&other, &lease(None)).has, Some(other.clone()));
     }
 
     proptest! {

@@ -3,14 +3,16 @@
 //! What messages look like is smoltcp's; when which is sent is [`Client`]'s, which knows neither clock nor socket; how long a
 //! lease holds is [`Lease`]'s. [`exchange()`] joins them with a [`Line`] to the server.
 //!
-//! No search for somebody else with the address (RFC 2131, 2.2, asks for one) is made: servers look before they offer.
+//! Before an address is used, the network outside is asked whether somebody has it ([`Claim`]); then it is declined.
 
+mod arp;
 mod client;
 mod config;
 mod exchange;
 mod lease;
 mod message;
 
+pub use arp::Claim;
 pub use client::{Client, Outcome, Step};
 pub use config::DhcpConfig;
 pub(crate) use exchange::number;
@@ -46,6 +48,18 @@ pub enum DhcpError {
         server: Ipv4Addr,
         /// In its words, or ours.
         why: String,
+    },
+    /// What a server gives, somebody has.
+    #[error(
+        "DHCP server {server} gives {}, which {} has already: look for who was given the address by hand, or for a \
+         second server, and exclude it from the server's range",
+        claim.address, claim.mac
+    )]
+    Taken {
+        /// The server.
+        server: Ipv4Addr,
+        /// The address, and who has it.
+        claim: Claim,
     },
     /// Without an uplink there is no server.
     #[error("ipam.type dhcp: wants an `uplink`, the network card behind which the DHCP server is")]

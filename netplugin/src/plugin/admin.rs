@@ -115,7 +115,7 @@ pub fn status<D: Datapath>(datapath: &D, store: &Store) -> Result<Status, CniErr
             for attachment in attachments.iter().filter(|one| one.network == network.name) {
                 let mut problems =
                     datapath.check(&network, attachment).unwrap_or_else(|error| vec![error.to_string()]);
-                problems.extend(super::lease::problem(store, attachment)?);
+                problems.extend(super::lease::problems(store, attachment)?);
                 own.push(AttachmentStatus {
                     container_id: attachment.container_id.clone(),
                     ifname: attachment.ifname.clone(),

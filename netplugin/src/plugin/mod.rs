@@ -13,14 +13,15 @@ mod del;
 mod gc;
 mod lease;
 mod live;
+mod renew;
 mod settle;
 
 pub use admin::{
     AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
     status, up,
 };
-pub use lease::renew_leases;
 pub use live::{LivePolicy, set_policy};
+pub use renew::{Renewal, renew_leases};
 
 use std::net::IpAddr;
 

@@ -17,6 +17,7 @@ mod host;
 mod jail;
 mod outside;
 mod traffic;
+pub mod uplink;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -196,7 +196,7 @@ fn address(attachment: &Attachment) -> Result<(), Error> {
 }
 
 /// A route's gateway: its own, or that of the first address of its family. None for one on the link.
-fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
+pub(super) fn gateway_of(attachment: &Attachment, route: &Route) -> Option<IpAddr> {
     if route.is_on_link() {
         return None;
     }

@@ -215,10 +215,11 @@ pub(super) fn program(mac: Mac, addresses: &[IpAddr], leased: bool) -> Vec<Insn>
     asm.finish()
 }
 
-/// The program for a card that DHCP servers are behind: their answers pass, and nothing else.
+/// The program for a card that DHCP servers are behind: their answers pass, and ARP, and nothing else.
 pub(super) fn dhcp_answers() -> Vec<Insn> {
     let mut asm = Assembler::new();
     asm.load(LD_H, ETHER_TYPE);
+    asm.if_equal(0x0806, ACCEPT);
     asm.unless_equal(0x0800, REFUSE);
     asm.load(LD_B, NETWORK + 9);
     asm.unless_equal(UDP, REFUSE);
@@ -519,6 +520,7 @@ mod tests {
         let udp = |from: u16, to: u16| [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0; 4]].concat();
         let (server, all) = ([192, 0, 2, 1], [255; 4]);
         assert!(passes(&program, &ipv4(server, all, 17, 0, &udp(67, 68))));
+        assert!(passes(&program, &ether(MAC, 0x0806, &[0; 28])), "who has an address");
         for other in [
             ipv4(server, all, 17, 0, &udp(68, 67)),
             ipv4(server, all, 17, 0, &udp(53, 68)),

@@ -12,7 +12,7 @@ use skep_ifnet::{Control, Jail, Netgraph, find};
 use super::pf::device::{List, Pf};
 use super::pf::{listing, load, published, ruleset, tree};
 use super::{attach, bridge, cut, dhcp, loopback, orphans, vxlan};
-use crate::cni::Interface;
+use crate::cni::{Interface, Route};
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
 use crate::dhcp::Line;
 use crate::mac::Mac;
@@ -248,6 +248,10 @@ impl Datapath for Host {
     fn follow_lease(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
         let pf = self.pf()?;
         dhcp::follow_lease(pf, network, attachment)
+    }
+
+    fn change_routes(&self, attachment: &Attachment, routes: &[Route]) -> Result<bool, DatapathError> {
+        dhcp::change_routes(attachment, routes)
     }
 
     fn detach(&self, network: Option<&Network>, attachment: &Attachment) -> Vec<DatapathError> {

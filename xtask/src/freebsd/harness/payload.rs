@@ -65,6 +65,7 @@ const TESTS: &[Program] = &[
     Program { group: Group::Unit, package: "skep-agent", target: "skep-agent", limit: 900 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd", limit: 3600 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd_attach", limit: 1800 },
+    Program { group: Group::Cni, package: "skep-cni", target: "freebsd_leases", limit: 3600 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd_uplink", limit: 1800 },
     Program { group: Group::Cni, package: "skep-cni", target: "freebsd_vxlan", limit: 1800 },
     Program { group: Group::CniBench, package: "skep-cni", target: "freebsd_bench", limit: 7200 },
