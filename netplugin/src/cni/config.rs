@@ -58,6 +58,8 @@ pub struct NetConf {
     pub data_dir: Option<PathBuf>,
     /// The result of the plugin before us in a chain, or of our own ADD (CHECK, DEL).
     pub prev_result: Option<AddResult>,
+    /// The same as it came, to be handed on.
+    pub prev_raw: Option<Value>,
     /// What the runtime filled in.
     pub runtime: RuntimeConfig,
     /// GC: what shall stay, as (container, interface); none where the runtime says nothing of it.
@@ -157,13 +159,18 @@ fn path_of(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
 impl NetConf {
     /// Reads and checks a configuration. Nothing outside `input` is looked at, but a VPC's file.
     pub fn parse(input: &[u8]) -> Result<Self, ConfigError> {
-        let deserializer = &mut serde_json::Deserializer::from_slice(input);
-        let raw: Raw = serde_path_to_error::deserialize(deserializer)
+        let mut value: Value = serde_json::from_slice(input).map_err(|error| ConfigError::Json {
+            field: "configuration".to_owned(),
+            why: error.to_string(),
+        })?;
+        forget_nulls(&mut value);
+        let raw: Raw = serde_path_to_error::deserialize(value)
             .map_err(|error| ConfigError::Json { field: path_of(&error), why: error.inner().to_string() })?;
         // The specification: no version means 0.1.0, which is older than anything we speak.
         let version: CniVersion = raw.cni_version.as_deref().unwrap_or("0.1.0").parse()?;
-        if let Some(key) = raw.others.keys().find(|key| !key.contains(['.', '/'])) {
-            return Err(ConfigError::Unknown(key.clone()));
+        if let Some((key, value)) = raw.others.iter().find(|(key, _)| !key.contains(['.', '/'])) {
+            let value = value.to_string().chars().take(100).collect();
+            return Err(ConfigError::Unknown { field: key.clone(), value });
         }
         check_name(&raw.name).map_err(|why| wrong("name", why))?;
         let bridge = match raw.bridge {
@@ -193,6 +200,7 @@ impl NetConf {
         }
         let mut runtime = raw.runtime_config;
         runtime.ask(raw.args.and_then(|args| args.cni).unwrap_or_default());
+        runtime.forget_repeated_ports();
         check_mtu(raw.mtu, &ipam)?;
         check_ports(&runtime)?;
         if let Some(dir) = &raw.data_dir
@@ -213,12 +221,8 @@ impl NetConf {
             policy: raw.policy,
             uplink,
             data_dir: raw.data_dir,
-            prev_result: raw
-                .prev_result
-                .as_ref()
-                .filter(|v| !v.is_null())
-                .map(AddResult::from_json)
-                .transpose()?,
+            prev_result: raw.prev_result.as_ref().map(AddResult::from_json).transpose()?,
+            prev_raw: raw.prev_result,
             runtime,
             valid_attachments: raw
                 .valid_attachments
@@ -228,6 +232,22 @@ impl NetConf {
         })
     }
 }
+
+/// To runtimes and plugins written in Go a field that is `null` is one that is not there, and they write such fields: containerd
+/// for a pod without annotations. A list of attachments is another matter: see `attachments`.
+fn forget_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, value| !value.is_null() || name == VALID_ATTACHMENTS);
+            fields.values_mut().for_each(forget_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_nulls),
+        _ => {}
+    }
+}
+
+/// Which attachments a runtime still has, for GC.
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// The rule the specification has for a network's name; it also becomes a file's name.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
@@ -341,7 +361,7 @@ mod tests {
                 "mtu: 1279 is not between 1280 (IPv6) and",
             ),
             (json!({"mtu": "x"}), "mtu: "),
-            (json!({"ipMask": true}), "ipMask: is unknown"),
+            (json!({"ipMask": true}), "ipMask: is unknown; its value is true"),
             (json!({"policy": {"egress": {"alow": []}}}), "policy.egress"),
             (json!({"policy": {"egress": {"allow": ["10.0.0.0/99"]}}}), "policy.egress.allow[0]"),
             (json!({"policy": {"denyAll": true}}), "policy"),
@@ -385,6 +405,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_null_is_not_there() {
+        // containerd's configuration for a pod without annotations, ports and limits.
+        let conf = parse(&base(json!({"mtu": null, "policy": null, "ipam": null, "prevResult": null, "typo": null, "dns": null,
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": null, "portMappings": null, "bandwidth": null, "mac": null,
+                "ips": null, "dns": {"Servers": null, "Searches": null}}})))
+        .unwrap();
+        assert!(conf.prev_result.is_none() && conf.ipam == IpamConfig::None);
+        let runtime = RuntimeConfig { dns: Some(Default::default()), ..RuntimeConfig::default() };
+        assert_eq!(conf.runtime, runtime);
+        let port = json!({"hostPort": 80, "containerPort": 80, "hostIP": null, "protocol": null});
+        let conf = parse(&base(json!({"runtimeConfig": {"portMappings": [port]}}))).unwrap();
+        assert_eq!(conf.runtime.port_mappings[0].to_string(), "*:80/tcp");
+    }
+
+    #[test]
+    fn a_port_that_is_asked_for_twice_is_one() {
+        // As Docker's habit is: of all IPv4 addresses, and of all IPv6 addresses.
+        let port = |ip: &str, to: u16| json!({"hostPort": 80, "containerPort": to, "hostIP": ip});
+        let ports = |ports: Value| parse(&base(json!({"runtimeConfig": {"portMappings": ports}})));
+        let conf = ports(json!([port("0.0.0.0", 80), port("::", 80), port("", 80)])).unwrap();
+        assert_eq!(conf.runtime.port_mappings.len(), 1);
+        assert!(ports(json!([port("0.0.0.0", 80), port("::", 81)])).is_err());
+    }
+
+    #[test]
     fn a_capability_goes_before_args() {
         let asks = |more| {
             let runtime = parse(&base(more)).unwrap().runtime;
@@ -395,7 +440,8 @@ mod tests {
         assert_eq!(asks(json!({"args": args})), ("10.1.0.7 fd01::7".into(), "02:00:00:00:00:07".into()));
         let capabilities = json!({"ips": ["10.1.0.8"], "mac": "02:00:00:00:00:08"});
         let both = json!({"args": args, "runtimeConfig": capabilities});
-        assert_eq!(asks(both), ("10.1.0.8".into(), "02:00:00:00:00:08".into()));
+        // Of the other family nobody else speaks.
+        assert_eq!(asks(both), ("10.1.0.8 fd01::7".into(), "02:00:00:00:00:08".into()));
         assert_eq!(asks(json!({"args": {"cni": null}})), Default::default());
         assert!(parse(&base(json!({"args": {"cni": {"mac": "no"}}}))).is_err());
     }

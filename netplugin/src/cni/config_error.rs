@@ -26,9 +26,14 @@ pub enum ConfigError {
         /// Which rule.
         why: String,
     },
-    /// A field nobody knows: a misspelt one must not silently leave a sandbox open.
-    #[error("{0}: is unknown")]
-    Unknown(String),
+    /// A field nobody knows: a misspelt one must not silently leave a sandbox open. The specification wants its value named.
+    #[error("{field}: is unknown; its value is {value}")]
+    Unknown {
+        /// Its name.
+        field: String,
+        /// The beginning of its value.
+        value: String,
+    },
     /// `ipam`.
     #[error(transparent)]
     Ipam(#[from] IpamError),

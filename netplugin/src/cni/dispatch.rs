@@ -5,7 +5,7 @@ use std::io::Read;
 use serde_json::{Value, json};
 
 use super::config::version_of;
-use super::{CniError, CniVersion, Command, ConfigError, Invocation, NetConf, VersionError};
+use super::{AddResult, CniError, CniVersion, Command, ConfigError, Invocation, NetConf, VersionError};
 use crate::datapath::Host;
 use crate::plugin::Plugin;
 
@@ -55,7 +55,7 @@ fn serve(get: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Option<Va
     let host = Host::new()?;
     let plugin = Plugin::new(&host, &call, &conf);
     match (call.command, &call.attach) {
-        (Command::Add, Some(attach)) => plugin.add(attach).map(|result| Some(result.to_json(conf.version))),
+        (Command::Add, Some(attach)) => plugin.add(attach).map(|result| Some(printed(&conf, &result))),
         (Command::Del, Some(attach)) => plugin.del(attach).map(|()| None),
         (Command::Check, Some(attach)) => plugin.check(attach).map(|()| None),
         (Command::Gc, _) => plugin.gc().map(|()| None),
@@ -63,6 +63,12 @@ fn serve(get: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Option<Va
         // The environment's parser gives these commands an attachment.
         (Command::Add | Command::Del | Command::Check | Command::Version, _) => Ok(None),
     }
+}
+
+/// What another plugin of the chain made is told as it told it, with what only it knows.
+fn printed(conf: &NetConf, result: &AddResult) -> Value {
+    let same_version = |raw: &&Value| raw["cniVersion"] == conf.version.as_str();
+    conf.prev_raw.as_ref().filter(same_version).cloned().unwrap_or_else(|| result.to_json(conf.version))
 }
 
 #[cfg(test)]
@@ -91,7 +97,7 @@ mod tests {
             ("STATUS", r#"{"cniVersion":"1.0.0","name":"a","type":"skep-cni"}"#, 1),
             ("STATUS", "{", 6),
             ("STATUS", r#"{"cniVersion":"1.1.0","type":"skep-cni"}"#, 7),
-            ("STATUS", r#"{"cniVersion":"1.1.0","name":"a","type":"skep-cni","oops":1}"#, 7),
+            ("STATUS", r#"{"cniVersion":"1.1.0","name":"a","type":"skep-cni","oops":1}"#, 2),
         ] {
             let outcome = call(verb, input);
             assert!(!outcome.success);

@@ -81,6 +81,7 @@ impl CniError {
     pub fn code(&self) -> u32 {
         match self {
             Self::Config(ConfigError::Version(_)) => 1,
+            Self::Config(ConfigError::Unknown { .. }) => 2,
             Self::Env(_) => 4,
             Self::Stdin(_) => 5,
             Self::Config(ConfigError::Json { .. }) | Self::PrevResult(_) => 6,

@@ -27,7 +27,7 @@ pub enum ResultError {
 pub struct Interface {
     /// Its name.
     pub name: String,
-    /// Its Ethernet address.
+    /// Its Ethernet address, if it has one.
     pub mac: Option<Mac>,
     /// Its MTU in bytes (1.1.0).
     pub mtu: Option<u32>,
@@ -255,7 +255,8 @@ fn dns(value: &Value) -> Result<Dns, ResultError> {
 fn interface(value: &Value, at: &str) -> Result<Interface, ResultError> {
     Ok(Interface {
         name: text(value, "name", at)?.ok_or_else(|| field(&format!("{at}.name"), "is missing"))?.to_owned(),
-        mac: parsed(value, "mac", at)?,
+        // Other kinds of interfaces have addresses of other kinds, or all zeros; nothing is done with them here.
+        mac: text(value, "mac", at)?.and_then(|mac| mac.parse().ok()),
         mtu: number(value, "mtu", at)?,
         sandbox: text(value, "sandbox", at)?.map(ToOwned::to_owned),
     })
@@ -326,13 +327,14 @@ mod tests {
     #[test]
     fn what_other_plugins_say_beyond_the_specification_is_passed_over() {
         let json = json!({"cniVersion": "1.0.0", "extra": 1,
-            "interfaces": [{"name": "eth0", "pciID": "0000:00:01.0", "socketPath": ""}],
+            "interfaces": [{"name": "eth0", "pciID": "0000:00:01.0", "socketPath": ""},
+                {"name": "tun0", "mac": "00:00:00:00:00:00"}, {"name": "ip6tnl0", "mac": "20:01:0d:b8::"}],
             "ips": [{"address": "10.1.0.5/16", "interface": 0, "lease": 3600}],
             "routes": [{"dst": "0.0.0.0/0", "onlink": true}],
             "dns": {"nameservers": ["10.1.0.1"], "search": null, "domain": "", "policies": ["tcp"]}});
         let result = AddResult::from_json(&json).unwrap();
         assert_eq!(result.dns, Dns { nameservers: vec!["10.1.0.1".into()], ..Dns::default() });
-        assert_eq!((result.interfaces.len(), result.ips.len(), result.routes.len()), (1, 1, 1));
+        assert_eq!((result.interfaces.len(), result.ips.len(), result.routes.len()), (3, 1, 1));
     }
 
     #[test]

@@ -180,10 +180,29 @@ pub(super) struct CniArgs {
 impl RuntimeConfig {
     /// Asks for what `args` do, where no capability says otherwise.
     pub(super) fn ask(&mut self, args: CniArgs) {
-        if self.ips.is_empty() {
-            self.ips = args.ips;
-        }
+        let more: Vec<IpAddr> = args.ips.iter().map(|ip| ip.0).collect();
+        self.ips = self.wanted_ips(&more).into_iter().map(IpOrNet).collect();
         self.mac = self.mac.or(args.mac);
+    }
+
+    /// The addresses wanted, and those of `more` of whose family nobody wants one yet: nerdctl asks for IPv4 by `CNI_ARGS` and
+    /// for IPv6 by the capability.
+    pub fn wanted_ips(&self, more: &[IpAddr]) -> Vec<IpAddr> {
+        let wanted: Vec<IpAddr> = self.ips.iter().map(|ip| ip.0).collect();
+        let new = |ip: &&IpAddr| wanted.iter().all(|other| other.is_ipv4() != ip.is_ipv4());
+        let more: Vec<IpAddr> = more.iter().filter(new).copied().collect();
+        [wanted, more].concat()
+    }
+
+    /// A mapping that is there more than once is one: who publishes on `0.0.0.0` and on `::` says twice that it is every address.
+    pub(super) fn forget_repeated_ports(&mut self) {
+        let mut ports: Vec<PortMapping> = Vec::new();
+        for port in self.port_mappings.drain(..) {
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        self.port_mappings = ports;
     }
 }
 

@@ -1,7 +1,5 @@
 //! ADD.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
 use super::settle::{check_group, conflict, network_of, settle};
@@ -17,9 +15,14 @@ impl<D: Datapath> Plugin<'_, D> {
     /// ADD: attaches a container.
     pub fn add(&self, attach: &Attach) -> Result<AddResult, CniError> {
         let (mut network, mut attachment) = self.draft(attach)?;
-        self.datapath.validate(&network, &attachment)?;
-        if self.store.attachment(&attachment.network, &attachment.id)?.is_some() {
+        let earlier = self.store.attachment(&attachment.network, &attachment.id)?;
+        if earlier.as_ref().is_some_and(|earlier| self.datapath.netns_lives(earlier)) {
             return Err(already(&attachment));
+        }
+        self.datapath.validate(&network, &attachment)?;
+        if earlier.is_some() {
+            // Its namespace is gone, and nobody said DEL: a runtime that was killed, or records that outlived a boot.
+            self.del(attach)?;
         }
         let mut dns = self.conf.dns.clone();
         if self.conf.ipam.asks_on_the_interface() {
@@ -128,10 +131,13 @@ impl<D: Datapath> Plugin<'_, D> {
             lapsed: false,
             id,
         };
-        if attachment.dhcp && !(self.datapath.takes_addresses_later() && conf.prev_result.is_none()) {
+        if conf.prev_result.is_some() && conf.ipam != IpamConfig::None {
+            let why = "an earlier plugin of the chain made the interface and gave its addresses (prevResult): leave it out here";
+            return Err(crate::cni::ConfigError::Field { field: "ipam", why: why.to_owned() }.into());
+        }
+        if attachment.dhcp && !self.datapath.takes_addresses_later() {
             let what = "ipam.type dhcp".to_owned();
-            let why = "not on this system, nor in a chain: an address must be there before the interface"
-                .to_owned();
+            let why = "not on this system: an address must be there before the interface".to_owned();
             return Err(DatapathError::Unsupported { what, why }.into());
         }
         if attachment.dhcp && self.asks_itself() {
@@ -237,14 +243,8 @@ impl<D: Datapath> Plugin<'_, D> {
         attachment: &mut Attachment,
     ) -> Result<Option<crate::ipam::Used>, CniError> {
         let IpamConfig::Own(own) = &self.conf.ipam else { return Ok(None) };
-        if attachment.kind == Kind::Chained {
-            return Ok(None);
-        }
         let attach = self.call.attach.as_ref();
-        let wanted: Vec<IpAddr> = match self.conf.runtime.ips.as_slice() {
-            [] => attach.map(|attach| attach.args.ips.clone()).unwrap_or_default(),
-            ips => ips.iter().map(|ip| ip.0).collect(),
-        };
+        let wanted = self.conf.runtime.wanted_ips(attach.map_or(&[], |attach| &attach.args.ips));
         if let Some(groups) = &network.policy.groups {
             groups
                 .check_member(attachment.group.as_ref(), wanted.iter().copied())

@@ -368,6 +368,19 @@ impl Host {
         self.call_with(env!("CARGO_BIN_EXE_skep-cni"), verb, id, ifname, netns, conf)
     }
 
+    /// Calls the plugin on this host with more in its environment.
+    pub fn call_as(
+        &self,
+        more: &[(&str, &str)],
+        verb: &str,
+        id: &str,
+        ifname: &str,
+        netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
+        self.call_any(env!("CARGO_BIN_EXE_skep-cni"), more, [verb, id, ifname, netns], conf)
+    }
+
     /// Calls any plugin on this host.
     pub fn call_with(
         &self,
@@ -376,6 +389,16 @@ impl Host {
         id: &str,
         ifname: &str,
         netns: &str,
+        conf: &Value,
+    ) -> Result<Value, Value> {
+        self.call_any(binary, &[], [verb, id, ifname, netns], conf)
+    }
+
+    fn call_any(
+        &self,
+        binary: &str,
+        more: &[(&str, &str)],
+        [verb, id, ifname, netns]: [&str; 4],
         conf: &Value,
     ) -> Result<Value, Value> {
         let output = self.ns.run(|| {
@@ -387,6 +410,7 @@ impl Host {
                 .env("CNI_IFNAME", ifname)
                 .env("CNI_NETNS", netns)
                 .env("CNI_PATH", "/usr/lib/cni:/opt/cni/bin")
+                .envs(more.iter().copied())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())

@@ -51,8 +51,13 @@ pub(super) fn find_existing(
         let (name, link) = links.iter().find(|(name, _)| *name == interface.name)?;
         Some((name.clone(), name_of(link.master?)?))
     });
-    let (host_ifname, bridge) =
-        ours.ok_or_else(|| conflict("no interface of the host in it is a port of a bridge".to_owned()))?;
+    let (host_ifname, bridge) = ours.ok_or_else(|| {
+        conflict(
+            "no interface of the host in it is a port of a bridge: what is filtered in a chain is what \
+             the plugin bridge makes, not what ptp, macvlan, ipvlan and the like do"
+                .to_owned(),
+        )
+    })?;
     let mac = inside.mac.ok_or_else(|| conflict(format!("{ifname} has no Ethernet address")))?;
     Ok(Existing { host_ifname, bridge, mac, mtu: inside.mtu })
 }

@@ -1,0 +1,154 @@
+//! What runtimes send and their users ask for, beyond what the specification's own examples show.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "tests")]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Host, Ns, merge, open_policy};
+
+#[test]
+fn a_pod_without_annotations_is_attached() {
+    needs_root!();
+    let host = Host::new();
+    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    // As containerd's CRI plugin writes it.
+    conf["runtimeConfig"] = json!({
+        "io.kubernetes.cri.pod-annotations": null, "portMappings": null, "bandwidth": null, "ips": null,
+        "dns": {"Servers": ["192.0.2.53"], "Searches": null, "Options": null},
+    });
+    conf["prevResult"] = Value::Null;
+    let a = host.add("a", &conf);
+    assert_eq!(a.result["dns"]["nameservers"], json!(["192.0.2.53"]));
+    host.del(&a, &conf);
+}
+
+#[test]
+fn each_family_is_asked_for_where_its_runtime_asks() {
+    needs_root!();
+    let host = Host::new();
+    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
+    // nerdctl run --ip 10.1.0.77 --ip6 fd01::77
+    conf["runtimeConfig"] = json!({"ips": ["fd01::77"]});
+    let ns = Ns::new();
+    let args = [("CNI_ARGS", "IgnoreUnknown=1;IP=10.1.0.77")];
+    let result = host.call_as(&args, "ADD", "a", "eth0", &ns.path(), &conf).unwrap();
+    let ips: Vec<&str> =
+        result["ips"].as_array().unwrap().iter().filter_map(|ip| ip["address"].as_str()).collect();
+    assert_eq!(ips, ["10.1.0.77/24", "fd01::77/64"]);
+    // Of one family the capability is heard.
+    let args = [("CNI_ARGS", "IgnoreUnknown=1;IP=fd01::88")];
+    conf["runtimeConfig"] = json!({"ips": ["fd01::99"]});
+    let result = host.call_as(&args, "ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap();
+    assert_eq!(result["ips"][1]["address"], "fd01::99/64");
+}
+
+#[test]
+fn a_record_of_a_container_that_is_gone_is_not_in_the_way() {
+    needs_root!();
+    let host = Host::new();
+    let outside = host.outside();
+    let before = host.ns.census();
+    let leases = host.dir.path().join("leases");
+    let own = json!({"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}], "ips": ["10.1.0.9"]}});
+    let mut foreign = json!({"cniVersion": "1.0.0"});
+    foreign["ipam"] = json!({"type": "host-local", "dataDir": leases, "subnet": "10.1.0.0/24"});
+    for more in [own, foreign] {
+        let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+        if more["ipam"].is_object() {
+            conf["ipam"] = Value::Null;
+        }
+        merge(&mut conf, more);
+        let first = host.add("a", &conf);
+        let living = host.call("ADD", "a", "eth0", &Ns::new().path(), &conf).unwrap_err();
+        assert_eq!(living["code"], 100, "{living}");
+        // The host fell over: the namespace is gone, and nobody said DEL.
+        drop(first);
+        let again = host.add("a", &conf);
+        host.check(&again, &conf).unwrap_or_else(|error| panic!("{error}"));
+        again.ns.serve_tcp("[::]:80");
+        if !conf["runtimeConfig"].is_null() {
+            assert_eq!(again.ip(), "10.1.0.9");
+            assert!(outside.reaches("192.0.2.1:8080"));
+        }
+        host.del(&again, &conf);
+        assert_eq!(host.ns.census(), before);
+        assert_eq!(host.files(), Vec::<String>::new());
+    }
+    let left = std::fs::read_dir(leases.join("pods")).unwrap().flatten();
+    assert!(left.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.")).count() == 0);
+}
+
+#[test]
+fn a_second_add_says_that_it_is_one() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+    let a = host.add("a", &conf);
+    let again = host.call("ADD", "a", "eth0", &a.ns.path(), &conf).unwrap_err();
+    assert_eq!(again["code"], 100, "{again}");
+    host.check(&a, &conf).unwrap();
+}
+
+/// A container that the plugin `bridge` has attached to a network of two plugins, and the second one's configuration.
+fn second_of_a_chain(host: &Host, id: &str) -> (Ns, Value, Value) {
+    let ns = Ns::new();
+    let bridge = json!({"cniVersion": "1.0.0", "name": "chain", "type": "bridge", "bridge": "br0",
+        "ipam": {"type": "host-local", "dataDir": host.dir.path().join("leases"), "subnet": "10.8.0.0/24"}});
+    let made = host.call_with("/usr/lib/cni/bridge", "ADD", id, "eth0", &ns.path(), &bridge).unwrap();
+    let ours =
+        json!({"cniVersion": "1.0.0", "name": "chain", "type": "skep-cni", "dataDir": host.data_dir()});
+    (ns, ours, made)
+}
+
+#[test]
+fn a_chain_hands_on_what_it_was_handed() {
+    needs_root!();
+    let host = Host::new();
+    let (ns, mut ours, mut made) = second_of_a_chain(&host, "a");
+    // What this plugin has no use for, or does not know.
+    made["interfaces"][1]["pciID"] = json!("0000:00:1f.6");
+    made["interfaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "tun0", "mac": "00:00:00:00:00:00", "sandbox": "/x"}));
+    made["example.org/x"] = json!({"y": 1});
+    ours["prevResult"] = made.clone();
+    let result = host.call("ADD", "a", "eth0", &ns.path(), &ours).unwrap();
+    assert_eq!(result, made);
+    host.call("CHECK", "a", "eth0", &ns.path(), &ours).unwrap();
+    host.call("DEL", "a", "eth0", &ns.path(), &ours).unwrap();
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn a_chain_has_its_addresses_from_the_first_plugin() {
+    needs_root!();
+    let host = Host::new();
+    let (ns, mut ours, made) = second_of_a_chain(&host, "a");
+    let before = host.ns.census();
+    ours["prevResult"] = made;
+    let leases = host.dir.path().join("leases");
+    for ipam in [
+        json!({"type": "skep", "subnet": "10.9.0.0/24"}),
+        json!({"type": "host-local", "dataDir": leases, "subnet": "10.9.0.0/24"}),
+        json!({"type": "dhcp"}),
+    ] {
+        ours["ipam"] = ipam;
+        let error = host.call("ADD", "a", "eth0", &ns.path(), &ours).unwrap_err();
+        assert!(
+            error["code"] == 7 && error["msg"].as_str().unwrap().contains("ipam: an earlier plugin"),
+            "{error}"
+        );
+        assert_eq!(host.ns.census(), before);
+        assert_eq!(host.files(), Vec::<String>::new());
+    }
+    // What is on no bridge is not filtered, and that is said.
+    let ptp = json!({"cniVersion": "1.0.0", "name": "chain", "type": "ptp", "ipam": {"type": "host-local", "dataDir": leases, "subnet": "10.9.0.0/24"}});
+    let ns = Ns::new();
+    ours["prevResult"] = host.call_with("/usr/lib/cni/ptp", "ADD", "p", "eth0", &ns.path(), &ptp).unwrap();
+    ours["ipam"] = Value::Null;
+    let error = host.call("ADD", "p", "eth0", &ns.path(), &ours).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("not what ptp"), "{error}");
+    assert_eq!(host.files(), Vec::<String>::new());
+}
