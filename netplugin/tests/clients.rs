@@ -80,6 +80,42 @@ fn a_record_of_a_container_that_is_gone_is_not_in_the_way() {
 }
 
 #[test]
+fn the_dead_keep_neither_address_nor_port() {
+    needs_root!();
+    let host = Host::new();
+    // One address, one port.
+    let mut conf = host.conf("pods", "10.1.0.0/30", open_policy());
+    conf["runtimeConfig"] = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let mut other = host.conf("other", "10.2.0.0/24", open_policy());
+    let (port, no_port) = (conf.clone(), Value::Null);
+    let first = host.add("a", &conf);
+    conf["runtimeConfig"] = no_port;
+    other["runtimeConfig"] = port["runtimeConfig"].clone();
+    let ns = Ns::new();
+    let full = host.call("ADD", "b", "eth0", &ns.path(), &conf).unwrap_err();
+    assert!(full["msg"].as_str().unwrap().contains("no free address"), "{full}");
+    let taken = host.call("ADD", "b", "eth0", &ns.path(), &other).unwrap_err();
+    assert!(taken["msg"].as_str().unwrap().contains("mapped to container `a`"), "{taken}");
+    let gone = |container: support::Container| {
+        let port = container.host_ifname();
+        drop(container);
+        // The kernel takes a namespace away in the background.
+        while host.ns.ip("-br link").contains(&port) {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    gone(first);
+    let second = host.add("b", &conf);
+    assert_eq!(second.ip(), "10.1.0.2");
+    host.del(&second, &conf);
+    gone(host.add("c", &port));
+    let third = host.add("d", &other);
+    host.check(&third, &other).unwrap_or_else(|error| panic!("{error}"));
+    host.del(&third, &other);
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
 fn a_second_add_says_that_it_is_one() {
     needs_root!();
     let host = Host::new();

@@ -199,7 +199,7 @@ impl NetConf {
             return Err(wrong("policy", why));
         }
         let mut runtime = raw.runtime_config;
-        runtime.ask(raw.args.and_then(|args| args.cni).unwrap_or_default());
+        runtime.ask(&raw.args.and_then(|args| args.cni).unwrap_or_default());
         runtime.forget_repeated_ports();
         check_mtu(raw.mtu, &ipam)?;
         check_ports(&runtime)?;

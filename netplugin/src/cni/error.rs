@@ -109,6 +109,11 @@ impl CniError {
         }
     }
 
+    /// Whether somebody else has what was wanted.
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::PortTaken { .. } | Self::Ipam(IpamError::Taken(_) | IpamError::Exhausted { .. }))
+    }
+
     /// The error object of the specification.
     pub fn to_json(&self, version: CniVersion) -> Value {
         json!({ "cniVersion": version.as_str(), "code": self.code(), "msg": self.to_string() })

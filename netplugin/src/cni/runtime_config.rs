@@ -179,7 +179,7 @@ pub(super) struct CniArgs {
 
 impl RuntimeConfig {
     /// Asks for what `args` do, where no capability says otherwise.
-    pub(super) fn ask(&mut self, args: CniArgs) {
+    pub(super) fn ask(&mut self, args: &CniArgs) {
         let more: Vec<IpAddr> = args.ips.iter().map(|ip| ip.0).collect();
         self.ips = self.wanted_ips(&more).into_iter().map(IpOrNet).collect();
         self.mac = self.mac.or(args.mac);

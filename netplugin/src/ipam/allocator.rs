@@ -84,11 +84,6 @@ impl<'a> Allocator<'a> {
         Ok(leases)
     }
 
-    /// Whether every set has a free address.
-    pub fn has_room(&self, used: &Used) -> bool {
-        self.allocate(&mut used.clone(), &[]).is_ok()
-    }
-
     /// Marks an address as taken by what is known of it (rebuilding), whoever has it. False if it is in no subnet of ours.
     pub fn mark(&self, used: &mut Used, ip: IpAddr) -> bool {
         let Some(range) = self.config.ranges().find(|range| range.subnet.contains(&ip)) else {

@@ -14,6 +14,14 @@ use crate::policy::from_annotations;
 impl<D: Datapath> Plugin<'_, D> {
     /// ADD: attaches a container.
     pub fn add(&self, attach: &Attach) -> Result<AddResult, CniError> {
+        match self.add_once(attach) {
+            // Perhaps by a container that is no more, and of which nobody said DEL.
+            Err(error) if error.is_taken() && self.undo_the_dead()? => self.add_once(attach),
+            result => result,
+        }
+    }
+
+    fn add_once(&self, attach: &Attach) -> Result<AddResult, CniError> {
         let (mut network, mut attachment) = self.draft(attach)?;
         let earlier = self.store.attachment(&attachment.network, &attachment.id)?;
         if earlier.as_ref().is_some_and(|earlier| self.datapath.netns_lives(earlier)) {

@@ -28,6 +28,23 @@ impl<D: Datapath> Plugin<'_, D> {
         CniError::collect(errors)
     }
 
+    /// Undoes what is left of containers, of any network, whose namespace is gone and took their interface with it; true if
+    /// there was something.
+    pub(super) fn undo_the_dead(&self) -> Result<bool, CniError> {
+        let state = {
+            let _lock = self.store.lock()?;
+            self.store.load()?
+        };
+        let mut undone = false;
+        for one in &state.attachments {
+            // Another client may have its namespaces where we do not see them: that the interface is gone is seen by all.
+            if !self.datapath.netns_lives(one) && self.datapath.mac(&one.host_ifname)?.is_none() {
+                undone |= undo(self.datapath, &self.store, one).is_empty();
+            }
+        }
+        Ok(undone)
+    }
+
     fn tidy(&self) -> Result<(), CniError> {
         let _lock = self.store.lock()?;
         let name = &self.conf.name;

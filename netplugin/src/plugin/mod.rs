@@ -67,9 +67,14 @@ impl<'a, D: Datapath> Plugin<'a, D> {
         match &self.conf.ipam {
             IpamConfig::None => Ok(()),
             IpamConfig::Own(own) => {
-                let used = self.store.used(&self.conf.name)?;
-                let room = Allocator::new(own).of(self.conf.policy.group.as_ref()).has_room(&used);
-                if room { Ok(()) } else { Err(CniError::NotReady("no free address left".to_owned())) }
+                let mut used = self.store.used(&self.conf.name)?;
+                let group = self.conf.policy.group.as_ref();
+                match Allocator::new(own).of(group).allocate(&mut used, &[]) {
+                    // That a range is full is for ADD to say: a runtime takes a network that is not ready for one that is
+                    // broken, and Kubernetes moves the pods of such a node away.
+                    Ok(_) | Err(IpamError::Exhausted { .. }) => Ok(()),
+                    Err(error) => Err(CniError::NotReady(error.to_string())),
+                }
             }
             // Plugins of before 1.1.0 know no STATUS.
             IpamConfig::Delegated(_) if self.conf.version < CniVersion::V1_1_0 => Ok(()),
