@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 use support::{Host, Ns, merge, open_policy};
 
@@ -187,4 +189,80 @@ fn a_chain_has_its_addresses_from_the_first_plugin() {
     let error = host.call("ADD", "p", "eth0", &ns.path(), &ours).unwrap_err();
     assert!(error["msg"].as_str().unwrap().contains("not what ptp"), "{error}");
     assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn who_may_not_change_the_network_is_told_so() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+    let input = host.dir.path().join("conf");
+    std::fs::write(&input, conf.to_string()).unwrap();
+    for (verb, code) in [("ADD", 105), ("STATUS", 50)] {
+        let ns = Ns::new();
+        let output = host.ns.run(|| {
+            Command::new("setpriv")
+                .args(["--bounding-set=-net_admin", env!("CARGO_BIN_EXE_skep-cni")])
+                .env("CNI_COMMAND", verb)
+                .envs([("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0")])
+                .env("CNI_NETNS", ns.path())
+                .stdin(std::fs::File::open(&input).unwrap())
+                .stdout(Stdio::piped())
+                .output()
+                .unwrap()
+        });
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(
+            error["code"] == code && error["msg"].as_str().unwrap().contains("CAP_NET_ADMIN"),
+            "{verb}: {error}"
+        );
+    }
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn a_rootless_runtime_has_networks_in_its_own_namespaces() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let input = host.dir.path().join("conf");
+    std::fs::write(&input, conf.to_string()).unwrap();
+    // As rootlesskit does it: root of a user namespace, which owns the network.
+    let script = "ip link set lo up; unshare --net sleep 100 & sleep 0.5; export CNI_NETNS=/proc/$!/ns/net; \
+        for verb in STATUS ADD CHECK; do CNI_COMMAND=$verb \"$0\" <\"$1\" || exit 1; done; \
+        nsenter --net=$CNI_NETNS ip -o addr show eth0; CNI_COMMAND=DEL \"$0\" <\"$1\"; code=$?; kill $!; exit $code";
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c", script, env!("CARGO_BIN_EXE_skep-cni")])
+        .arg(&input)
+        .envs([("CNI_CONTAINERID", "a"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/nonexistent")])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("inet 10.1.0.2/24"), "{said}");
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn a_container_is_meant_by_the_beginning_of_its_name() {
+    needs_root!();
+    let host = Host::new();
+    let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+    let (_one, _two) = (host.add("abc1", &conf), host.add("abc2", &conf));
+    let _whole = host.add("abc", &conf);
+    let policy = |container: &str| {
+        let data = host.data_dir();
+        let args = ["--data-dir", data.to_str().unwrap(), "policy", "pods", container];
+        let output =
+            host.ns.command(env!("CARGO_BIN_EXE_skep-cni"), &args, "{\"egress\": {\"allow\": [\"any\"]}}");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(policy("abc1").0 && policy("abc").0);
+    let files = host.files().join(" ");
+    let (done, said) = policy("ab");
+    assert!(!done && said.contains("more than one"), "{said}");
+    let (done, said) = policy("x");
+    assert!(!done && said.contains("no `eth0`"), "{said}");
+    assert_eq!(host.files().join(" "), files);
+    let _long = host.add("0123456789abcdef", &conf);
+    assert!(policy("0123456789").0);
 }

@@ -1,5 +1,6 @@
 //! This host's networks: state, repair, a change while they run.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub(super) enum Command {
     Policy {
         /// The network.
         network: String,
-        /// The container.
+        /// The container, or the beginning of its name, if no other one's begins so.
         container: String,
         /// Its interface.
         #[arg(default_value = "eth0")]
@@ -91,7 +92,8 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
                 what: "the policy on standard input".to_owned(),
                 why: error.to_string(),
             })?;
-            plugin::set_policy(&host, &store, network, container, ifname, policy)?;
+            let container = whole_name(&store, network, container)?;
+            plugin::set_policy(&host, &store, network, &container, ifname, policy)?;
         }
         Command::Up => {
             let conf = NetConf::parse(&standard_input()?)?;
@@ -100,6 +102,21 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
         Command::Down { network } => plugin::down(&host, &store, network)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The container that is meant: what is shown of one (`status`, a runtime's list) is the beginning of its name.
+fn whole_name(store: &Store, network: &str, beginning: &str) -> Result<String, CliError> {
+    let all: BTreeSet<String> = store.attachments(network)?.into_iter().map(|one| one.container_id).collect();
+    let mut meant = all.iter().filter(|name| name.starts_with(beginning));
+    match (meant.next(), meant.next()) {
+        (Some(one), None) => Ok(one.clone()),
+        (Some(_), Some(_)) if !all.contains(beginning) => Err(CliError::Input {
+            what: format!("container `{beginning}`"),
+            why: format!("more than one container's name on network {network} begins so"),
+        }),
+        // The one whose whole name it is, or nobody, which is for others to say.
+        _ => Ok(beginning.to_owned()),
+    }
 }
 
 /// Told of every removal; looks by itself now and then, should it not have been told.

@@ -324,6 +324,7 @@ fn check_ports(runtime: &RuntimeConfig) -> Result<(), ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::runtime_config::RuntimeDns;
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -412,7 +413,7 @@ mod tests {
                 "ips": null, "dns": {"Servers": null, "Searches": null}}})))
         .unwrap();
         assert!(conf.prev_result.is_none() && conf.ipam == IpamConfig::None);
-        let runtime = RuntimeConfig { dns: Some(Default::default()), ..RuntimeConfig::default() };
+        let runtime = RuntimeConfig { dns: Some(RuntimeDns::default()), ..RuntimeConfig::default() };
         assert_eq!(conf.runtime, runtime);
         let port = json!({"hostPort": 80, "containerPort": 80, "hostIP": null, "protocol": null});
         let conf = parse(&base(json!({"runtimeConfig": {"portMappings": [port]}}))).unwrap();

@@ -52,7 +52,10 @@ fn serve(get: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Option<Va
         let text = format!("{} (this command is of {since})", conf.version);
         return Err(ConfigError::Version(VersionError(text)).into());
     }
-    let host = Host::new()?;
+    let host = Host::new().map_err(|error| match call.command {
+        Command::Status => CniError::NotReady(error.to_string()),
+        _ => error.into(),
+    })?;
     let plugin = Plugin::new(&host, &call, &conf);
     match (call.command, &call.attach) {
         (Command::Add, Some(attach)) => plugin.add(attach).map(|result| Some(printed(&conf, &result))),

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use self::netlink::{Route, kernel};
+use self::netlink::{Route, kernel, may_change_the_network};
 use self::netns::Netns;
 use self::nft::{Batch, Family, Nft, NftError};
 use super::{Counters, Datapath, DatapathError, Existing, Orphan};
@@ -68,6 +68,7 @@ impl From<NftError> for DatapathError {
 impl Host {
     /// Connects to the kernel.
     pub fn new() -> Result<Self, DatapathError> {
+        may_change_the_network()?;
         let nft = Nft::open().map_err(|error| kernel("open a netfilter socket", error))?;
         let route = RefCell::new(Route::open()?);
         Ok(Self {

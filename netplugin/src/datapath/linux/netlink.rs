@@ -3,6 +3,7 @@
 use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
+use rustix::thread::CapabilitySet;
 pub(super) use skep_netlink::allow;
 
 use crate::datapath::DatapathError;
@@ -36,4 +37,17 @@ impl Route {
 /// Names what was tried.
 pub(super) fn kernel(what: impl Into<String>, error: impl Into<io::Error>) -> DatapathError {
     DatapathError::Kernel { what: what.into(), error: error.into() }
+}
+
+/// Whoever may not would be told so by the first step that fails, of which each says something else.
+pub(super) fn may_change_the_network() -> Result<(), DatapathError> {
+    let ours = rustix::thread::capabilities(None)
+        .map_err(|error| kernel("ask for this process's capabilities", error))?;
+    if ours.effective.contains(CapabilitySet::NET_ADMIN) {
+        return Ok(());
+    }
+    Err(DatapathError::Unsupported {
+        what: "not allowed to change the network".to_owned(),
+        why: "needs root on the host (CAP_NET_ADMIN), or in the namespaces that a rootless runtime made for itself".to_owned(),
+    })
 }
