@@ -266,3 +266,49 @@ fn a_container_is_meant_by_the_beginning_of_its_name() {
     let _long = host.add("0123456789abcdef", &conf);
     assert!(policy("0123456789").0);
 }
+
+#[test]
+fn a_network_that_does_not_fit_is_refused_before_anything_is_made() {
+    needs_root!();
+    let host = Host::new();
+    let _outside = host.outside();
+    let data = host.data_dir();
+    let up = |conf: &Value| {
+        let args = ["--data-dir", data.to_str().unwrap(), "up"];
+        let output = host.ns.command(env!("CARGO_BIN_EXE_skep-cni"), &args, &conf.to_string());
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let stretched = |vni: u32| json!({"vxlan": {"vni": vni, "nodes": [{"name": "a", "address": "192.0.2.1"}, {"name": "b", "address": "192.0.2.2"}]}});
+    // As it lies in the runtime's directory.
+    let mut conf = host.conf("vpc", "10.11.0.0/16", stretched(100));
+    conf.as_object_mut().unwrap().remove("name");
+    let list = json!({"cniVersion": "1.0.0", "name": "vpc", "plugins": [{"type": "tuning"}, conf]});
+    assert_eq!(up(&list), (true, String::new()));
+    let (before, files) = (host.ns.census(), host.files());
+    for (conf, want) in [
+        (
+            host.conf("nested", "10.11.5.0/24", stretched(101)),
+            "10.11.5.0/24 overlaps 10.11.0.0/16, which is network vpc's",
+        ),
+        (
+            host.conf("around", "10.0.0.0/8", json!({})),
+            "10.0.0.0/8 overlaps 10.11.0.0/16, which is network vpc's",
+        ),
+        (
+            host.conf("wire", "192.0.2.128/25", json!({})),
+            "192.0.2.128/25 overlaps 192.0.2.1/24, which this host has",
+        ),
+        (
+            host.conf("same", "10.12.0.0/16", stretched(100)),
+            "identifier 100 on UDP port 4789 is network vpc's",
+        ),
+        (
+            json!({"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "bridge"}]}),
+            "no plugin of type skep-cni",
+        ),
+    ] {
+        let (done, said) = up(&conf);
+        assert!(!done && said.contains(want), "{said}");
+        assert_eq!((host.ns.census(), host.files()), (before.clone(), files.clone()), "{want}");
+    }
+}

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde_json::Value;
 
 use super::{CliError, Net, print_json, standard_input, table};
 use crate::cni::NetConf;
@@ -42,7 +43,7 @@ pub(super) enum Command {
         #[arg(default_value = "eth0")]
         ifname: String,
     },
-    /// Make the network of a CNI configuration on standard input, or bring it into line; it stays without sandboxes.
+    /// Make the network of a CNI configuration (or list) on standard input, or bring it into line; it stays without sandboxes.
     Up,
     /// Remove a network without sandboxes; see delete for a declared one.
     Down {
@@ -96,12 +97,28 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
             plugin::set_policy(&host, &store, network, &container, ifname, policy)?;
         }
         Command::Up => {
-            let conf = NetConf::parse(&standard_input()?)?;
+            let conf = NetConf::parse(&of_a_list(standard_input()?)?)?;
             plugin::up(&host, &arguments.store(Some(&conf)), &conf)?;
         }
         Command::Down { network } => plugin::down(&host, &store, network)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a runtime makes of a list of plugins for ours (the specification's "Deriving execution configuration from plugin
+/// configuration"), as administrators have it in a file; anything else as it is.
+fn of_a_list(input: Vec<u8>) -> Result<Vec<u8>, CliError> {
+    let Ok(Value::Object(mut list)) = serde_json::from_slice(&input) else { return Ok(input) };
+    let Some(Value::Array(plugins)) = list.remove("plugins") else { return Ok(input) };
+    let ours = plugins.into_iter().find(|plugin| plugin["type"] == "skep-cni");
+    let Some(Value::Object(mut ours)) = ours else {
+        let why = "has no plugin of type skep-cni".to_owned();
+        return Err(CliError::Input { what: "the list of plugins on standard input".to_owned(), why });
+    };
+    for key in ["name", "cniVersion"] {
+        ours.extend(list.remove_entry(key));
+    }
+    Ok(serde_json::to_vec(&ours)?)
 }
 
 /// The container that is meant: what is shown of one (`status`, a runtime's list) is the beginning of its name.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::plugin::Status;
+use crate::plugin::{Carried, Status};
 use crate::policy::{GroupName, Groups};
 use crate::vpc::Declaration;
 use crate::vpc::sync::{Outcome, Report};
@@ -14,6 +14,9 @@ fn list(items: impl IntoIterator<Item = String>) -> String {
 
 pub(super) fn status(status: &Status) -> String {
     let mut text = String::new();
+    if status.networks.is_empty() {
+        text.push_str("no networks on this host\n");
+    }
     for network in &status.networks {
         let _ = writeln!(
             text,
@@ -24,7 +27,7 @@ pub(super) fn status(status: &Status) -> String {
             list(network.gateways.iter().map(ToString::to_string)),
         );
         for link in &network.links {
-            let [_, received, _, sent] = link.carried.unwrap_or_default();
+            let Carried { received_bytes: received, sent_bytes: sent, .. } = link.carried.unwrap_or_default();
             let _ = writeln!(
                 text,
                 "  link {}  vni {}  from {}  to {}  sent {sent} B  received {received} B",

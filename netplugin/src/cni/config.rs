@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::config_error::{ConfigError, wrong};
 use super::env::check_ifname;
 use super::groups::check_groups;
-use super::runtime_config::CniArgs;
+use super::runtime_config::{Bandwidth, CniArgs};
 use super::{AddResult, CniVersion, Dns, RuntimeConfig};
 use crate::ipam::IpamConfig;
 use crate::mac::digest_hex;
@@ -201,6 +201,7 @@ impl NetConf {
         let mut runtime = raw.runtime_config;
         runtime.ask(&raw.args.and_then(|args| args.cni).unwrap_or_default());
         runtime.forget_repeated_ports();
+        runtime.bandwidth = runtime.bandwidth.map(Bandwidth::settled);
         check_mtu(raw.mtu, &ipam)?;
         check_ports(&runtime)?;
         if let Some(dir) = &raw.data_dir

@@ -131,6 +131,22 @@ pub struct Bandwidth {
     pub egress_burst: u64,
 }
 
+impl Bandwidth {
+    /// containerd's CRI plugin and kubelets before it write the largest number of 31 bits where nobody says a burst: a quarter of
+    /// a gigabyte would pass before the limit is felt, and a queue as long would stand behind it.
+    const NOBODY_SAYS: u64 = (1 << 31) - 1;
+
+    /// The same with bursts of a tenth of a second where nobody says any.
+    pub(super) fn settled(self) -> Self {
+        let burst = |burst, rate| if matches!(burst, 0 | Self::NOBODY_SAYS) { rate / 10 } else { burst };
+        Self {
+            ingress_burst: burst(self.ingress_burst, self.ingress_rate),
+            egress_burst: burst(self.egress_burst, self.egress_rate),
+            ..self
+        }
+    }
+}
+
 /// Resolver settings as the `dns` capability spells them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
@@ -255,6 +271,19 @@ mod tests {
         assert_eq!(by_go_cni, by_convention);
         assert_eq!(by_go_cni.dns.unwrap().servers, ["192.0.2.53"]);
         assert_eq!(read(r#"{"portMappings":null}"#), RuntimeConfig::default());
+    }
+
+    #[test]
+    fn a_burst_that_nobody_says_is_a_tenth_of_a_second() {
+        // As containerd writes it for `kubernetes.io/egress-bandwidth: 8M`.
+        let asked = |burst| {
+            Bandwidth { egress_rate: 8_000_000, egress_burst: burst, ..Bandwidth::default() }.settled()
+        };
+        for unsaid in [0, 2_147_483_647] {
+            assert_eq!(asked(unsaid).egress_burst, 800_000);
+        }
+        assert_eq!(asked(2_147_483_648).egress_burst, 2_147_483_648);
+        assert_eq!((asked(1).egress_burst, asked(1).ingress_burst), (1, 0));
     }
 
     #[test]

@@ -154,8 +154,8 @@ pub trait Datapath {
     /// MTU that the underlay carries (where `mtu` is 0), the links to other hosts. Changes nothing.
     fn prepare(&self, network: &mut Network) -> Result<(), DatapathError>;
 
-    /// Checks that nothing of the host stands in the way of an attachment. Changes nothing.
-    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError>;
+    /// Checks that nothing of the host stands in the way of a network, and of an attachment to it. Changes nothing.
+    fn validate(&self, network: &Network, attachment: Option<&Attachment>) -> Result<(), DatapathError>;
 
     /// Finds what another plugin made, by the interfaces of its result. Changes nothing.
     fn find_existing(

@@ -27,7 +27,7 @@ impl<D: Datapath> Plugin<'_, D> {
         if earlier.as_ref().is_some_and(|earlier| self.datapath.netns_lives(earlier)) {
             return Err(already(&attachment));
         }
-        self.datapath.validate(&network, &attachment)?;
+        self.datapath.validate(&network, Some(&attachment))?;
         if earlier.is_some() {
             // Its namespace is gone, and nobody said DEL: a runtime that was killed, or records that outlived a boot.
             self.del(attach)?;
@@ -215,7 +215,7 @@ impl<D: Datapath> Plugin<'_, D> {
             let leased = self.lease(network, attachment)?;
             check_group(network, attachment)?;
             self.check_addresses(attachment)?;
-            self.datapath.validate(network, attachment)?;
+            self.datapath.validate(network, Some(attachment))?;
             if earlier.as_ref() != Some(&*network) {
                 self.store.save_network(network)?;
             }

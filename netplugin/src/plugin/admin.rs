@@ -52,8 +52,22 @@ pub struct LinkStatus {
     pub local: IpAddr,
     /// The nodes behind it, by name where the declaration has one.
     pub peers: Vec<PeerStatus>,
-    /// Packets and bytes received, then sent; none if the link is gone.
-    pub carried: Option<[u64; 4]>,
+    /// What it carried; none if the link is gone.
+    pub carried: Option<Carried>,
+}
+
+/// What an interface of the host carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Carried {
+    /// Frames that came in by it.
+    pub received_packets: u64,
+    /// Bytes that came in by it.
+    pub received_bytes: u64,
+    /// Frames that went out by it.
+    pub sent_packets: u64,
+    /// Bytes that went out by it.
+    pub sent_bytes: u64,
 }
 
 /// Another node.
@@ -172,7 +186,14 @@ fn links<D: Datapath>(datapath: &D, network: &Network) -> Result<Vec<LinkStatus>
                 port: link.port,
                 local: link.local,
                 peers: link.flood_to.iter().map(peer).collect(),
-                carried: datapath.carried(&link.name)?,
+                carried: datapath.carried(&link.name)?.map(
+                    |[received_packets, received_bytes, sent_packets, sent_bytes]| Carried {
+                        received_packets,
+                        received_bytes,
+                        sent_packets,
+                        sent_bytes,
+                    },
+                ),
             })
         })
         .collect()
@@ -191,6 +212,7 @@ pub fn up<D: Datapath>(datapath: &D, store: &Store, conf: &NetConf) -> Result<Ne
     }
     let _lock = store.lock()?;
     let earlier = settle(datapath, store, &mut network)?;
+    datapath.validate(&network, None)?;
     store.save_network(&network)?;
     match datapath.ensure_network(&network, earlier.as_ref(), &|| store.load()) {
         Ok(()) => Ok(network),

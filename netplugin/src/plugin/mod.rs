@@ -17,8 +17,8 @@ mod renew;
 mod settle;
 
 pub use admin::{
-    AttachmentStatus, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans, restore,
-    status, up,
+    AttachmentStatus, Carried, LinkStatus, NetworkStatus, PeerStatus, Status, collect, down, remove_orphans,
+    restore, status, up,
 };
 pub use live::{LivePolicy, set_policy};
 pub use renew::{Renewal, renew_leases};

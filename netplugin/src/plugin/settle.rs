@@ -1,9 +1,12 @@
 //! What a configuration says of a network, and what is there of it already.
 
+use ipnet::IpNet;
+
 use crate::cni::{CniError, NetConf};
 use crate::datapath::{Datapath, DatapathError};
 use crate::ipam::IpamError;
 use crate::network::{Attachment, Network, Store};
+use crate::vxlan::Link;
 
 /// A network's record as its configuration has it.
 pub(super) fn network_of(conf: &NetConf) -> Network {
@@ -34,15 +37,17 @@ pub(super) fn settle<D: Datapath>(
     network: &mut Network,
 ) -> Result<Option<Network>, CniError> {
     let earlier = store.network(&network.name)?;
+    let mut others = Vec::new();
     for name in store.network_names()?.iter().filter(|name| **name != network.name) {
-        if let Some(other) = store.network(name)?
-            && other.bridge == network.bridge
-        {
-            return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
-        }
+        others.extend(store.network(name)?);
     }
+    if let Some(other) = others.iter().find(|other| other.bridge == network.bridge) {
+        return Err(conflict(format!("bridge: {} is network {}'s", network.bridge, other.name)));
+    }
+    subnets_apart(network, &others)?;
     let Some(earlier) = earlier else {
         datapath.prepare(network)?;
+        identifiers_apart(network, &others)?;
         return Ok(None);
     };
     if earlier.bridge != network.bridge {
@@ -67,8 +72,42 @@ pub(super) fn settle<D: Datapath>(
             still_fits(store, network)?;
         }
     }
+    identifiers_apart(network, &others)?;
     network.absorb(&earlier);
     Ok(Some(earlier))
+}
+
+/// The host routes by a sandbox's address, so it must know which network is meant.
+fn subnets_apart(network: &Network, others: &[Network]) -> Result<(), CniError> {
+    let nested = |a: IpNet, b: IpNet| a.trunc().contains(&b.trunc()) || b.trunc().contains(&a.trunc());
+    for other in others {
+        let pairs =
+            network.gateways.iter().flat_map(|ours| other.gateways.iter().map(move |theirs| (ours, theirs)));
+        for (ours, theirs) in pairs {
+            if nested(*ours, *theirs) {
+                let (ours, theirs) = (ours.trunc(), theirs.trunc());
+                return Err(conflict(format!(
+                    "subnet {ours} overlaps {theirs}, which is network {}'s",
+                    other.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What comes to a UDP port with one identifier is for one network.
+fn identifiers_apart(network: &Network, others: &[Network]) -> Result<(), CniError> {
+    let of = |link: &Link| (link.vni, link.port, link.local.is_ipv4());
+    for link in &network.links {
+        if let Some(other) = others.iter().find(|other| other.links.iter().any(|one| of(one) == of(link))) {
+            return Err(conflict(format!(
+                "vxlan: identifier {} on UDP port {} is network {}'s on this host",
+                link.vni, link.port, other.name
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Sandboxes of before a change of the declared groups must be what the rules of after it take them for.

@@ -257,8 +257,8 @@ impl Ns {
 fn without_counts(ruleset: &str) -> String {
     let mut before = "";
     let words = ruleset.split_inclusive(char::is_whitespace).filter(|word| {
-        let counted =
-            matches!(before.trim_end(), "packets" | "bytes") && word.trim_end().parse::<u64>().is_ok();
+        let number = word.trim_end().trim_end_matches(',');
+        let counted = matches!(before.trim_end(), "packets" | "bytes") && number.parse::<u64>().is_ok();
         before = word;
         !counted
     });

@@ -49,7 +49,7 @@ fn underlay_mtu(network: &Network) -> Result<u32, DatapathError> {
 pub(super) fn validate(
     control: &Control,
     network: &Network,
-    attachment: &Attachment,
+    attachment: Option<&Attachment>,
 ) -> Result<(), DatapathError> {
     let all = links()?;
     if let Some(nic) = &network.nic {
@@ -76,10 +76,9 @@ pub(super) fn validate(
     }
     for link in all.iter().filter(|link| link.name != network.bridge) {
         for net in &link.addresses {
-            let clash = attachment
-                .addresses
-                .iter()
-                .map(|address| address.address)
+            let given = attachment.iter().flat_map(|one| &one.addresses).map(|address| address.address);
+            let clash = given
+                .chain(network.gateways.iter().copied())
                 .find(|address| net.contains(&address.trunc()) || address.contains(&net.trunc()));
             if let Some(address) = clash {
                 return Err(DatapathError::Conflict(format!(

@@ -136,10 +136,10 @@ impl Datapath for Host {
         bridge::prepare(network)
     }
 
-    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+    fn validate(&self, network: &Network, attachment: Option<&Attachment>) -> Result<(), DatapathError> {
         self.ready()?;
         bridge::validate(&self.control, network, attachment)?;
-        attach::validate(attachment)
+        attachment.map_or(Ok(()), attach::validate)
     }
 
     fn find_existing(

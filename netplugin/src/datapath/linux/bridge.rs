@@ -65,7 +65,7 @@ fn underlay_mtu(route: &mut Route, network: &Network) -> Result<u32, DatapathErr
 pub(super) fn validate(
     route: &mut Route,
     network: &Network,
-    attachment: &Attachment,
+    attachment: Option<&Attachment>,
 ) -> Result<(), DatapathError> {
     let bridge = route.link(&network.bridge)?;
     if let Some(link) = &bridge
@@ -97,7 +97,8 @@ pub(super) fn validate(
     }
     let own = bridge.map_or(0, |bridge| bridge.index);
     for (index, net) in route.addresses()? {
-        let clash = attachment.addresses.iter().map(|address| address.address).find(|address| {
+        let given = attachment.iter().flat_map(|one| &one.addresses).map(|address| address.address);
+        let clash = given.chain(network.gateways.iter().copied()).find(|address| {
             // Longer prefixes are host routes and point-to-point links; a default route is no clash either.
             index != own && (net.contains(&address.trunc()) || address.contains(&net.trunc()))
         });

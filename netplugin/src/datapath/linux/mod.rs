@@ -251,10 +251,10 @@ impl Datapath for Host {
         bridge::prepare(&mut self.route(), network)
     }
 
-    fn validate(&self, network: &Network, attachment: &Attachment) -> Result<(), DatapathError> {
+    fn validate(&self, network: &Network, attachment: Option<&Attachment>) -> Result<(), DatapathError> {
         bridge::check_kernel()?;
         bridge::validate(&mut self.route(), network, attachment)?;
-        attach::validate(attachment)
+        attachment.map_or(Ok(()), attach::validate)
     }
 
     fn find_existing(
