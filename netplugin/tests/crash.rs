@@ -73,7 +73,7 @@ fn what_a_kill_left_behind_goes_with_gc_too() {
     needs_root!();
     let host = Host::new();
     let before = host.ns.census();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+    let conf = host.pods(json!({}));
     for n in 0..40_u64 {
         let ns = Ns::new();
         killed(&host, "ADD", &format!("c{n}"), &ns.path(), &conf, Duration::from_micros(n * 200));
@@ -94,7 +94,7 @@ fn ending(host: &Host, end: &str) -> usize {
 fn a_change_of_policy_killed_at_any_instant_is_made_whole() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"ingress": {"allow": ["any"]}}}));
+    let conf = host.pods(json!({"policy": {"ingress": {"allow": ["any"]}}}));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     let target = format!("{}:80", b.ip());

@@ -34,8 +34,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let host = Host::new();
-        let mut conf =
-            host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
+        let mut conf = host.pods(json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
         support::merge(&mut conf, open_policy());
         conf["policy"]["multicast"] = json!(true);
         let (a, b) = (host.add("a", &conf), host.add("b", &conf));
@@ -279,7 +278,7 @@ fn a_router_advertisement_put_together_from_fragments_is_refused() {
 fn frames_for_others_are_not_overheard_and_do_not_go_around_a_policy() {
     needs_root!();
     let host = Host::new();
-    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"egress": {"allow": ["any"]}}}));
+    let mut conf = host.pods(json!({"policy": {"egress": {"allow": ["any"]}}}));
     let a = host.add("a", &conf);
     // b lets nobody in.
     let b = host.add("b", &conf);
@@ -310,7 +309,7 @@ fn frames_for_others_are_not_overheard_and_do_not_go_around_a_policy() {
 fn fragments_are_judged_as_what_they_make_together() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {
+    let conf = host.pods(json!({"policy": {
         "egress": {"allow": [{"cidr": "10.1.0.0/24", "protocol": "udp", "ports": [2000]}]}, "ingress": {"allow": ["any"]}}}));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     let (from, at) = (Tap::open(&a.ns, "eth0"), Tap::open(&b.ns, "eth0"));

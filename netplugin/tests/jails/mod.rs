@@ -9,6 +9,7 @@
 #![allow(clippy::must_use_candidate, clippy::needless_pass_by_value)]
 
 mod census;
+#[path = "../support/conf.rs"]
 mod conf;
 pub mod dhcp;
 pub mod dhcp_server;

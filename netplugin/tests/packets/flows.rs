@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::support::{self, Container, Host, Ns, PATIENCE, SILENCE, echoes, open_policy};
-use crate::{own, policy, set_policy};
+use crate::support::{self, Container, Host, Ns, PATIENCE, SILENCE, echoes, open_policy, policy};
+use crate::{own, set_policy};
 use serde_json::json;
 
 #[test]
@@ -13,11 +13,8 @@ fn a_changed_policy_ends_live_flows_and_spares_the_others() {
     let outside = host.outside();
     outside.ip("addr add 192.0.2.9/24 dev out1");
     outside.serve_tcp("0.0.0.0:80");
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        json!({"ipMasq": true, "policy": {"ingress": {"allow": [{"cidr": "10.1.0.0/24"}]}}}),
-    );
+    let conf =
+        host.pods(json!({"ipMasq": true, "policy": {"ingress": {"allow": [{"cidr": "10.1.0.0/24"}]}}}));
     let allow = json!({"egress": {"allow": ["any"]}});
     let a = own(&host, "a", &conf, allow.clone());
     let b = own(&host, "b", &conf, allow.clone());
@@ -50,7 +47,7 @@ fn flows_between_link_local_addresses_end_as_all_do() {
     needs_root!();
     let host = Host::new();
     let _elsewhere = host.add("elsewhere", &host.conf("other", "10.9.0.0/24", json!({})));
-    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"hostIngress": true}}));
+    let mut conf = host.pods(json!({"policy": {"hostIngress": true}}));
     support::merge(
         &mut conf,
         json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"ingress": {"allow": ["any"]}}}),
@@ -141,7 +138,7 @@ fn among_many_flows_those_end_that_must_and_no_others() {
     outside.ip("addr add 192.0.2.9/24 dev out1");
     outside.ip("route add 10.1.0.0/24 via 192.0.2.1");
     outside.serve_tcp("0.0.0.0:80");
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let conf = host.pods(policy(json!({}), json!({"allow": ["any"]})));
     let allow = json!({"egress": {"allow": ["any"]}});
     let a = own(&host, "a", &conf, allow.clone());
     let b = own(&host, "b", &conf, allow);
@@ -208,7 +205,7 @@ fn flows_to_an_address_that_was_nobodys_are_not_its_next_owners() {
     let host = Host::new();
     let _outside = host.outside();
     host.remember_flows();
-    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"hostIngress": true}}));
+    let mut conf = host.pods(json!({"policy": {"hostIngress": true}}));
     support::merge(&mut conf, open_policy());
     let to = |n: u8| format!("10.1.0.{n}:6000");
     let inherits_none = |id: &str, n: u8, when: &str| {
@@ -247,10 +244,7 @@ fn every_kind_of_flow_ends_with_its_sandbox() {
     host.remember_flows();
     outside.serve_udp("0.0.0.0:53");
     host.ns.serve_udp("0.0.0.0:53");
-    let mut conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        json!({"ipMasq": true, "policy": {"hostServices": [{"protocol": "udp", "port": 53}], "hostIngress": true}}),
+    let mut conf = host.pods(json!({"ipMasq": true, "policy": {"hostServices": [{"protocol": "udp", "port": 53}], "hostIngress": true}}),
     );
     support::merge(&mut conf, open_policy());
     let _elsewhere = host.add("elsewhere", &host.conf("other", "10.9.0.0/24", json!({})));

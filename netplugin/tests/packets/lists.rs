@@ -1,8 +1,8 @@
 //! Who may open what: lists of networks and sandboxes, groups, the host.
 
+use crate::own;
 use crate::support;
-use crate::support::{Host, PATIENCE, SILENCE, echoes, open_policy};
-use crate::{own, policy};
+use crate::support::{Host, PATIENCE, SILENCE, echoes, open_policy, policy};
 use serde_json::json;
 
 #[test]
@@ -13,7 +13,7 @@ fn everything_is_denied_until_allowed() {
     outside.serve_tcp("0.0.0.0:80");
     outside.serve_udp("0.0.0.0:53");
     host.ns.serve_tcp("0.0.0.0:7000");
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"ipMasq": true}));
+    let conf = host.pods(json!({"ipMasq": true}));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     b.ns.serve_udp("0.0.0.0:53");
@@ -38,10 +38,7 @@ fn lists_decide_by_address_protocol_and_port() {
         outside.serve_tcp(at);
     }
     outside.serve_udp("0.0.0.0:80");
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        json!({"ipMasq": true, "ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"egress": {
+    let conf = host.pods(json!({"ipMasq": true, "ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"egress": {
             "allow": [{"cidr": "192.0.2.0/24", "protocol": "tcp", "ports": [80, "8000-8010"]}, {"cidr": "2001:db8::/32", "protocol": "tcp"}],
             "deny": ["192.0.2.9"]}}}),
     );
@@ -71,7 +68,7 @@ fn nothing_overrides_what_is_always_denied() {
     outside.serve_tcp("0.0.0.0:80");
     host.ns.serve_tcp("0.0.0.0:80");
     host.ns.serve_tcp("0.0.0.0:9999");
-    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let mut conf = host.pods(open_policy());
     support::merge(
         &mut conf,
         json!({"ipMasq": true, "policy": {"alwaysDeny": ["203.0.113.5/32"], "hostServices": [{"protocol": "tcp", "port": 9999}]}}),
@@ -109,14 +106,10 @@ fn sandboxes_and_networks_are_apart_unless_joined() {
 fn groups_are_their_members_and_nobody_else() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        policy(
-            json!({"allow": ["any"]}),
-            json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]}),
-        ),
-    );
+    let conf = host.pods(policy(
+        json!({"allow": ["any"]}),
+        json!({"allow": [{"group": "web", "protocol": "tcp", "ports": [80]}]}),
+    ));
     let in_group = |group: &str| {
         let mut conf = conf.clone();
         conf["policy"]["group"] = json!(group);
@@ -146,7 +139,7 @@ fn members_of_a_group_are_that_by_their_link_local_addresses_too() {
     needs_root!();
     let host = Host::new();
     let more = json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"group": "web"}});
-    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let mut conf = host.pods(open_policy());
     support::merge(&mut conf, more);
     let member = host.add("member", &conf);
     conf["policy"]["group"] = json!("db");
@@ -165,7 +158,7 @@ fn members_of_a_group_are_that_by_their_link_local_addresses_too() {
 fn the_host_comes_in_where_the_network_says_so() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"policy": {"hostIngress": true}}));
+    let conf = host.pods(json!({"policy": {"hostIngress": true}}));
     let a = host.add("a", &conf);
     a.ns.serve_tcp("0.0.0.0:80");
     assert!(host.ns.reaches(&format!("{}:80", a.ip())));

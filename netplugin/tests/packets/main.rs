@@ -18,10 +18,6 @@ use skep_cni::network::Store;
 use skep_cni::plugin;
 use support::{Container, Host};
 
-pub fn policy(egress: Value, ingress: Value) -> Value {
-    json!({ "policy": { "egress": egress, "ingress": ingress } })
-}
-
 pub fn own(host: &Host, id: &str, conf: &Value, own: Value) -> Container {
     let mut conf = conf.clone();
     support::merge(

@@ -1,7 +1,5 @@
 //! Published ports.
-
-use crate::policy;
-use crate::support::{Host, Ns, PATIENCE, asked};
+use crate::support::{Host, Ns, PATIENCE, asked, policy};
 use serde_json::json;
 
 #[test]
@@ -9,7 +7,7 @@ fn published_ports_are_reached_from_everywhere() {
     needs_root!();
     let host = Host::new();
     let outside = host.outside();
-    let conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"egress": {"allow": ["10.1.0.0/24", "fd01::/64"]}}}));
+    let conf = host.pods(json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}, "policy": {"egress": {"allow": ["10.1.0.0/24", "fd01::/64"]}}}));
     let mut published = conf.clone();
     published["runtimeConfig"] = json!({"portMappings": [
         {"hostPort": 8080, "containerPort": 80}, {"hostPort": 5353, "containerPort": 53, "protocol": "udp"},
@@ -62,7 +60,7 @@ fn a_udp_flow_from_before_a_port_was_published_does_not_hide_it() {
     for (first, subnet) in [("track", "10.3.0.0/24"), ("pods", "10.1.0.0/24")] {
         let host = Host::new();
         let outside = host.outside();
-        let conf = host.conf("pods", "10.1.0.0/24", json!({}));
+        let conf = host.pods(json!({}));
         let _first = host.add("x", &host.conf(first, subnet, json!({})));
         host.remember_flows();
         let socket = outside.run(|| std::net::UdpSocket::bind("192.0.2.2:4000").unwrap());

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{AGAIN, Container, Daemon, Host, Ns, PATIENCE, SILENCE, comes, open_policy};
-use crate::{policy, set_policy};
+use crate::set_policy;
+use crate::support::{AGAIN, Container, Daemon, Host, Ns, PATIENCE, SILENCE, comes, open_policy, policy};
 use serde_json::{Value, json};
 use skep_cni::network::Store;
 use skep_cni::plugin;
@@ -14,14 +14,10 @@ use skep_cni::plugin;
 fn flushing_the_ruleset_loses_nothing_for_long() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        policy(
-            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
-            json!({"allow": ["any"]}),
-        ),
-    );
+    let conf = host.pods(policy(
+        json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+        json!({"allow": ["any"]}),
+    ));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     b.ns.serve_tcp("0.0.0.0:81");
@@ -46,14 +42,10 @@ fn flushing_the_ruleset_loses_nothing_for_long() {
 fn what_was_carried_and_refused_is_counted() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        policy(
-            json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
-            json!({"allow": [{"protocol": "tcp", "ports": [80]}]}),
-        ),
-    );
+    let conf = host.pods(policy(
+        json!({"allow": [{"cidr": "10.1.0.0/24", "protocol": "tcp", "ports": [80]}]}),
+        json!({"allow": [{"protocol": "tcp", "ports": [80]}]}),
+    ));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     assert!(a.ns.reaches(&format!("{}:80", b.ip())));
@@ -73,7 +65,7 @@ fn bandwidth_is_limited_both_ways() {
     needs_root!();
     let host = Host::new();
     let before = host.ns.census();
-    let mut conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let mut conf = host.pods(open_policy());
     let free = host.add("free", &conf);
     conf["runtimeConfig"] = json!({"bandwidth": {"ingressRate": 1_000_000, "ingressBurst": 100_000, "egressRate": 1_000_000, "egressBurst": 100_000}});
     let limited = host.add("limited", &conf);
@@ -87,7 +79,7 @@ fn bandwidth_is_limited_both_ways() {
     };
     // In rounds, so that nothing overflows.
     let round = |source: &UdpSocket| (0..50).for_each(|_| drop(source.send(&[0; 1000])));
-    let other = host.add("other", &host.conf("pods", "10.1.0.0/24", open_policy()));
+    let other = host.add("other", &host.pods(open_policy()));
     let (source, target) = pair(&free, &other);
     target.set_read_timeout(Some(PATIENCE)).unwrap();
     for _ in 0..40 {
@@ -119,7 +111,7 @@ fn bandwidth_is_limited_both_ways() {
 fn the_watcher_puts_rules_back_at_once() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", open_policy());
+    let conf = host.pods(open_policy());
     let a = host.add("a", &conf);
     let _watcher = host.ns.run(|| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_skep-cni"));
@@ -139,7 +131,7 @@ fn the_watcher_puts_rules_back_at_once() {
 fn a_policy_kept_open_follows_what_other_calls_do() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let conf = host.pods(policy(json!({}), json!({"allow": ["any"]})));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     b.ns.serve_tcp("0.0.0.0:80");
     let target = format!("{}:80", b.ip());
@@ -187,7 +179,7 @@ fn a_policy_kept_open_follows_what_other_calls_do() {
 fn a_list_is_what_was_asked_for_however_it_came_about() {
     needs_root!();
     let host = Host::new();
-    let conf = host.conf("pods", "10.1.0.0/24", policy(json!({}), json!({"allow": ["any"]})));
+    let conf = host.pods(policy(json!({}), json!({"allow": ["any"]})));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     let _other = host.add("c", &host.conf("other", "10.2.0.0/24", json!({})));
     b.ns.serve_tcp("0.0.0.0:80");
@@ -266,13 +258,9 @@ fn nobody_outside_passes_for_a_neighbour() {
     for device in ["all", "out0"] {
         host.ns.set_sysctl(&format!("ipv4/conf/{device}/rp_filter"), "0");
     }
-    let conf = host.conf(
-        "pods",
-        "10.1.0.0/24",
-        json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]},
+    let conf = host.pods(json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]},
             "policy": {"egress": {"allow": ["any"]},
-                "ingress": {"allow": ["10.1.0.0/24", "192.0.2.2", "fd01::/64", "2001:db8::2"]}}}),
-    );
+                "ingress": {"allow": ["10.1.0.0/24", "192.0.2.2", "fd01::/64", "2001:db8::2"]}}}));
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
     for (n, prefix, route, friend) in [
         (0, 32, "10.1.0.0/24 via 192.0.2.1", "192.0.2.2"),

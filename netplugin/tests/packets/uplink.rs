@@ -109,7 +109,7 @@ fn a_host_that_routes_for_sandboxes_still_hears_its_own_router() {
         comes(|| host.ns.ip("-6 route show default").contains(&router.to_string()))
     };
     assert!(hears(7), "before there are sandboxes");
-    let mut conf = host.conf("pods", "10.1.0.0/24", json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
+    let mut conf = host.pods(json!({"ipam": {"ranges": [[{"subnet": "fd01::/64"}]]}}));
     support::merge(&mut conf, open_policy());
     let _a = host.add("a", &conf);
     assert_eq!(host.ns.sysctl("ipv6/conf/all/forwarding"), "1");

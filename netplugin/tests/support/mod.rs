@@ -3,7 +3,8 @@
 //! A namespace here has no name and no file: it is a descriptor of this process, gone with it. The machine's own
 //! namespace is never touched, so tests run side by side.
 
-#![allow(dead_code, unreachable_pub, missing_docs)]
+// No test uses all of it.
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
 #![allow(clippy::cast_possible_truncation, reason = "lengths of frames made here")]
 #![allow(
@@ -14,6 +15,7 @@
     clippy::return_self_not_must_use
 )]
 
+mod conf;
 pub mod flow;
 pub mod frames;
 
@@ -28,6 +30,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
+
+pub use conf::{merge, open_policy, policy};
 
 /// How long may take what must happen. A machine can be slow, and waiting ends with what is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -352,6 +356,11 @@ impl Host {
         conf
     }
 
+    /// The network of most tests, `pods`, which is 10.1.0.0/24, with these parts besides.
+    pub fn pods(&self, more: Value) -> Value {
+        self.conf("pods", "10.1.0.0/24", more)
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("state")
     }
@@ -482,21 +491,4 @@ impl Host {
         found.sort();
         found
     }
-}
-
-/// Puts the fields of one object into another, objects into objects.
-pub fn merge(into: &mut Value, more: Value) {
-    match (into, more) {
-        (Value::Object(into), Value::Object(more)) => {
-            for (key, value) in more {
-                merge(into.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (into, more) => *into = more,
-    }
-}
-
-/// A policy under which everybody may open everything.
-pub fn open_policy() -> Value {
-    json!({ "policy": { "egress": { "allow": ["any"] }, "ingress": { "allow": ["any"] } } })
 }

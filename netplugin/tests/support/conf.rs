@@ -1,4 +1,4 @@
-//! Pieces of network configurations.
+//! Pieces of network configurations, whatever the system.
 
 use serde_json::{Value, json};
 
@@ -14,10 +14,12 @@ pub fn merge(into: &mut Value, more: Value) {
     }
 }
 
+/// A policy under which everybody may open everything.
 pub fn open_policy() -> Value {
     json!({ "policy": { "egress": { "allow": ["any"] }, "ingress": { "allow": ["any"] } } })
 }
 
+/// A policy with these lists.
 pub fn policy(egress: Value, ingress: Value) -> Value {
     json!({ "policy": { "egress": egress, "ingress": ingress } })
 }
