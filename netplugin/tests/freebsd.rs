@@ -456,27 +456,76 @@ fn many_at_once_make_one_bridge_and_one_reference() {
     assert!(!sh("ifconfig -l").contains("sk"));
 }
 
+/// What the tests say to a sandbox, and where.
+const SAID: &[u8] = b"said to a sandbox";
+
+/// Whether `to` hears what is said from an address of a jail's.
+fn heard(from: &Jail, ip: &str, to: &jails::Container, patience: std::time::Duration) -> bool {
+    let (at, peer) = (format!("{ip}:0"), format!("{}:9000", to.ip()));
+    to.jail.hears("eth0", SAID, patience, || {
+        assert!(from.ask(|| UdpSocket::bind(&at).is_ok_and(|socket| socket.send_to(SAID, &peer).is_ok())));
+    })
+}
+
 #[test]
 fn nobody_outside_passes_for_a_neighbour() {
-    const SAID: &[u8] = b"said to a sandbox";
     let _turn = alone();
     let host = Host::new(None);
     let (outside, _wire) = outside();
     outside.sh("route -q add 10.1.0.0/24 192.0.2.1");
-    let lists = policy(json!({"allow": ["any"]}), json!({"allow": ["10.1.0.0/24", "192.0.2.2"]}));
+    let friends = ["10.1.0.0/24", "192.0.2.2", "198.51.100.2", "10.2.0.0/24"];
+    let lists = policy(json!({"allow": ["any"]}), json!({"allow": friends}));
     let conf = host.conf("pods", "10.1.0.0/24", lists);
     let (a, b) = (host.add("a", &conf), host.add("b", &conf));
-    outside.sh(&format!("ifconfig lo0 inet {}/32 alias", b.ip()));
-    let to = format!("{}:9000", a.ip());
-    let heard = |from: &Jail, ip: &str, patience| {
-        a.jail.hears("eth0", SAID, patience, || {
-            let at = format!("{ip}:0");
-            assert!(from.ask(|| UdpSocket::bind(&at).is_ok_and(|socket| socket.send_to(SAID, &to).is_ok())));
-        })
-    };
-    assert!(heard(&b.jail, &b.ip(), PATIENCE), "from the neighbour");
-    assert!(heard(&outside, "192.0.2.2", PATIENCE), "from a friend outside");
-    assert!(!heard(&outside, &b.ip(), SILENCE), "from outside, under a neighbour's name");
+    // Behind an interface that nobody has seen when the rules were made.
+    let late = Jail::new();
+    let (_, wire) = late.wire(None, "198.51.100.2/24", "198.51.100.1/24");
+    late.sh("route -q add 10.1.0.0/24 198.51.100.1");
+    for (one, own, when) in [(&outside, "192.0.2.2", "before"), (&late, "198.51.100.2", "after")] {
+        one.sh(&format!("ifconfig lo0 inet {}/32 alias", b.ip()));
+        assert!(heard(one, own, &a, PATIENCE), "a friend outside, whose interface came {when} ADD");
+        assert!(
+            !heard(one, &b.ip(), &a, SILENCE),
+            "a neighbour's name, from an interface that came {when} ADD"
+        );
+    }
+    assert!(heard(&b.jail, &b.ip(), &a, PATIENCE), "the neighbour itself");
+    sh(&format!("ifconfig {wire} destroy"));
     host.del(&a, &conf);
     host.del(&b, &conf);
+}
+
+#[test]
+fn a_station_on_a_bridge_is_of_that_network_and_of_no_other() {
+    let _turn = alone();
+    let host = Host::new(None);
+    let lists = policy(json!({"allow": ["any"]}), json!({"allow": ["10.1.0.0/24", "10.2.0.0/24"]}));
+    let (pods, other) =
+        (host.conf("pods", "10.1.0.0/24", lists.clone()), host.conf("other", "10.2.0.0/24", lists));
+    let (a, c) = (host.add("a", &pods), host.add("c", &other));
+    let name = "10.1.0.200";
+    for (bridge, own, gateway) in [("skb-pods", name, None), ("skb-other", "10.2.0.200", Some("10.2.0.1"))] {
+        // Put there by the administrator, who need not tell us.
+        let station = Jail::new();
+        let made = sh("ifconfig epair create").trim().to_owned();
+        let end = made.strip_suffix('a').map(|stem| format!("{stem}b")).unwrap();
+        sh(&format!(
+            "ifconfig {made} up; ifconfig {bridge} addm {made}; ifconfig {end} vnet {}",
+            station.name
+        ));
+        station.sh(&format!("ifconfig {end} inet {own}/24 up"));
+        if let Some(gateway) = gateway {
+            station.sh(&format!("route -q add 10.1.0.0/24 {gateway}; ifconfig lo0 inet {name}/32 alias"));
+        }
+        assert!(heard(&station, own, &a, PATIENCE), "from a station on {bridge}");
+        if gateway.is_some() {
+            assert!(
+                !heard(&station, name, &a, SILENCE),
+                "from a station on {bridge} under the name of one on skb-pods"
+            );
+        }
+        sh(&format!("ifconfig {made} destroy"));
+    }
+    host.del(&c, &other);
+    host.del(&a, &pods);
 }

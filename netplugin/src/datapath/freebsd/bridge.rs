@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use skep_ifnet::sys::{load_module, set_sysctl, sysctl};
 use skep_ifnet::{Control, DISCOVERS, LEARNS, Link, find, links, need, route};
 
-use super::pf::ruleset::{Outside, check_name};
+use super::pf::network::Outside;
+use super::pf::ruleset::check_name;
 use super::pf::tree::BRIDGE_GROUPS;
 use super::vxlan;
 use crate::datapath::DatapathError;

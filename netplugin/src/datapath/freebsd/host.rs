@@ -10,7 +10,7 @@ use skep_ifnet::sys::load_module;
 use skep_ifnet::{Control, Jail, Netgraph, find};
 
 use super::pf::device::{List, Pf};
-use super::pf::{listing, load, published, ruleset, tree};
+use super::pf::{listing, load, network, published, sandbox, shared, tree};
 use super::{attach, bridge, cut, dhcp, loopback, orphans, vxlan};
 use crate::cni::{Interface, Route};
 use crate::datapath::{Counters, Datapath, DatapathError, Existing, Orphan};
@@ -85,10 +85,9 @@ impl Host {
     /// Every rule and table as the records say, and the groups of interfaces that rules are found by.
     fn load_all(&self, pf: &Pf, state: &HostState) -> Result<(), DatapathError> {
         load::shared_tables(pf, state)?;
-        let bridges = bridges(state);
-        let outside = bridge::outside(&bridges)?;
+        let outside = bridge::outside(&bridges(state))?;
         for network in &state.networks {
-            load::load(pf, &ruleset::network(network, &outside))?;
+            load::network(pf, network, &outside)?;
         }
         for attachment in &state.attachments {
             if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
@@ -103,7 +102,7 @@ impl Host {
 
     /// The first anchor of a sandbox's that has not as many rules as it should.
     fn broken(pf: &Pf, network: &Network, attachment: &Attachment) -> Result<Option<String>, DatapathError> {
-        let filter = ruleset::sandbox(network, attachment);
+        let filter = sandbox::rules(network, attachment);
         let mut sets = vec![(List::Filter, filter.filters(), filter.anchor)];
         if let Some(map) = published::map(attachment) {
             sets.push((List::Rdr, map.redirections(), map.anchor));
@@ -171,10 +170,10 @@ impl Datapath for Host {
         }
         let state = state()?;
         load::shared_tables(pf, &state)?;
-        load::load(pf, &ruleset::network(network, &bridge::outside(&bridges(&state))?))?;
+        load::network(pf, network, &bridge::outside(&bridges(&state))?)?;
         if earlier.is_some_and(|earlier| earlier.policy != network.policy) {
             for attachment in state.attachments.iter().filter(|one| one.network == network.name) {
-                load::update(pf, &ruleset::sandbox(network, attachment))?;
+                load::update(pf, &sandbox::rules(network, attachment))?;
             }
             cut::network(pf, network, &state)?;
         }
@@ -190,8 +189,11 @@ impl Datapath for Host {
         let renewed = load::ensure_root(pf)?;
         let mut whole = !renewed;
         for network in state.networks.iter().filter(|_| !renewed) {
-            whole &=
-                pf.count(&ruleset::net_anchor(network), List::Filter)?.is_some_and(|(count, _)| count > 0);
+            let count =
+                |anchor: &str| Ok::<u32, DatapathError>(pf.count(anchor, List::Filter)?.unwrap_or((0, 0)).0);
+            whole &= count(&network::net_anchor(network))? > 0;
+            let guard = network::guard(network);
+            whole &= usize::try_from(count(&guard.anchor)?) == Ok(guard.filters());
         }
         for attachment in state.attachments.iter().filter(|_| !renewed) {
             if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
@@ -208,7 +210,9 @@ impl Datapath for Host {
         let mut errors = bridge::remove(&self.control, network);
         match self.pf() {
             Ok(pf) => {
-                errors.extend(pf.clear(&ruleset::net_anchor(network)).err());
+                for anchor in [network::net_anchor(network), network::guard_anchor(network)] {
+                    errors.extend(pf.clear(&anchor).err());
+                }
                 errors.extend(load::remove_shared(pf, network, last));
                 if last {
                     errors.extend(load::remove_root(pf).err());
@@ -304,11 +308,11 @@ impl Datapath for Host {
             self.load_all(pf, &state()?)?;
         }
         let groups: Vec<String> =
-            network.groups.iter().map(|group| ruleset::group_table(network, group)).collect();
+            network.groups.iter().map(|group| shared::group_table(network, group)).collect();
         if !groups.is_empty() {
             pf.make_tables("", &groups)?;
         }
-        load::update(pf, &ruleset::sandbox(network, attachment))?;
+        load::update(pf, &sandbox::rules(network, attachment))?;
         cut::sandbox(pf, network, attachment, members)
     }
 

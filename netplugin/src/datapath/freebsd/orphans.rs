@@ -5,7 +5,7 @@ use skep_ifnet::{Control, links};
 use super::flood;
 use super::pf::device::{List, Pf};
 use super::pf::load::pfctl;
-use super::pf::ruleset::net_anchor;
+use super::pf::network::{guard_anchor, net_anchor};
 use super::pf::tree::{self, ROOT};
 use crate::datapath::{DatapathError, Orphan};
 use crate::network::{HostState, Network};
@@ -36,10 +36,15 @@ pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, Da
         .map(|link| Orphan::Interface(link.name))
         .collect();
     if pf.is_some_and(|pf| pf.count(ROOT, List::Filter).is_ok_and(|found| found.is_some())) {
-        let networks: Vec<String> = state.networks.iter().map(net_anchor).collect();
+        let networks: Vec<String> =
+            state.networks.iter().flat_map(|network| [net_anchor(network), guard_anchor(network)]).collect();
+        let of_network = |anchor: &str| {
+            let rest = anchor.strip_prefix(ROOT);
+            rest.is_some_and(|rest| rest.starts_with("/net/") || rest.starts_with("/guard/"))
+        };
         let lost = |anchor: &str| match tree::sandbox_of(anchor) {
             Some(id) => !state.attachments.iter().any(|one| one.id == id),
-            None => anchor.starts_with(&format!("{ROOT}/net/")) && !networks.iter().any(|one| one == anchor),
+            None => of_network(anchor) && !networks.iter().any(|one| one == anchor),
         };
         // An anchor without children is no error worth telling.
         let listing = pfctl(&["-q", "-v", "-a", ROOT, "-s", "Anchors"], "").unwrap_or_default();

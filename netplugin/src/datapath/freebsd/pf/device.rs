@@ -189,7 +189,7 @@ pub(in super::super) enum List {
 }
 
 impl List {
-    /// In the order of [`super::ruleset::referenced`].
+    /// In the order of [`super::listing::referenced`].
     pub(in super::super) const ALL: [Self; 3] = [Self::Nat, Self::Rdr, Self::Filter];
 
     /// A rule's action: PF_NAT, PF_RDR, PF_PASS.

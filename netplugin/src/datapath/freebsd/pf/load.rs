@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::device::{List, Pf};
-use super::ruleset::{self, PEERS, Ruleset};
+use super::ruleset::Ruleset;
+use super::shared::{self, PEERS};
 use super::states::State;
 use super::tree::{self, PUBLISHED_ON, ROOT};
-use super::{listing, published};
+use super::{listing, network, published, sandbox};
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
 use crate::mac::is_link_local;
@@ -127,13 +128,28 @@ pub(in super::super) fn fill(pf: &Pf, set: &Ruleset) -> Result<(), DatapathError
     set.tables.iter().try_for_each(|(name, nets)| pf.set(&set.anchor, name, nets))
 }
 
+/// Makes the rules of a network. By `outside` packets leave for the world.
+pub(in super::super) fn network(
+    pf: &Pf,
+    network: &Network,
+    outside: &[network::Outside],
+) -> Result<(), DatapathError> {
+    let guard = network::guard(network);
+    if guard.text.is_empty() {
+        pf.clear(&guard.anchor)?;
+    } else {
+        load(pf, &guard)?;
+    }
+    load(pf, &network::rules(network, outside))
+}
+
 /// Makes the rules of a sandbox, and writes its addresses down where packets that the host routes are told apart.
 pub(in super::super) fn sandbox(
     pf: &Pf,
     network: &Network,
     attachment: &Attachment,
 ) -> Result<(), DatapathError> {
-    load(pf, &ruleset::sandbox(network, attachment))?;
+    load(pf, &sandbox::rules(network, attachment))?;
     let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     for table in tree::routed_tables(&attachment.id) {
         pf.change(&table, true, &ips)?;
@@ -167,7 +183,7 @@ pub(in super::super) fn group(
 ) -> Result<(), DatapathError> {
     let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     let mut groups = network.policy.undeclared(attachment.group.iter());
-    groups.try_for_each(|group| pf.change(&ruleset::group_table(network, group), add, &ips))
+    groups.try_for_each(|group| pf.change(&shared::group_table(network, group), add, &ips))
 }
 
 /// Removes the rules of a sandbox. Goes on after an error.
@@ -254,7 +270,7 @@ fn are_whole<'a>(
 fn make_tree(pf: &Pf) -> Result<(), DatapathError> {
     pf.allow_anchors()?;
     let mut tables = tree::all_routed_tables();
-    tables.push(PUBLISHED_ON.to_owned());
+    tables.extend([PUBLISHED_ON, tree::INSIDE].map(ToOwned::to_owned));
     pf.make_tables("", &tables)?;
     {
         let _lock = lock()?;
@@ -329,12 +345,13 @@ pub(in super::super) fn shared_tables(pf: &Pf, state: &HostState) -> Result<(), 
         pf.make_tables("", &[name])?;
         pf.set("", name, &nets)
     };
-    set(PEERS, ruleset::peers(state))?;
+    set(PEERS, shared::peers(state))?;
     set(PUBLISHED_ON, published::hosts(state.attachments.iter()))?;
+    set(tree::INSIDE, shared::inside(state))?;
     for network in &state.networks {
-        set(&ruleset::apart_table(network), ruleset::apart(network, state))?;
+        set(&shared::apart_table(network), shared::apart(network, state))?;
         for group in &network.groups {
-            set(&ruleset::group_table(network, group), ruleset::members(network, group, state))?;
+            set(&shared::group_table(network, group), shared::members(network, group, state))?;
         }
     }
     Ok(())
@@ -342,13 +359,16 @@ pub(in super::super) fn shared_tables(pf: &Pf, state: &HostState) -> Result<(), 
 
 /// Removes the shared tables of a network.
 pub(in super::super) fn remove_shared(pf: &Pf, network: &Network, last: bool) -> Vec<DatapathError> {
-    let mut names = vec![ruleset::apart_table(network)];
-    names.extend(network.groups.iter().map(|group| ruleset::group_table(network, group)));
+    let mut errors: Vec<DatapathError> =
+        pf.change(tree::INSIDE, false, &network.subnets_inside()).err().into_iter().collect();
+    let mut names = vec![shared::apart_table(network)];
+    names.extend(network.groups.iter().map(|group| shared::group_table(network, group)));
     if last {
-        names.extend([PEERS.to_owned(), PUBLISHED_ON.to_owned()]);
+        names.extend([PEERS, PUBLISHED_ON, tree::INSIDE].map(ToOwned::to_owned));
         names.extend(tree::all_routed_tables());
     }
-    pf.remove_tables(&names).err().into_iter().collect()
+    errors.extend(pf.remove_tables(&names).err());
+    errors
 }
 
 /// Ends flows.

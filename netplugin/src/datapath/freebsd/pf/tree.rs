@@ -44,11 +44,13 @@ const PORTS: &str = "skepport";
 const BRIDGES: &str = "skepbridge";
 /// Table, of the main ruleset, of addresses that ports are published on and that the host need not have.
 pub(in super::super) const PUBLISHED_ON: &str = "skep_hosts";
+/// Table, of the main ruleset, of the subnets that are behind networks' bridges and nowhere else.
+pub(in super::super) const INSIDE: &str = "skep_inside";
 /// The root anchor's references for translation: networks, what the host itself asks of published ports, and what
 /// others ask.
 const ROOT_TRANSLATIONS: usize = 4;
 /// The filter's references in the root anchor.
-const ROOT_FILTERS: usize = 3;
+const ROOT_FILTERS: usize = 4;
 
 /// What pfctl(8) reads for the root anchor.
 pub(in super::super) fn root() -> String {
@@ -58,6 +60,8 @@ pub(in super::super) fn root() -> String {
         "rdr-anchor \"map/*\" from any to (self)".to_owned(),
         format!("rdr-anchor \"map/*\" from any to <{PUBLISHED_ON}>"),
         format!("anchor \"port\" on {PORTS}"),
+        // By any interface but the loopback, and not of the host's own making.
+        format!("anchor \"guard/*\" out on {BRIDGES} from <{INSIDE}> received-on any"),
         format!("anchor \"routed\" out on {BRIDGES}"),
         "anchor \"net/*\"".to_owned(),
     ];
