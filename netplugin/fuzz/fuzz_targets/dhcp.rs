@@ -61,7 +61,7 @@ fuzz_target!(|bytes: &[u8]| {
     if let Outcome::Bound(lease, offered) = end(&mut client, step) {
         assert_eq!(lease.address.addr(), answer.address);
         assert!(offered.routes.iter().all(|(net, _)| *net == net.trunc()));
-        let _ = Client::release(&lease, 1);
+        let _ = (Client::release(&lease, 1), Client::extend(&lease, false, 1).locate(bytes));
         // Where somebody has it, it is not had.
         let step = other.hear_claim(theirs);
         assert_eq!(end(&mut other, step), Outcome::Taken(lease.server, theirs));

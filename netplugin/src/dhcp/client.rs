@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use smoltcp::wire::DhcpMessageType;
 
-use super::arp::{Claim, probe};
+use super::arp::{self, Claim, probe};
 use super::lease::Lease;
 use super::message::{Answer, AnswerKind, Identity, Offered, Question};
 
@@ -222,6 +222,13 @@ impl Client {
             }
             _ => Step::Wait,
         }
+    }
+
+    /// The frame that answers another, if that asks where a leased address is. Who renews a lease is answered there (RFC 2131,
+    /// 4.1), and a sandbox that does not run cannot say so.
+    pub fn locate(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        let State::Extending { lease, .. } = &self.state else { return None };
+        arp::answer(frame, Claim { address: lease.address.addr(), mac: self.identity.mac })
     }
 
     fn bound(&self, answer: &Answer, now: u64) -> Result<(Lease, Offered), String> {

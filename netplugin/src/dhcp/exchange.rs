@@ -42,11 +42,16 @@ pub fn exchange(mut client: Client, mac: Mac, line: &mut dyn Line) -> io::Result
             Step::Done(outcome) => return Ok(outcome),
         }
         step = match line.receive(until)? {
-            Some(frame) => match (Answer::parse(&frame, mac), Claim::parse(&frame)) {
-                (Some(answer), _) => client.hear(&answer, sent),
-                (None, Some(claim)) => client.hear_claim(claim),
-                (None, None) => Step::Wait,
-            },
+            Some(frame) => {
+                if let Some(answer) = client.locate(&frame) {
+                    line.send(&answer)?;
+                }
+                match (Answer::parse(&frame, mac), Claim::parse(&frame)) {
+                    (Some(answer), _) => client.hear(&answer, sent),
+                    (None, Some(claim)) => client.hear_claim(claim),
+                    (None, None) => Step::Wait,
+                }
+            }
             None => client.timeout(),
         };
     }

@@ -165,6 +165,11 @@ fn a_lease_is_extended_by_its_server_or_when_it_matters_by_anyone() {
     let Step::Send(frame, _) = &step else { panic!() };
     assert_eq!(&frame[..6], [2, 0, 0, 0, 0, 1]);
     assert_eq!(client.hear(&answer(AnswerKind::Nak, xid, OTHER, OWN), 0), Step::Wait);
+    // It says where it is, as long as it is its own.
+    let mut asks = probe(THEIRS, OWN);
+    asks[28..32].copy_from_slice(&SERVER.octets());
+    assert!(client.locate(&asks).is_some_and(|told| told[28..32] == OWN.octets()));
+    assert_eq!(Client::acquire(identity(), Some(OWN), 40).locate(&asks), None);
     let mut silent = client.clone();
     assert_eq!(silent.timeout(), Step::Done(Outcome::Silent));
     match client.hear(&answer(AnswerKind::Ack, xid, SERVER, OWN), 60) {
