@@ -312,3 +312,37 @@ fn a_network_that_does_not_fit_is_refused_before_anything_is_made() {
         assert_eq!((host.ns.census(), host.files()), (before.clone(), files.clone()), "{want}");
     }
 }
+
+#[test]
+fn a_configuration_that_somebody_spoilt_keeps_no_container() {
+    needs_root!();
+    let host = Host::new();
+    let before = host.ns.census();
+    let leases = host.dir.path().join("leases");
+    let foreign = json!({"type": "host-local", "dataDir": leases, "subnet": "10.1.0.0/24"});
+    for (ipam, spoilt) in [
+        (Value::Null, json!({"ipMask": true})),
+        (Value::Null, json!({"policy": {"egress": {"alow": []}}})),
+        (Value::Null, json!({"vxlan": {"file": "/nonexistent"}, "mtu": 3})),
+        (Value::Null, json!({"ipam": {"subnet": "10.1.0.0/33"}, "bridge": "a/b"})),
+        (foreign, json!({"ipMask": true})),
+    ] {
+        let mut conf = host.conf("pods", "10.1.0.0/24", json!({"cniVersion": "1.0.0"}));
+        if ipam.is_object() {
+            conf["ipam"] = ipam;
+        }
+        let container = host.add("a", &conf);
+        merge(&mut conf, spoilt);
+        conf["prevResult"] = container.result.clone();
+        host.call("ADD", "b", "eth0", &Ns::new().path(), &conf).unwrap_err();
+        host.del(&container, &conf);
+        assert_eq!(host.ns.census(), before, "{conf}");
+        assert_eq!(host.files(), Vec::<String>::new());
+    }
+    let left = std::fs::read_dir(leases.join("pods")).unwrap().flatten();
+    assert!(left.filter(|entry| entry.file_name().to_string_lossy().starts_with("10.")).count() == 0);
+    // What names no network, or cannot be read at all, is still an error.
+    let error =
+        host.call("DEL", "a", "eth0", "", &json!({"cniVersion": "1.0.0", "type": "skep-cni"})).unwrap_err();
+    assert_eq!(error["code"], 7, "{error}");
+}

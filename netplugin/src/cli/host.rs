@@ -100,7 +100,12 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
             let conf = NetConf::parse(&of_a_list(standard_input()?)?)?;
             plugin::up(&host, &arguments.store(Some(&conf)), &conf)?;
         }
-        Command::Down { network } => plugin::down(&host, &store, network)?,
+        Command::Down { network } => {
+            if store.network(network)?.is_none() {
+                println!("network {network}: there is nothing of it on this host");
+            }
+            plugin::down(&host, &store, network)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

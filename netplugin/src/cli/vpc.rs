@@ -180,6 +180,9 @@ pub(super) fn run(command: &Command, arguments: &Net) -> Result<ExitCode, CliErr
             }
         }
         Command::Delete { name } => {
+            if directory.find(name)?.is_none() && arguments.store(None).network(name)?.is_none() {
+                println!("network {name}: there is nothing of it on this host");
+            }
             directory.delete(&Host::new()?, name, &arguments.store(None))?;
         }
     }

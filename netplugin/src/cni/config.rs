@@ -157,6 +157,22 @@ fn path_of(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
 }
 
 impl NetConf {
+    /// The same for a DEL. A configuration that was changed for the worse since the ADD does not keep a container: the records
+    /// know what was made, and it says where they are.
+    pub(super) fn parse_for_removal(input: &[u8]) -> Result<Self, ConfigError> {
+        Self::parse(input).or_else(|error| {
+            let Ok(Value::Object(mut fields)) = serde_json::from_slice(input) else { return Err(error) };
+            fields.retain(|name, value| match name.as_str() {
+                "cniVersion" | "name" | "type" | "dataDir" => true,
+                // Our own allocator's addresses are in the records, another plugin's are its own to take back.
+                "ipam" => value["type"] != "skep",
+                _ => false,
+            });
+            let least = Self::parse(&serde_json::to_vec(&fields).unwrap_or_default()).map_err(|_| error)?;
+            Ok(Self { raw: input.to_vec(), ..least })
+        })
+    }
+
     /// Reads and checks a configuration. Nothing outside `input` is looked at, but a VPC's file.
     pub fn parse(input: &[u8]) -> Result<Self, ConfigError> {
         let mut value: Value = serde_json::from_slice(input).map_err(|error| ConfigError::Json {

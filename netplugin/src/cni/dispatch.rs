@@ -42,7 +42,10 @@ fn serve(get: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Option<Va
         let supported: Vec<&str> = CniVersion::ALL.iter().map(|version| version.as_str()).collect();
         return Ok(Some(json!({ "cniVersion": version_of(input).as_str(), "supportedVersions": supported })));
     }
-    let conf = NetConf::parse(input)?;
+    let conf = match call.command {
+        Command::Del => NetConf::parse_for_removal(input)?,
+        _ => NetConf::parse(input)?,
+    };
     let since = match call.command {
         Command::Check => CniVersion::V0_4_0,
         Command::Gc | Command::Status => CniVersion::V1_1_0,
