@@ -132,13 +132,14 @@ pub struct Bandwidth {
 }
 
 impl Bandwidth {
-    /// containerd's CRI plugin and kubelets before it write the largest number of 31 bits where nobody says a burst: a quarter of
-    /// a gigabyte would pass before the limit is felt, and a queue as long would stand behind it.
-    const NOBODY_SAYS: u64 = (1 << 31) - 1;
+    /// Where nobody says a burst, containerd's CRI plugin writes the largest number of 32 bits, and kubelets that called plugins
+    /// themselves wrote that of 31: half a gigabyte would pass before the limit is felt, and a queue as long would stand
+    /// behind it.
+    const NOBODY_SAYS: [u64; 3] = [0, (1 << 31) - 1, (1 << 32) - 1];
 
     /// The same with bursts of a tenth of a second where nobody says any.
     pub(super) fn settled(self) -> Self {
-        let burst = |burst, rate| if matches!(burst, 0 | Self::NOBODY_SAYS) { rate / 10 } else { burst };
+        let burst = |burst, rate| if Self::NOBODY_SAYS.contains(&burst) { rate / 10 } else { burst };
         Self {
             ingress_burst: burst(self.ingress_burst, self.ingress_rate),
             egress_burst: burst(self.egress_burst, self.egress_rate),
@@ -279,7 +280,7 @@ mod tests {
         let asked = |burst| {
             Bandwidth { egress_rate: 8_000_000, egress_burst: burst, ..Bandwidth::default() }.settled()
         };
-        for unsaid in [0, 2_147_483_647] {
+        for unsaid in [0, 2_147_483_647, 4_294_967_295] {
             assert_eq!(asked(unsaid).egress_burst, 800_000);
         }
         assert_eq!(asked(2_147_483_648).egress_burst, 2_147_483_648);
