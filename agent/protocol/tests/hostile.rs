@@ -6,7 +6,7 @@ mod common;
 use std::future::poll_fn;
 use std::time::Duration;
 
-use common::PATIENCE;
+use common::{PATIENCE, refusal};
 use proptest::prelude::*;
 use skep_protocol::testing::session_over;
 use skep_protocol::{Code, ConnectError, Endpoint, Session, api};
@@ -117,8 +117,7 @@ async fn greetings_are_bounded_and_checked() {
                 let _ = socket.read_to_end(&mut Vec::new()).await;
             }
         });
-        let timeout = if expected.starts_with("version") { PATIENCE } else { Duration::from_millis(100) };
-        let error = Session::connect(&Endpoint::Stream(path), timeout).await.unwrap_err();
+        let error = refusal(&Endpoint::Stream(path), expected).await;
         assert_eq!(matches!(error, ConnectError::Version { guest: 77, .. }), expected.starts_with("version"));
         assert!(error.to_string().contains(expected), "{error}");
         guest.abort();

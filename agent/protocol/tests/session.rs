@@ -6,8 +6,8 @@ mod common;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{FLOOD, PATIENCE, all_kinds, echo, echoes, plain};
-use skep_protocol::{Code, ConnectError, Endpoint, Session, api};
+use common::{FLOOD, PATIENCE, all_kinds, echo, echoes, plain, refusal};
+use skep_protocol::{Code, ConnectError, Endpoint, api};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -203,7 +203,7 @@ async fn nobody_there_is_an_error_that_says_where() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none.sock");
     for endpoint in [Endpoint::Stream(path.clone()), Endpoint::Console(path.clone())] {
-        let error = Session::connect(&endpoint, Duration::from_millis(60)).await.unwrap_err();
+        let error = refusal(&endpoint, "connecting").await;
         assert!(matches!(error, ConnectError::Timeout { .. }));
         let text = error.to_string();
         assert!(text.contains(path.to_str().unwrap()) && text.contains("connecting"), "{text}");
@@ -220,7 +220,7 @@ async fn a_socket_without_an_agent_is_an_error_that_says_so() {
         (Endpoint::Console(path.clone()), "take up the session"),
         (Endpoint::Vsock { uds: path.clone(), port: 7 }, "listen on its vsock port"),
     ] {
-        let error = Session::connect(&endpoint, Duration::from_millis(60)).await.unwrap_err().to_string();
+        let error = refusal(&endpoint, waiting).await.to_string();
         assert!(error.contains(waiting), "{error}");
     }
 }

@@ -178,6 +178,11 @@ impl Drop for BhyveConsole {
 }
 
 impl ClosedPort {
+    /// What the port did so far.
+    pub fn counts(&self) -> Counts {
+        self.0.lock().counts
+    }
+
     /// The guest's driver finds the port and posts its buffers.
     pub fn probe(&self) {
         self.0.lock().ready = true;

@@ -10,7 +10,9 @@ use std::time::Duration;
 use skep_protocol::api::{self, Agent, TtrpcContext};
 use skep_protocol::link::Limits;
 use skep_protocol::testing::{BhyveConsole, Buffers, Travel, bhyve_console, serve_console};
-use skep_protocol::{ChannelKind, Code, Endpoint, Session, StdioRegistry, StdioStream, serve_channel};
+use skep_protocol::{
+    ChannelKind, Code, ConnectError, Endpoint, Session, StdioRegistry, StdioStream, serve_channel,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
@@ -181,16 +183,30 @@ pub(crate) fn vsock() -> Guest {
     Guest { endpoint: Endpoint::Vsock { uds, port: 1024 }, agent, vmm: None, task, _dir: dir }
 }
 
-/// A guest behind bhyve's virtio-console, which boots after `boot`.
-pub(crate) fn console_after(buffers: Buffers, limits: Limits, travel: Travel, boot: Duration) -> Guest {
+/// When the guest comes.
+#[derive(Clone, Copy)]
+pub(crate) enum Boot {
+    /// It is there.
+    Done,
+    /// When a host has said so many bytes in vain, to a VM without a driver, and as many to a driver without an agent.
+    Unheard(u64),
+}
+
+/// A guest behind bhyve's virtio-console.
+pub(crate) fn console_after(buffers: Buffers, limits: Limits, travel: Travel, boot: Boot) -> Guest {
     let (dir, path) = socket_path();
     let (vmm, port) = bhyve_console(&path, buffers, travel).unwrap();
     let agent = Arc::new(TestAgent::default());
     let serving = Arc::clone(&agent);
     let task = tokio::spawn(async move {
-        tokio::time::sleep(boot / 2).await;
-        port.probe();
-        tokio::time::sleep(boot / 2).await;
+        if let Boot::Unheard(bytes) = boot {
+            for said in [bytes, 2 * bytes] {
+                while port.counts().dropped_down < said {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                port.probe();
+            }
+        }
         let _ = serve_console(port.open(), limits, serving.clone(), serving.stdio.clone()).await;
     });
     Guest { endpoint: Endpoint::Console(path), agent, vmm: Some(vmm), task, _dir: dir }
@@ -198,7 +214,7 @@ pub(crate) fn console_after(buffers: Buffers, limits: Limits, travel: Travel, bo
 
 /// A Linux guest behind bhyve's virtio-console.
 pub(crate) fn console() -> Guest {
-    console_after(Buffers::LINUX, Limits::LINUX_GUEST, Travel::DIRECT, Duration::ZERO)
+    console_after(Buffers::LINUX, Limits::LINUX_GUEST, Travel::DIRECT, Boot::Done)
 }
 
 /// A guest behind each kind of channel, with a name.
@@ -211,12 +227,9 @@ pub(crate) fn all_kinds() -> Vec<(&'static str, Guest)> {
         ("Linux console", console()),
         (
             "FreeBSD console",
-            console_after(Buffers::FREEBSD, Limits::FREEBSD_GUEST, Travel::DIRECT, Duration::ZERO),
+            console_after(Buffers::FREEBSD, Limits::FREEBSD_GUEST, Travel::DIRECT, Boot::Done),
         ),
-        (
-            "slow console",
-            console_after(Buffers::LINUX, Limits::FREEBSD_GUEST, cut, Duration::from_millis(100)),
-        ),
+        ("slow console", console_after(Buffers::LINUX, Limits::FREEBSD_GUEST, cut, Boot::Unheard(1))),
     ]
 }
 
@@ -252,6 +265,18 @@ pub(crate) async fn echoes(session: &Session, count: usize, seed: u8) {
     let (read, ()) = tokio::join!(output.read_to_end(&mut back), write);
     read.unwrap();
     assert!(back == data, "{} of {count} bytes", back.len());
+}
+
+/// The error of a connection that does not come about, once it says `why`: with little time it may tell of an earlier step.
+pub(crate) async fn refusal(endpoint: &Endpoint, why: &str) -> ConnectError {
+    let mut timeout = Duration::from_millis(100);
+    loop {
+        let error = Session::connect(endpoint, timeout).await.unwrap_err();
+        if error.to_string().contains(why) || timeout > PATIENCE {
+            return error;
+        }
+        timeout *= 4;
+    }
 }
 
 /// A raw connection to a guest's socket.
