@@ -230,7 +230,7 @@ mod tests {
         let address = format!("unix://{}", path.display());
         let mut server = Server::new().bind(&address).unwrap().register_service(create_events(service));
         server.start().await.unwrap();
-        publisher.flush(Duration::from_secs(20)).await;
+        publisher.flush(Duration::from_secs(60)).await;
         let seen = daemon.seen.lock().unwrap().clone();
         let expected: Vec<_> =
             (0..5).map(|id| ("ns".to_owned(), "/tasks/exit".to_owned(), id.to_string())).collect();

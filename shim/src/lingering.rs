@@ -173,15 +173,19 @@ mod tests {
         let mut connections = std::pin::pin!(connections);
         let client = UnixStream::connect(&path).await.unwrap();
         let mut connection = connections.next().await.unwrap().unwrap();
-        let reader = tokio::spawn(async move { connection.read_u8().await });
+        let mut reader = tokio::spawn(async move { connection.read_u8().await });
 
-        let gone = tokio::spawn(clients.gone());
+        let mut gone = tokio::spawn(clients.gone());
         for _ in 0..10 {
             tokio::task::yield_now().await;
         }
         assert!(!gone.is_finished(), "gone with a client there");
         drop(client);
-        tokio::time::timeout(LINGER / 2, gone).await.expect("gone when it hung up").unwrap();
-        assert!(!reader.is_finished(), "the end is heard without lingering");
+        // The connection hears of it last. A machine may be so slow that both come at once.
+        tokio::select! {
+            biased;
+            gone = &mut gone => gone.unwrap(),
+            _ = &mut reader => panic!("the connection's end came before"),
+        }
     }
 }

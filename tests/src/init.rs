@@ -114,7 +114,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::process::{Input, LIMIT, Running};
+    use crate::process::{Input, LIMIT, Running, wait_for};
 
     fn start(ending: Ending) -> (tempfile::TempDir, Running) {
         let directory = tempfile::tempdir().unwrap();
@@ -135,6 +135,7 @@ mod tests {
     #[test]
     fn it_speaks_and_hangs() {
         let (_directory, running) = start(Ending::Hang);
+        wait_for("its words", LIMIT, || Ok(running.first_output())).unwrap();
         let error = format!("{:#}", running.wait(std::time::Duration::from_millis(300)).unwrap_err());
         assert!(error.contains("did not end") && error.contains("hello from afar"), "{error}");
     }

@@ -356,10 +356,9 @@ mod tests {
 
     #[test]
     fn a_hang_ends_and_says_so() {
-        let error = Running::spawn(shell("echo said; sleep 1000 & sleep 1000"), Input::Empty)
-            .unwrap()
-            .wait(Duration::from_millis(300))
-            .unwrap_err();
+        let running = Running::spawn(shell("echo said; sleep 1000 & sleep 1000"), Input::Empty).unwrap();
+        wait_for("its word", LIMIT, || Ok(running.first_output())).unwrap();
+        let error = running.wait(Duration::from_millis(300)).unwrap_err();
         assert!(
             format!("{error:#}").contains("did not end") && format!("{error:#}").contains("said"),
             "{error:#}"

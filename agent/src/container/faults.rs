@@ -119,7 +119,7 @@ mod tests {
         runtime.block_on(async {
             let pipe = FaultPipe::new().expect("pipe");
             write(pipe.write());
-            pipe.into_faults().expect("faults").started(Duration::from_secs(10)).await
+            pipe.into_faults().expect("faults").started(Duration::from_secs(60)).await
         })
     }
 

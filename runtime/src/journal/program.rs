@@ -235,9 +235,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::create(&dir.path().join("journal")).unwrap();
         let sleep = sh("exec sleep 600", None);
+        let runs = async {
+            while journal.entries().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
         tokio::select! {
             ended = sleep.run(Some(&journal)) => panic!("{ended:?}"),
-            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            () = runs => {}
         }
         assert!(journal.entries().is_empty());
     }

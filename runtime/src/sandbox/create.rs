@@ -348,7 +348,7 @@ mod tests {
     }
 
     /// A configuration whose VMM is a shell script, with a guest that fits.
-    fn with_vmm(dir: &std::path::Path, script: &str) -> Config {
+    fn with_vmm(dir: &std::path::Path, script: &str, boot_s: u32) -> Config {
         let guest = dir.join("guest");
         std::fs::create_dir(&guest).unwrap();
         let manifest = crate::guest::example_manifest();
@@ -363,7 +363,7 @@ mod tests {
         assert!(status.success());
         let text = format!(
             "state_dir = '{0}/s'\nhypervisor = 'qemu'\n[guest]\ndir = '{0}/guest'\n[qemu]\nbinary = '{0}/vmm'\n\
-             [timeouts]\nboot_s = 3\n",
+             [timeouts]\nboot_s = {boot_s}\n",
             dir.display()
         );
         Config::parse(&text, "test").unwrap()
@@ -376,7 +376,7 @@ mod tests {
     #[tokio::test]
     async fn a_vmm_that_fails_is_told_with_its_words() {
         let dir = tempfile::tempdir().unwrap();
-        let config = with_vmm(dir.path(), "#!/bin/sh\necho no such machine >&2\nexit 7\n");
+        let config = with_vmm(dir.path(), "#!/bin/sh\necho no such machine >&2\nexit 7\n", 60);
         let error = create(&config, request("a")).await.unwrap_err().to_string();
         assert!(error.contains("exit status 7") && error.contains("no such machine"), "{error}");
         assert_eq!(left(&config), 0);
@@ -387,7 +387,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("#!/bin/sh\necho $$ > {}\necho booting\nexec sleep 600\n", pid_file.display());
-        let config = with_vmm(dir.path(), &script);
+        let config = with_vmm(dir.path(), &script, 8);
         let error = create(&config, request("a")).await.unwrap_err();
         assert!(matches!(error, SandboxError::Connect { .. }), "{error}");
         assert!(error.to_string().contains("last on its console: booting"), "{error}");
@@ -402,7 +402,7 @@ mod tests {
         let pid_file = dir.path().join("pid");
         let script =
             format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 600\n", pid_file.display());
-        let config = with_vmm(dir.path(), &script);
+        let config = with_vmm(dir.path(), &script, 60);
         let vmm_runs = async {
             while !pid_file.exists() {
                 tokio::time::sleep(Duration::from_millis(5)).await;

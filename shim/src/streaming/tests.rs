@@ -6,7 +6,7 @@ use ttrpc::r#async::{Client, ClientStream, Server, transport::Listener};
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 struct Bench {
     dir: tempfile::TempDir,

@@ -245,7 +245,7 @@ mod tests {
         fs::create_dir_all(directory.path().join("state/left")).unwrap();
         let mut stray =
             Command::new("sh").args(["-c", "sleep 100; true"]).env(MARK, directory.path()).spawn().unwrap();
-        let seen = (0..100).any(|_| {
+        let seen = (0..3000).any(|_| {
             thread::sleep(Duration::from_millis(20));
             let difference = before.difference(&Census::take(&scope).unwrap());
             difference.contains("+1 directory") && difference.contains("+1 process sleep 100")

@@ -7,7 +7,7 @@ use tokio::{
 
 use super::{ends::Input, ends::Output, *};
 
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 const PATIENCE: Patience = Patience { idle: LONG, most: LONG, bytes: u64::MAX };
 
 fn fifo(dir: &Path, name: &str) -> PathBuf {
@@ -104,7 +104,8 @@ async fn output_that_never_ends_is_given_up() {
         soon(pumps.finish()).await;
         soon(endless).await.unwrap();
     }
-    // Slow, and whole.
+    // Slow, and whole: no pause in it is as long as that, and all of it is longer.
+    let idle = idle * 3;
     let dir = tempfile::tempdir().unwrap();
     let path = fifo(dir.path(), "out");
     let (mut guest, pumps) = output_to(&path).await;

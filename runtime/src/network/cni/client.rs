@@ -327,9 +327,14 @@ mod tests {
     #[tokio::test]
     async fn who_gives_up_leaves_no_plugin_running() {
         let plugins = Plugins::new(&[("one", "exec sleep 600"), ("two", "")]);
+        let runs = async {
+            while !plugins.dir.path().join("log").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
         tokio::select! {
             result = add(plugins.attachment("1.0.0"), &plugins.journal) => panic!("{result:?}"),
-            () = tokio::time::sleep(Duration::from_millis(300)) => {}
+            () = runs => {}
         }
         assert_eq!(plugins.held().len(), 1, "the process is struck off, the interface is not");
         let slow = CniAttachment { limit_s: 1, ..plugins.attachment("1.0.0") };
