@@ -23,7 +23,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use wait_timeout::ChildExt as _;
 
 /// How long any single command of a test may take. Generous: it only keeps a hang from being endless.
-pub const LIMIT: Duration = Duration::from_secs(if cfg!(target_os = "linux") { 90 } else { 400 });
+pub const LIMIT: Duration = Duration::from_secs(if cfg!(target_os = "linux") { 300 } else { 400 });
 
 const TICK: Duration = Duration::from_millis(50);
 

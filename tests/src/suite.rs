@@ -78,7 +78,7 @@ impl Configuration {
             guest: guest.to_owned(),
             freebsd_guest: std::env::var_os(FREEBSD_GUEST_VARIABLE).map(PathBuf::from),
             // Where FreeBSD itself runs under emulation, its VMs are slow.
-            boot: if cfg!(target_os = "linux") { 60 } else { 300 },
+            boot: if cfg!(target_os = "linux") { 180 } else { 300 },
             call: None,
             stop: None,
             qemu: "qemu-system-x86_64".to_owned(),

@@ -20,7 +20,7 @@ use ttrpc::context::Context;
 
 use crate::containerd::Containerd;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// The shim of one container.
 pub struct Shim {

@@ -25,7 +25,7 @@ use crate::process::check_interrupt;
 pub const MARK: &str = "SKEP_TEST_DIRECTORY";
 
 /// How long what is going away may take to be gone.
-const SETTLE: Duration = Duration::from_secs(15);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// The limits of a census.
 #[derive(Clone, Debug)]

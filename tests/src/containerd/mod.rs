@@ -24,7 +24,7 @@ use crate::census::{self, MARK, Scope};
 use crate::containerd_versions::Installation;
 use crate::process::{Output, run, wait_for};
 
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(10);
 /// The flags by which `ctr` takes and runs Linux images where the host is something else, on a snapshotter that it has.
 pub const PLATFORM: &[&str] = system::PLATFORM;

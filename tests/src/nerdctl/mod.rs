@@ -18,7 +18,7 @@ use crate::process::{Input, Output, Running, run};
 pub use build::{Tools, fetch, fetch_cni, require};
 
 /// How long nerdctl may take for one thing.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// nerdctl with a containerd and a runtime, and directories of its own.
 pub struct Nerdctl<'a> {

@@ -3,12 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::netns;
-use skep_tests::process::{Output, run, wait_for};
+use skep_tests::process::{LIMIT, Output, run, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -68,9 +67,7 @@ impl Lan {
     /// Nothing of any sandbox is left. The bridge plugin leaves its bridge.
     fn ends_empty(self) -> Result<()> {
         // After a kill it is another process that undoes, and nobody hears of its end.
-        wait_for("all addresses to be given back", Duration::from_secs(30), || {
-            Ok(self.leased()?.is_empty().then_some(()))
-        })?;
+        wait_for("all addresses to be given back", LIMIT, || Ok(self.leased()?.is_empty().then_some(())))?;
         let ports = self.ip(&["-o", "link", "show", "master", self.bridge])?.succeeded()?.text()?;
         ensure!(ports.is_empty(), "ports are left: {ports}");
         Ok(())
@@ -91,7 +88,7 @@ fn tuning() -> Value {
 fn chain(lease: &mut Lease) -> Result<()> {
     let lan = Lan::create(lease, "skep-e2e-a", "10.83.0.0/24", tuning())?;
     let script = "cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; ip -o -4 address show eth0; ip route; \
-                  cat /etc/resolv.conf; ping -c 1 -W 10 10.83.0.1 >/dev/null && echo answered";
+                  cat /etc/resolv.conf; ping -c 1 -W 60 10.83.0.1 >/dev/null && echo answered";
     let asked = ["--annotation", "org.skep.ips=10.83.0.77", "--annotation", "org.skep.mac=02:5e:10:00:00:77"];
     let text = lease.subject().run("asks").flags(asked).sh(script).output()?.text()?;
     for part in [

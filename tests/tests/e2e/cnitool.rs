@@ -1,14 +1,13 @@
 //! skep-cni called by CNI's own library, alone and in chains with the project's plugins, in every version there is.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::cnitool::Host;
 use skep_tests::image::installed_busybox;
 use skep_tests::netns::Namespace;
-use skep_tests::process::{Running, run, wait_for};
+use skep_tests::process::{LIMIT, Running, run, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -106,9 +105,10 @@ fn life(
     // Both ports serve, and one may be reached: also by the host's published port.
     let _servers = [80, 81].map(|port| serve(&container, port)).into_iter().collect::<Result<Vec<_>>>()?;
     let at_port = |port: u16| format!("{address}:{port}");
-    ensure!(answers(&host.ns, &at_port(80))?, "port 80 does not answer");
+    wait_for("port 80", LIMIT, || Ok(answers(&host.ns, &at_port(80))?.then_some(())))?;
     ensure!(!answers(&host.ns, &at_port(81))?, "port 81 is let through");
-    ensure!(answers(&host.ns, &format!("127.0.0.1:{PORT}"))?, "the published port does not answer");
+    let published = format!("127.0.0.1:{PORT}");
+    wait_for("the published port", LIMIT, || Ok(answers(&host.ns, &published)?.then_some(())))?;
 
     let check = call("check", &netns)?;
     if version == "0.3.1" {
@@ -136,9 +136,7 @@ fn life(
 fn serve(container: &Namespace, port: u16) -> Result<Running> {
     let busybox = installed_busybox()?;
     let server = container.start_script(&format!("exec {} httpd -f -p {port} -h /", busybox.display()))?;
-    wait_for("a web server", Duration::from_secs(30), || {
-        Ok(answers(container, &format!("127.0.0.1:{port}"))?.then_some(()))
-    })?;
+    wait_for("a web server", LIMIT, || Ok(answers(container, &format!("127.0.0.1:{port}"))?.then_some(())))?;
     Ok(server)
 }
 

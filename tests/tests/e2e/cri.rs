@@ -4,7 +4,6 @@ mod figures;
 mod processors;
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use skep_tests::containerd_versions::Line;
 use skep_tests::cri::{Cri, Handler, NAMESPACE};
 use skep_tests::ctr::Runtime;
-use skep_tests::process::{Input, Output, Running, run, wait_for};
+use skep_tests::process::{Input, LIMIT, Output, Running, run, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -66,7 +65,7 @@ fn whole_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
     let ip = pod.address(&cri)?;
 
     let script = "mkdir /www; echo served >/www/index.html; httpd -p 127.0.0.1:8080 -h /www; \
-                  httpd -p 9090 -h /www; echo shared >/dev/shm/note; echo out; echo err >&2; trap 'exit 7' TERM; \
+                  httpd -p 9090 -h /www; echo out; echo err >&2; trap 'exit 7' TERM; echo shared >/dev/shm/note; \
                   while :; do sleep 0.2; done";
     let mounts =
         json!({ "mounts": [{ "container_path": "/config", "host_path": volume, "readonly": true }] });
@@ -85,16 +84,18 @@ fn whole_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
         );
         Ok(())
     };
+    // The server is as far as that when it has left its note.
+    expect(&client, "until grep -q shared /dev/shm/note; do sleep 0.1; done", "")?;
     expect(&client, "hostname; cat /etc/hostname", "web-host\nweb-host\n")?;
     expect(&client, "cat /etc/resolv.conf", "search pods.test\nnameserver 10.9.8.7\noptions ndots:5\n")?;
     expect(&client, "grep -q localhost /etc/hosts && id -u", "1000\n")?;
     expect(&client, "df -m /dev/shm | awk 'END { print $2 }'; cat /dev/shm/note", "64\nshared\n")?;
     expect(&client, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "80\n")?;
-    let fetch = "for i in $(seq 100); do wget -qO- http://127.0.0.1:8080/ && break; sleep 0.1; done";
+    let fetch = "until wget -qO- http://127.0.0.1:8080/; do sleep 0.1; done";
     expect(&client, fetch, "served\n")?;
     let mut outside = cri.inside(skep_tests::image::installed_busybox()?);
     outside.args(["wget", "-qO-", &format!("http://{ip}:9090/")]);
-    let fetched = Running::spawn(outside, Input::Empty)?.wait(Duration::from_secs(60))?;
+    let fetched = Running::spawn(outside, Input::Empty)?.wait(LIMIT)?;
     ensure!(fetched.out() == "served\n", "{}", fetched.describe());
 
     // Exec's outcome, a change of the volume, logs, figures.
@@ -107,8 +108,12 @@ fn whole_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
     fs::write(volume.join("new"), "new\n")?;
     fs::rename(volume.join("new"), volume.join("key"))?;
     expect(&server, "cat /config/key", "new\n")?;
-    let logs = cri.crictl(&format!("logs {server}"))?;
-    ensure!(logs.out() == "out\n" && logs.err().contains("err\n"), "{}", logs.describe());
+    wait_for("both lines of the log", LIMIT, || {
+        let logs = cri.crictl(&format!("logs {server}"))?;
+        let whole = logs.out() == "out\n" && logs.err().contains("err\n");
+        ensure!(whole || "out\n".starts_with(&logs.out()), "{}", logs.describe());
+        Ok(whole.then_some(()))
+    })?;
     let figures: Value = serde_json::from_str(&cri.said(&format!("stats -o json {server}"))?)?;
     let memory = &figures["stats"][0]["memory"]["workingSetBytes"]["value"];
     ensure!(memory.as_str().and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| n > 0), "{figures}");
@@ -117,7 +122,7 @@ fn whole_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
     // In the pod's PID namespace what a container's first process leaves does not keep the container.
     let shared = json!({ "linux": { "security_context": { "namespace_options": { "pid": 0 } } } });
     let leaver = pod.run(&cri, "leaver", "sleep 1000 & exit 5", &shared)?;
-    wait_for("the end of a container that leaves a process", Duration::from_secs(60), || {
+    wait_for("the end of a container that leaves a process", LIMIT, || {
         let status: Value = serde_json::from_str(&cri.said(&format!("inspect {leaver}"))?)?;
         ensure!(status["status"]["exitCode"].as_i64().is_some_and(|code| code == 0 || code == 5), "{status}");
         Ok((status["status"]["state"] == "CONTAINER_EXITED").then_some(()))
@@ -135,7 +140,7 @@ fn whole_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
     ensure!(state == "SANDBOX_READY", "{state}");
 
     // A container's end in good order, and the pod's.
-    cri.said(&format!("stop --timeout 30 {server}"))?;
+    cri.said(&format!("stop --timeout 90 {server}"))?;
     let status: Value = serde_json::from_str(&cri.said(&format!("inspect {server}"))?)?;
     ensure!(status["status"]["exitCode"] == 7, "{}", status["status"]);
     cri.said(&format!("rm {server}"))?;
@@ -154,11 +159,10 @@ fn forwarded_port(cri: &Cri, pod: &str) -> Result<()> {
     let get = |port: u16| -> Result<String> {
         let mut command = cri.inside(skep_tests::image::installed_busybox()?);
         command.args(["wget", "-qO-", &format!("http://127.0.0.1:{port}/")]);
-        Ok(Running::spawn(command, Input::Empty)?.wait(Duration::from_secs(60))?.out())
+        Ok(Running::spawn(command, Input::Empty)?.wait(LIMIT)?.out())
     };
-    let served = wait_for("the forwarded port", Duration::from_secs(60), || {
-        Ok(Some(get(18080)?).filter(|text| !text.is_empty()))
-    });
+    let served =
+        wait_for("the forwarded port", LIMIT, || Ok(Some(get(18080)?).filter(|text| !text.is_empty())));
     let refused = get(18081);
     forward.stop(Signal::SIGKILL)?;
     ensure!(served? == "served\n");
@@ -179,7 +183,7 @@ fn losses(lease: &mut Lease) -> Result<()> {
             for container in &containers {
                 exited(&cri, container)?;
             }
-            wait_for("the pod's end to be known", Duration::from_secs(60), || {
+            wait_for("the pod's end to be known", LIMIT, || {
                 Ok((pod.inspect(&cri)?["status"]["state"] == "SANDBOX_NOTREADY").then_some(()))
             })?;
             pod.remove(&cri)?;
@@ -198,7 +202,7 @@ fn losses(lease: &mut Lease) -> Result<()> {
         let container = pod.run(&cri, "c", FOREVER, &json!({}))?;
         let mut pause = cri.containerd.ctr_command_in(NAMESPACE, ["task", "pause"]);
         pause.arg(&container);
-        Running::spawn(pause, Input::Empty)?.wait(Duration::from_secs(60))?.succeeded()?;
+        Running::spawn(pause, Input::Empty)?.wait(LIMIT)?.succeeded()?;
         pod.remove(&cri)?;
         before.settle(&cri.containerd.scope())?;
     }
@@ -206,7 +210,7 @@ fn losses(lease: &mut Lease) -> Result<()> {
 }
 
 fn exited(cri: &Cri, container: &str) -> Result<()> {
-    wait_for("the container's end to be known", Duration::from_secs(60), || {
+    wait_for("the container's end to be known", LIMIT, || {
         let status: Value = serde_json::from_str(&cri.said(&format!("inspect {container}"))?)?;
         Ok((status["status"]["state"] == "CONTAINER_EXITED").then_some(()))
     })

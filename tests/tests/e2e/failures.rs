@@ -1,13 +1,11 @@
 //! Deaths at the wrong moment: what is left can be removed, and nothing stays behind.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skep_tests::census::{self, Member};
 use skep_tests::events::Recorder;
-use skep_tests::process::wait_for;
+use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -41,7 +39,7 @@ pub(crate) fn is_shim_of(id: &str) -> impl Fn(&Member) -> bool {
 /// Kills the shim of container `id` and waits until containerd knows.
 pub(crate) fn lose_shim(lease: &Lease, id: &str) -> Result<()> {
     kill(member(lease, "the shim", is_shim_of(id))?, Signal::SIGKILL).context("killing the shim")?;
-    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
+    wait_for("the task to be gone or stopped", LIMIT, || {
         Ok(lease.subject().task(id)?.is_none_or(|task| task.status != "RUNNING").then_some(()))
     })
 }
@@ -84,7 +82,7 @@ fn vmm_killed(lease: &mut Lease) -> Result<()> {
 /// Who kills what is in a guest that does not answer any more ends its VM: the exit is told, and all of it can be
 /// removed. Until then nobody knows whether it goes on.
 fn vmm_stopped(lease: &mut Lease) -> Result<()> {
-    lease.configure(|configuration| configuration.call = Some(3))?;
+    lease.configure(|configuration| configuration.call = Some(10))?;
     let recorder = Recorder::start(&lease.containerd)?;
     let subject = lease.subject();
     subject.run("stuck").flags(["--null-io"]).sh(FOREVER).detached()?;
@@ -117,9 +115,7 @@ fn vmm_killed_while_attached(lease: &mut Lease) -> Result<()> {
     let running = subject.run("cut").sh(&format!("echo begun; {FOREVER}")).start()?;
     subject.wait_status("cut", "RUNNING")?;
     let exec = subject.exec("cut", "e1").sh(&format!("echo begun; {FOREVER}")).start()?;
-    wait_for("both to say something", Duration::from_secs(30), || {
-        Ok(running.first_output().and(exec.first_output()))
-    })?;
+    wait_for("both to say something", LIMIT, || Ok(running.first_output().and(exec.first_output())))?;
     kill(vmm(lease)?, Signal::SIGKILL).context("killing the VMM")?;
     for attached in [running, exec] {
         let output = attached.wait(skep_tests::process::LIMIT)?;
@@ -147,9 +143,9 @@ fn ctr_killed_during_boot(lease: &mut Lease) -> Result<()> {
         configuration.boot = 3600;
     })?;
     let running = lease.subject().run("unwanted").keep().args(["true"]).start()?;
-    wait_for("the VM to be started", Duration::from_secs(30), || Ok(vmm(lease).ok()))?;
+    wait_for("the VM to be started", LIMIT, || Ok(vmm(lease).ok()))?;
     drop(running);
-    wait_for("the VM to be ended", Duration::from_secs(30), || Ok(vmm(lease).is_err().then_some(())))?;
+    wait_for("the VM to be ended", LIMIT, || Ok(vmm(lease).is_err().then_some(())))?;
     lease.subject().remove("unwanted")
 }
 
@@ -169,7 +165,7 @@ fn all_killed(lease: &mut Lease) -> Result<()> {
 
     lease.containerd.stop(Signal::SIGKILL)?;
     kill(member(lease, "the shim", is_shim_of("ruin"))?, Signal::SIGKILL).context("killing the shim")?;
-    let collected = wait_for("the sandbox to be nobody's", Duration::from_secs(30), || {
+    let collected = wait_for("the sandbox to be nobody's", LIMIT, || {
         let collected = lease.skep(&["gc"])?;
         Ok((!collected.out().contains("1 in use")).then_some(collected))
     })?;
@@ -180,7 +176,7 @@ fn all_killed(lease: &mut Lease) -> Result<()> {
 
     lease.containerd.resume()?;
     let subject = lease.subject();
-    wait_for("the task to be gone or stopped", Duration::from_secs(30), || {
+    wait_for("the task to be gone or stopped", LIMIT, || {
         Ok(subject.task("ruin")?.is_none_or(|task| task.status != "RUNNING").then_some(()))
     })?;
     subject.remove("ruin")

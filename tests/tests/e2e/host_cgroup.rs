@@ -3,13 +3,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use skep_tests::ctr::Runtime;
 use skep_tests::events::Recorder;
-use skep_tests::process::wait_for;
+use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
@@ -77,7 +76,7 @@ fn shim_killed(lease: &mut Lease) -> Result<()> {
     lose_shim(lease, "orphan")?;
     subject.remove("orphan")?;
     // What containerd has begun when the shim was gone may go on longer than the removal.
-    wait_for("the cgroup to go", Duration::from_secs(30), || Ok(places(&below).is_empty().then_some(())))
+    wait_for("the cgroup to go", LIMIT, || Ok(places(&below).is_empty().then_some(())))
 }
 
 /// A cgroup whose memory is limited.
@@ -115,7 +114,7 @@ fn too_small(lease: &mut Lease) -> Result<()> {
     ensure!(exit.number("exit_status") == 137, "{exit:?}");
     let summaries = recorder.summaries("greedy");
     ensure!(summaries == ["create", "start", "oom", "exit"], "{summaries:?}");
-    wait_for("the log to say why", Duration::from_secs(10), || {
+    wait_for("the log to say why", LIMIT, || {
         let log = lease.containerd.log_tail();
         let words = ["want of memory", &format!("/{parent}/greedy is 160 MiB"), "VM of 512 MiB", "podFixed"];
         Ok(words.iter().all(|word| log.contains(word)).then_some(()))

@@ -10,7 +10,7 @@ use skep_tests::census::{self, Member};
 use skep_tests::containerd_versions::Line;
 use skep_tests::ctr::{Runtime, Subject};
 use skep_tests::events::Recorder;
-use skep_tests::process::wait_for;
+use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::Lease;
 use skep_tests::vsock;
 
@@ -187,14 +187,15 @@ fn exec_errors(lease: &mut Lease) -> Result<()> {
 
 fn signals(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
-    let script =
-        "trap 'echo user' USR1; trap 'echo hang; exit 12' HUP; echo ready; while :; do sleep 0.05; done";
+    let script = "trap 'echo user; touch /tmp/user' USR1; trap 'echo hang; exit 12' HUP; echo ready; while :; do sleep 0.05; done";
     let running = subject.run("signals").sh(script).start()?;
     subject.wait_status("signals", "RUNNING")?;
     // The trap is set when the first process has said so; ctr shows it only at the end.
     wait_for_children(lease, "signals")?;
     subject.kill("signals", "SIGUSR1")?.succeeded()?;
-    std::thread::sleep(Duration::from_millis(500));
+    // A shell runs what it has trapped in the order of the signals' numbers: the second is sent when the first is over.
+    let heard = "until test -e /tmp/user; do sleep 0.05; done";
+    subject.exec("signals", "heard").sh(heard).output()?.succeeded()?;
     subject.kill("signals", "SIGHUP")?.succeeded()?;
     let output = running.wait(skep_tests::process::LIMIT)?;
     ensure!(output.code() == 12 && output.out() == "ready\nuser\nhang\n", "{}", output.describe());
@@ -237,7 +238,7 @@ fn signal_through_ctr(lease: &mut Lease) -> Result<()> {
 fn processes(lease: &mut Lease) -> Result<()> {
     let subject = lease.subject();
     subject.run("family").flags(["--null-io"]).sh("sleep 1000 & sleep 1000 & wait").detached()?;
-    wait_for("three processes", Duration::from_secs(30), || {
+    wait_for("three processes", LIMIT, || {
         let table = subject.ctr(["task", "ps", "family"])?.text()?;
         Ok((table.lines().skip(1).count() == 3).then_some(()))
     })?;
@@ -322,7 +323,7 @@ fn restarts_in_every_state(lease: &mut Lease) -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         lease.containerd.restart(signal)?;
         let subject = lease.subject();
-        wait_for(&format!("the tasks to be as before {signal}"), Duration::from_secs(30), || {
+        wait_for(&format!("the tasks to be as before {signal}"), LIMIT, || {
             Ok((sorted(&subject)? == before).then_some(()))
         })
         .with_context(|| format!("{before:?} became {:?}", subject.tasks()))?;
@@ -433,7 +434,7 @@ fn vsock_channel(lease: &mut Lease) -> Result<()> {
 /// Waits until a container's first process has a child, which tells that it has come as far.
 fn wait_for_children(lease: &Lease, id: &str) -> Result<()> {
     let subject = lease.subject();
-    wait_for("a child in the container", Duration::from_secs(30), || {
+    wait_for("a child in the container", LIMIT, || {
         let table = subject.ctr(["task", "ps", id])?.text()?;
         Ok((table.lines().skip(1).count() >= 2).then_some(()))
     })

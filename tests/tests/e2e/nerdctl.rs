@@ -5,7 +5,6 @@ mod filtered;
 mod flags;
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -106,9 +105,7 @@ fn lifecycle(lease: &mut Lease) -> Result<()> {
     let _removed = Removed(&nerdctl, &["life"]);
     let script = "trap 'echo bye; exit 3' TERM; echo begun; while :; do sleep 0.2; done";
     nerdctl.run("-d --name life -p 127.0.0.1:8099:80", &["sh", "-c", script])?.succeeded()?;
-    wait_for("the log", Duration::from_secs(30), || {
-        Ok((nerdctl.said("logs life")? == "begun").then_some(()))
-    })?;
+    wait_for("the log", LIMIT, || Ok((nerdctl.said("logs life")? == "begun").then_some(())))?;
     // nerdctl tells the code, and exits with 1.
     let exec = nerdctl.nerdctl(["exec", "life", "sh", "-c", "echo in; exit 5"])?;
     ensure!(exec.out() == "in\n" && exec.err().contains("exit code 5"), "{}", exec.describe());
@@ -127,14 +124,14 @@ fn lifecycle(lease: &mut Lease) -> Result<()> {
     nerdctl.said("pause life")?;
     ensure!(nerdctl.said("ps -a")?.contains("Paused"));
     nerdctl.said("unpause life")?;
-    nerdctl.said("stop life")?;
+    nerdctl.said("stop --time 90 life")?;
     let inspected: Value = serde_json::from_str(&nerdctl.said("inspect life")?)?;
     ensure!(inspected[0]["State"]["ExitCode"] == 3, "{}", inspected[0]["State"]);
-    ensure!(nerdctl.said("logs life")? == "begun\nbye");
+    wait_for("the whole log", LIMIT, || Ok((nerdctl.said("logs life")? == "begun\nbye").then_some(())))?;
     // The same container once more.
     nerdctl.said("start life")?;
     nerdctl.said("kill life")?;
-    wait_for("its end", Duration::from_secs(30), || {
+    wait_for("its end", LIMIT, || {
         let inspected: Value = serde_json::from_str(&nerdctl.said("inspect life")?)?;
         Ok((inspected[0]["State"]["ExitCode"] == 137).then_some(()))
     })?;
@@ -195,7 +192,7 @@ fn network(lease: &mut Lease) -> Result<()> {
     nerdctl.said("network create --subnet 10.88.7.0/24 between")?;
     nerdctl.run("-d --name one --net between", FOREVER)?.succeeded()?;
     nerdctl.run("-d --name two --net between --net bridge", FOREVER)?.succeeded()?;
-    let reached = |from: &str, to: &str| nerdctl.nerdctl(["exec", from, "ping", "-c", "1", "-W", "5", to]);
+    let reached = |from: &str, to: &str| nerdctl.nerdctl(["exec", from, "ping", "-c", "1", "-W", "60", to]);
     // By name, both ways.
     for (from, to) in [("one", "two"), ("two", "one")] {
         let output = reached(from, to)?;
@@ -216,7 +213,7 @@ fn published_port(lease: &mut Lease) -> Result<()> {
     let ip = nerdctl.said("inspect -f {{.NetworkSettings.IPAddress}} server")?;
     for url in [format!("http://{ip}/"), "http://10.4.0.1:8088/".to_owned()] {
         // Without a limit of its own: Debian's static busybox crashes when given one.
-        let page = wait_for(&format!("{url} to be served"), Duration::from_secs(30), || {
+        let page = wait_for(&format!("{url} to be served"), LIMIT, || {
             let output = nerdctl.outside(&["wget", "-q", "-O", "-", &url])?;
             Ok((output.code() == 0).then(|| output.out()))
         })?;
@@ -247,7 +244,7 @@ fn compose(lease: &mut Lease) -> Result<()> {
         nerdctl.nerdctl(all)
     };
     compose(&["up", "-d"])?.succeeded()?;
-    let reached = compose(&["exec", "-T", "client", "ping", "-c", "1", "-W", "5", "web"])?;
+    let reached = compose(&["exec", "-T", "client", "ping", "-c", "1", "-W", "60", "web"])?;
     let listed = compose(&["ps"])?;
     compose(&["down"])?.succeeded()?;
     ensure!(reached.code() == 0, "{}", reached.describe());

@@ -1,12 +1,10 @@
 //! The network that a caller made in a namespace is the container's: addresses, routes and packets.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail, ensure};
 use skep_containerd_api::metrics::NetworkStat;
 use skep_tests::ctr::Runtime;
 use skep_tests::netns::Namespace;
-use skep_tests::process::wait_for;
+use skep_tests::process::{LIMIT, wait_for};
 use skep_tests::suite::Lease;
 use skep_tests::task_api::Shim;
 
@@ -74,7 +72,7 @@ impl Pair {
         ensure!(!links.contains(": skep"), "a tap is left: {links}");
         let queues = self.inside.queues()?;
         ensure!(!queues.contains("ingress"), "a queue is left: {queues}");
-        let ping = self.inside.busybox(&["ping", "-c", "1", "-W", "5", "10.77.0.1"])?;
+        let ping = self.inside.busybox(&["ping", "-c", "1", "-W", "60", "10.77.0.1"])?;
         ensure!(ping.code() == 0, "{}", ping.describe());
         Ok(())
     }
@@ -124,23 +122,23 @@ fn packets(lease: &mut Lease) -> Result<()> {
         subject.exec("packets", name).sh(script).output()?.text()
     };
     // Out of the container, over both families, also beyond the link, and as large as fits.
-    inside("ping -c 2 -W 5 10.77.0.1", "out4")?;
-    inside("ping -c 2 -W 5 -s 1372 10.77.0.1", "large")?;
-    inside("ping6 -c 2 -W 5 fd77::1", "out6")?;
-    inside("ping -c 1 -W 5 203.0.113.1", "routed")?;
+    inside("ping -c 2 -W 60 10.77.0.1", "out4")?;
+    inside("ping -c 2 -W 60 -s 1372 10.77.0.1", "large")?;
+    inside("ping6 -c 2 -W 60 fd77::1", "out6")?;
+    inside("ping -c 1 -W 60 203.0.113.1", "routed")?;
     // Into it.
     for address in ["10.77.0.2", "fd77::2"] {
-        let ping = pair.outside.busybox(&["ping", "-c", "2", "-W", "5", address])?;
+        let ping = pair.outside.busybox(&["ping", "-c", "2", "-W", "60", address])?;
         ensure!(ping.code() == 0, "{}", ping.describe());
     }
     // A connection from outside, and one of the container's own.
     let sent = pair
         .outside
-        .script("head -c 300000 /dev/urandom | tee $TMP | nc -w 10 10.77.0.2 7000; md5sum <$TMP")?;
+        .script("head -c 300000 /dev/urandom | tee $TMP | nc -w 60 10.77.0.2 7000; md5sum <$TMP")?;
     let got = inside("until test -s /tmp/sum; do sleep 0.1; done; cat /tmp/sum", "sum")?;
     ensure!(got == sent, "sent {sent}, got {got}");
     let server = pair.outside.start_script("echo greetings | nc -l -p 7001")?;
-    let heard = wait_for("the server to be heard", Duration::from_secs(30), || {
+    let heard = wait_for("the server to be heard", LIMIT, || {
         let output = subject.exec("packets", "client").sh("sleep 1 | nc 10.77.0.1 7001").output()?;
         Ok((output.code() == 0 && !output.stdout.is_empty()).then(|| output.out()))
     })?;
@@ -173,8 +171,8 @@ fn counters(lease: &mut Lease) -> Result<()> {
         }
     };
     let before = counted()?;
-    pair.outside.script(&format!("head -c {MUCH} /dev/zero | nc -w 10 10.77.0.2 7000"))?;
-    let after = wait_for("what came in to be counted", Duration::from_secs(30), || {
+    pair.outside.script(&format!("head -c {MUCH} /dev/zero | nc -w 60 10.77.0.2 7000"))?;
+    let after = wait_for("what came in to be counted", LIMIT, || {
         let after = counted()?;
         Ok((after.rx_bytes >= before.rx_bytes + MUCH).then_some(after))
     })?;
@@ -196,7 +194,7 @@ fn several_interfaces(lease: &mut Lease) -> Result<()> {
     pair.outside.ip("address add 10.78.0.1/24 dev peer1")?;
     pair.outside.ip("address add 10.79.0.1/24 dev peer2")?;
     let script = "for n in eth0 eth1 net1; do echo $n $(cat /sys/class/net/$n/address); done; \
-                  for n in 77 78 79; do ping -c 1 -W 5 10.$n.0.1 >/dev/null && echo reached $n; done";
+                  for n in 77 78 79; do ping -c 1 -W 60 10.$n.0.1 >/dev/null && echo reached $n; done";
     let output = lease.subject().run("several").flags(pair.inside.flag()).sh(script).output()?;
     let expected = "eth0 02:5e:10:00:00:07\neth1 02:5e:10:00:00:09\nnet1 02:5e:10:00:00:08\n\
                     reached 77\nreached 78\nreached 79";
@@ -207,8 +205,7 @@ fn several_interfaces(lease: &mut Lease) -> Result<()> {
 /// Only the loopback interface, which works.
 fn empty_namespace(lease: &mut Lease) -> Result<()> {
     let namespace = Namespace::create()?;
-    let script =
-        "ls /sys/class/net; ping -c 1 -W 5 127.0.0.1 >/dev/null && ping6 -c 1 -W 5 ::1 >/dev/null && echo ok";
+    let script = "ls /sys/class/net; ping -c 1 -W 60 127.0.0.1 >/dev/null && ping6 -c 1 -W 60 ::1 >/dev/null && echo ok";
     let output = lease.subject().run("empty").flags(namespace.flag()).sh(script).output()?;
     ensure!(output.text()? == "lo\nok", "{}", output.describe());
     Ok(())
@@ -228,7 +225,7 @@ fn namespace_of_another_vm(lease: &mut Lease) -> Result<()> {
     let output = subject.run("second").flags(pair.inside.flag()).args(["true"]).output()?;
     ensure!(output.code() != 0 && output.err().contains("another microVM has it"), "{}", output.describe());
     // The first is none the worse for it.
-    let ping = pair.outside.busybox(&["ping", "-c", "1", "-W", "5", "10.77.0.2"])?;
+    let ping = pair.outside.busybox(&["ping", "-c", "1", "-W", "60", "10.77.0.2"])?;
     ensure!(ping.code() == 0, "{}", ping.describe());
     subject.remove("first")?;
     pair.is_as_before()

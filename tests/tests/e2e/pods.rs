@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -86,7 +85,7 @@ fn pod_shares_a_sandbox(lease: &mut Lease) -> Result<()> {
     // Added later, with a volume that was not there when the sandbox was made.
     fs::write(volume.join("file"), "volume of b\n")?;
     let script = "cat /dev/shm/note /volume/file; hostname; \
-        for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/ && break; sleep 0.1; done; exit 5";
+        until wget -qO- http://127.0.0.1:8080/; do sleep 0.1; done; exit 5";
     let mut spec = member(&subject, "b", &root("b")?, pod, &shm, script)?;
     let mount =
         json!({ "destination": "/volume", "type": "bind", "source": volume, "options": ["rbind", "ro"] });
@@ -180,7 +179,7 @@ fn pod_shares_processes(lease: &mut Lease) -> Result<()> {
     }
     // One may end the other's, and the pod's own reaps what is nobody's any more.
     say("two", "(sleep 0.1 &); exec true")?;
-    wait_for("orphans to be reaped", Duration::from_secs(30), || {
+    wait_for("orphans to be reaped", LIMIT, || {
         Ok((say("one", "grep -l '^State:.Z' /proc/[0-9]*/status; true")?.is_empty()).then_some(()))
     })?;
     let recorder = Recorder::start(&lease.containerd)?;
@@ -283,7 +282,7 @@ fn pod_loses_its_agent(lease: &mut Lease) -> Result<()> {
 
 /// One that does not answer may come back, until somebody kills what it looks after: then its guest ends.
 fn pod_with_a_silent_agent(lease: &mut Lease) -> Result<()> {
-    lease.configure(|configuration| configuration.call = Some(3))?;
+    lease.configure(|configuration| configuration.call = Some(10))?;
     let recorder = Recorder::start(&lease.containerd)?;
     pod_of_three(lease)?;
     kill(vmm(lease)?, Signal::SIGSTOP).context("stopping the VMM")?;
@@ -297,7 +296,7 @@ fn pod_with_a_silent_agent(lease: &mut Lease) -> Result<()> {
 
 /// As hung as it can be: nothing of it runs while its guest does.
 fn pod_with_a_stopped_agent(lease: &mut Lease) -> Result<()> {
-    lease.configure(|configuration| configuration.call = Some(3))?;
+    lease.configure(|configuration| configuration.call = Some(10))?;
     let recorder = Recorder::start(&lease.containerd)?;
     pod_of_three(lease)?;
     let subject = lease.subject();
@@ -305,7 +304,7 @@ fn pod_with_a_stopped_agent(lease: &mut Lease) -> Result<()> {
     let (held, script) = (mighty.join("held"), mighty.join("bin/stop"));
     fs::write(&script, STOP)?;
     let holding = subject.exec("mighty", "hold").sh(ESCAPE).start()?;
-    let stopped = wait_for("the agent to be stopped", Duration::from_secs(60), || {
+    let stopped = wait_for("the agent to be stopped", LIMIT, || {
         // Nobody would hear of its end.
         ensure!(!holding.has_ended(), "the agent goes on");
         Ok(held.exists().then_some(()))

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::ctr::{Runtime, Subject};
 use skep_tests::events::Recorder;
-use skep_tests::process::{Output, wait_for};
+use skep_tests::process::{LIMIT, Output, wait_for};
 use skep_tests::suite::Lease;
 use skep_tests::task_api::Shim;
 use ttrpc::Code;
@@ -84,7 +84,7 @@ fn metrics(lease: &mut Lease) -> Result<()> {
     ensure!((20 * MIB..limit).contains(&first.memory), "{first:?}");
     ensure!(first.memory_limit == limit && first.oom_kills == 0, "{first:?}");
     ensure!(first.pids == 2 && first.cpu > Duration::ZERO, "{first:?}");
-    let later = wait_for("processor time to go by", Duration::from_secs(30), || {
+    let later = wait_for("processor time to go by", LIMIT, || {
         let later = Figures::of(&subject, "busy")?;
         Ok((later.cpu >= first.cpu + Duration::from_millis(300)).then_some(later))
     })?;
@@ -122,7 +122,7 @@ fn update(lease: &mut Lease) -> Result<()> {
     update(json!({"memory": {"limit": 48 * MIB}}))?;
     update(json!({"pids": {"limit": 17}}))?;
     update(json!({"cpu": {"quota": 20_000, "period": 100_000, "shares": 512}}))?;
-    let figures = wait_for("the quota to matter", Duration::from_secs(30), || {
+    let figures = wait_for("the quota to matter", LIMIT, || {
         let figures = Figures::of(&subject, "changed")?;
         Ok((figures.periods > 0).then_some(figures))
     })?;
@@ -213,7 +213,7 @@ fn cost_of_a_vm(lease: &mut Lease) -> Result<()> {
     ensure!(begin > 0 && memory > 20 * MIB, "{begin} us, {memory} bytes");
     let fill = "dd if=/dev/zero of=/dev/shm/used bs=1M count=40 2>/dev/null; touch /tmp/work";
     subject.exec("costs", "e1").sh(fill).output()?.succeeded()?;
-    wait_for("the VM to cost more", Duration::from_secs(60), || {
+    wait_for("the VM to cost more", LIMIT, || {
         let (processor, now) = figures()?;
         Ok((processor > begin + 2_000_000 && now > memory + 30 * MIB).then_some(()))
     })?;

@@ -3,21 +3,19 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use skep_tests::ctr::Subject;
 use skep_tests::image::installed_busybox;
 use skep_tests::netns::{self, Namespace};
-use skep_tests::process::{Input, Output, Running, run, wait_for};
+use skep_tests::process::{Input, LIMIT, Output, Running, run, wait_for};
 use skep_tests::suite::Lease;
 
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[Case::skep("skep_cni_policy", policy)];
 
-const LIMIT: Duration = Duration::from_secs(60);
 const SERVER: &str = "10.87.0.10";
 const CLIENT: &str = "10.87.0.11";
 const GATEWAY: &str = "10.87.0.1";
@@ -90,7 +88,7 @@ impl Net {
 
     /// No link and no rule of ours is left.
     fn ends_empty(self) -> Result<()> {
-        wait_for("links and rules to be gone", Duration::from_secs(30), || {
+        wait_for("links and rules to be gone", LIMIT, || {
             let links = run(self.inside("ip", &["-o", "link"]))?.succeeded()?.text()?;
             let rules = run(self.inside("nft", &["list", "ruleset"]))?.succeeded()?.text()?;
             Ok((!links.contains(": sk") && !rules.contains("skep")).then_some(()))
@@ -121,6 +119,8 @@ fn policy(lease: &mut Lease) -> Result<()> {
     let fetch = |port: u16| {
         format!("(printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 2) | nc -w 3 {SERVER} {port} | grep served")
     };
+    // An answer may take longer than that.
+    let until = |port: u16| format!("until {}; do sleep 0.2; done", fetch(port));
     let succeeds = |output: Output, text: &str| -> Result<()> {
         ensure!(output.code() == 0 && output.out().trim_end() == text, "{}", output.describe());
         Ok(())
@@ -132,10 +132,9 @@ fn policy(lease: &mut Lease) -> Result<()> {
 
     // All ports serve, and one is for clients.
     for port in [80, 81, 82] {
-        let until = format!("for i in $(seq 50); do {} && break; sleep 0.2; done", fetch(port));
-        succeeds(inside("server", &until)?, "served")?;
+        succeeds(inside("server", &until(port))?, "served")?;
     }
-    succeeds(inside("client", &fetch(80))?, "served")?;
+    succeeds(inside("client", &until(80))?, "served")?;
     fails(inside("client", &fetch(81))?)?;
     fails(inside("stranger", &fetch(80))?)?;
     // Egress allows it: the host is never to be reached.
@@ -154,7 +153,7 @@ fn policy(lease: &mut Lease) -> Result<()> {
     );
     inside("stranger", &spoof)?.succeeded()?;
     ensure!(echoes()? == before, "a packet with a false source has arrived");
-    inside("client", &format!("ping -q -c 1 -W 10 -I {CLIENT} {SERVER}"))?.succeeded()?;
+    inside("client", &format!("ping -q -c 1 -W 60 -I {CLIENT} {SERVER}"))?.succeeded()?;
     ensure!(echoes()? == before + 1, "the client's own packet is not counted");
 
     // A published port, from the host.

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use nix::errno::Errno;
@@ -12,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use skep_tests::ctr::Subject;
-use skep_tests::process::{run, wait_for};
+use skep_tests::process::{LIMIT, run, wait_for};
 use skep_tests::suite::Lease;
 use skep_tests::task_api::Shim;
 
@@ -40,9 +39,7 @@ fn root(pid: Pid) -> PathBuf {
 
 /// Waits until a container has made `/begun`.
 fn begun(root: &std::path::Path) -> Result<()> {
-    wait_for("the container to begin", Duration::from_secs(60), || {
-        Ok(root.join("begun").exists().then_some(()))
-    })
+    wait_for("the container to begin", LIMIT, || Ok(root.join("begun").exists().then_some(())))
 }
 
 fn signals_by_pid(lease: &mut Lease) -> Result<()> {
@@ -54,7 +51,7 @@ fn signals_by_pid(lease: &mut Lease) -> Result<()> {
     let pid = pid(&subject, "signalled")?;
     begun(&rootfs)?;
     kill(pid, Signal::SIGUSR1)?;
-    wait_for("the signal", Duration::from_secs(30), || Ok(rootfs.join("got").exists().then_some(())))?;
+    wait_for("the signal", LIMIT, || Ok(rootfs.join("got").exists().then_some(())))?;
     kill(pid, Signal::SIGTERM)?;
     // Who is told of the end finds nothing of that pid any more.
     let status = Shim::of(&lease.containerd, "signalled")?.wait("signalled", "");

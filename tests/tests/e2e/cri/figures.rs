@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -60,11 +59,11 @@ pub(super) fn of_a_pod(lease: &mut Lease, handler: Handler) -> Result<()> {
             number("/stats/0/linux/memory/workingSetBytes/value"),
         ))
     };
-    let first = wait_for("the pod's memory to be counted", Duration::from_secs(60), || {
+    let first = wait_for("the pod's memory to be counted", LIMIT, || {
         let first = figures()?;
         Ok((first.1 >= 20 * MIB && first.0 > 0).then_some(first))
     })?;
-    wait_for("the pod's work to be counted", Duration::from_secs(60), || {
+    wait_for("the pod's work to be counted", LIMIT, || {
         Ok((figures()?.0 >= first.0 + 1_000_000_000).then_some(()))
     })?;
     pod.remove(&cri)?;
@@ -125,7 +124,7 @@ fn killed_for_memory(cri: &Cri, pod: &skep_tests::cri::Pod) -> Result<()> {
     let little = json!({ "linux": { "resources": { "memory_limit_in_bytes": 32 * MIB } } });
     let script = "exec dd if=/dev/zero of=/dev/null bs=128M count=1";
     let greedy = pod.run(cri, "greedy", script, &little)?;
-    wait_for("the end of who wants too much", Duration::from_secs(60), || {
+    wait_for("the end of who wants too much", LIMIT, || {
         let status = &inspect(cri, &greedy)?["status"];
         if status["state"] != "CONTAINER_EXITED" {
             return Ok(None);
@@ -197,7 +196,7 @@ fn streams(cri: &Cri, pod: &skep_tests::cri::Pod, container: &str) -> Result<()>
     let attach = cri.command(["attach", "-i", &attached]);
     let output = Running::spawn(attach, Input::Piped(b"one\ntwo\n".to_vec()))?.wait(LIMIT)?;
     ensure!(output.out() == "got one\ngot two\n", "{}", output.describe());
-    wait_for("the end of the container that was attached to", Duration::from_secs(60), || {
+    wait_for("the end of the container that was attached to", LIMIT, || {
         let status = &inspect(cri, &attached)?["status"];
         Ok((status["state"] == "CONTAINER_EXITED" && status["exitCode"] == 5).then_some(()))
     })
@@ -228,9 +227,7 @@ pub(super) fn cost_of_a_pod(lease: &mut Lease) -> Result<()> {
         let number = |name: &str| vmm[name].as_u64().with_context(|| format!("no {name}: {all}"));
         Ok((number("processor_us")?, number("resident_bytes")?))
     };
-    wait_for("the memory to be used", Duration::from_secs(60), || {
-        Ok((of_task(&container)?.1 >= 20 * MIB).then_some(()))
-    })?;
+    wait_for("the memory to be used", LIMIT, || Ok((of_task(&container)?.1 >= 20 * MIB).then_some(())))?;
     // What the pod's interfaces carried is a figure of its own container: once, so that figures add up.
     let interfaces = |id: &str| -> Result<Vec<String>> {
         let network = Shim::at(&cri.containerd.bundle_in(NAMESPACE, id))?.metrics(id)?.network;
@@ -251,7 +248,7 @@ pub(super) fn cost_of_a_pod(lease: &mut Lease) -> Result<()> {
     ensure!(own_memory >= 20 * MIB && rest_memory > 20 * MIB, "{own_memory}, {rest_memory}");
     ensure!(rest_memory < whole_memory, "{rest_memory} of {whole_memory}");
     // Its figure never goes down, and the whole goes on.
-    wait_for("the guest's work to be seen", Duration::from_secs(60), || {
+    wait_for("the guest's work to be seen", LIMIT, || {
         let (later, _) = of_task(&pod.id)?;
         ensure!(later >= rest, "{later} after {rest}");
         Ok((of_vm()?.0 > whole_after + 1_000_000).then_some(()))

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use skep_tests::ctr::{BUSYBOX, Runtime};
 use skep_tests::image::installed_busybox;
@@ -16,7 +17,7 @@ use skep_tests::suite::Lease;
 
 use super::{FOREVER, Removed};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Serves on two ports; the policy opens one of them.
 const SERVE: &str =
     "mkdir /www; echo served >/www/index.html; httpd -p 81 -h /www; exec httpd -f -p 80 -h /www";
@@ -78,6 +79,16 @@ fn fetch(nerdctl: &Nerdctl<'_>, container: &str, to: &str, port: u16) -> Result<
     nerdctl.nerdctl(["exec", container, "sh", "-c", &script])
 }
 
+/// The same where it must be let through: an answer may take longer than one such question waits.
+fn fetched(nerdctl: &Nerdctl<'_>, container: &str, to: &str, port: u16) -> Result<()> {
+    let what = format!("port {port} of {to} to serve {container}");
+    let output = wait_for(&what, PATIENCE, || {
+        let output = fetch(nerdctl, container, to, port)?;
+        Ok((output.code() == 0).then_some(output))
+    })?;
+    served(&output)
+}
+
 fn served(output: &Output) -> Result<()> {
     ensure!(output.code() == 0 && output.out() == "served\n", "{}", output.describe());
     Ok(())
@@ -107,15 +118,13 @@ pub(super) fn filtered(lease: &mut Lease) -> Result<()> {
     let server = nerdctl.said("inspect -f {{.NetworkSettings.IPAddress}} server")?;
     ensure!(server.starts_with("10.89.0."), "{server}");
     for port in [80, 81] {
-        wait_for("the server", PATIENCE, || {
-            Ok((fetch(&nerdctl, "server", "127.0.0.1", port)?.code() == 0).then_some(()))
-        })?;
+        fetched(&nerdctl, "server", "127.0.0.1", port).context("the server itself")?;
     }
 
     // The policy is the same for both kinds, and by address as by name.
     for client in ["client", "plain"] {
-        served(&fetch(&nerdctl, client, &server, 80)?).context(client)?;
-        served(&fetch(&nerdctl, client, "server", 80)?).context(client)?;
+        fetched(&nerdctl, client, &server, 80).context(client)?;
+        fetched(&nerdctl, client, "server", 80).context(client)?;
         refused(&fetch(&nerdctl, client, &server, 81)?).context(client)?;
     }
 
@@ -151,15 +160,15 @@ pub(super) fn filtered(lease: &mut Lease) -> Result<()> {
     outside.ip("link set out1 up")?;
     served(&outside.busybox(&["wget", "-q", "-O", "-", "http://198.51.100.1:18089/"])?).context("outside")?;
     for client in ["client", "plain", "server"] {
-        served(&fetch(&nerdctl, client, "198.51.100.1", 18089)?).context(client)?;
+        fetched(&nerdctl, client, "198.51.100.1", 18089).context(client)?;
     }
     // And the other way, under the host's address.
     let mut listener = Command::new("ip");
     listener.args(["netns", "exec", outside.name()]).arg(installed_busybox()?);
-    listener.args(["nc", "-l", "-p", "7070", "-e", "/bin/echo", "served"]);
+    listener.args(["nc", "-ll", "-p", "7070", "-e", "/bin/echo", "served"]);
     let listener = Running::spawn(listener, Input::Empty)?;
-    served(&fetch(&nerdctl, "client", "198.51.100.2", 7070)?).context("to the outside")?;
-    listener.wait(PATIENCE)?;
+    fetched(&nerdctl, "client", "198.51.100.2", 7070).context("to the outside")?;
+    listener.stop(Signal::SIGKILL)?;
 
     // Another policy at run time, by the name the plugin knows the container by.
     let id = nerdctl.said("inspect -f {{.Id}} server")?;
@@ -172,14 +181,12 @@ pub(super) fn filtered(lease: &mut Lease) -> Result<()> {
         &container,
         &json!({"ingress": {"allow": [{"cidr": "10.89.0.0/24", "protocol": "tcp", "ports": [81]}]}}),
     )?;
-    served(&fetch(&nerdctl, "plain", &server, 81)?)?;
+    fetched(&nerdctl, "plain", &server, 81)?;
 
     // A restarted container is attached anew: what it was given at run time is gone.
     nerdctl.said("restart server")?;
     let server = nerdctl.said("inspect -f {{.NetworkSettings.IPAddress}} server")?;
-    wait_for("the server once more", PATIENCE, || {
-        Ok((fetch(&nerdctl, "plain", &server, 80)?.code() == 0).then_some(()))
-    })?;
+    fetched(&nerdctl, "plain", &server, 80).context("once more")?;
     refused(&fetch(&nerdctl, "plain", &server, 81)?)?;
 
     nerdctl.said("rm -f server client plain")?;
@@ -222,7 +229,7 @@ pub(super) fn compose(lease: &mut Lease) -> Result<()> {
         served(&page)?;
         let script = "(printf 'GET / HTTP/1.0\\r\\n\\r\\n'; sleep 2) | nc -w 3 web PORT | grep served";
         let ask = |port: &str| compose(&["exec", "-T", "client", "sh", "-c", &script.replace("PORT", port)]);
-        served(&ask("80")?)?;
+        wait_for("the neighbour", PATIENCE, || Ok((ask("80")?.code() == 0).then_some(())))?;
         refused(&ask("81")?)
     });
     compose(&["down"])?.succeeded()?;
