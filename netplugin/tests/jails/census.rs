@@ -1,5 +1,6 @@
 //! What there is on a host: to compare before and after, and to count.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -11,19 +12,33 @@ use super::{Container, Host, sh};
 pub const ANCHORS: &str = "n=0; until list=$(pfctl -qs Anchors -v); do n=$((n + 1)); [ $n -lt 10 ]; sleep 1; done; \
                            echo \"$list\"";
 
+/// How many branches each node of the tree of anchors has, by its depth.
+const BRANCHES: [u32; 4] = [4, 8, 8, 8];
+
 /// How many rules pf has looked at, since they were loaded, on its ways to these sandboxes: all lists that it can come by,
-/// those of sandboxes that share a branch with one of them included. (To list everything takes an emulated machine minutes.)
+/// those of sandboxes that share a leaf with one of them included. (To list everything takes an emulated machine minutes.)
 pub fn evaluations(to: &[&Container]) -> u64 {
     let mut script = "list() { pfctl -q -a \"$1\" -vsr; pfctl -q -a \"$1\" -vsn; }\n\
                       below() { pfctl -q -a \"$1\" -s Anchors; }\n\
-                      pfctl -q -vsr; pfctl -q -vsn; list skep; list skep/port; list skep/routed\n\
-                      for net in $(below skep/net); do list $net; done\n"
+                      pfctl -q -vsr; pfctl -q -vsn; list skep\n\
+                      for one in $(below skep/net) $(below skep/guard); do list $one; done\n"
         .to_owned();
+    let (mut nodes, mut leaves) = (BTreeSet::new(), BTreeSet::new());
     for one in to {
-        let port = one.host_ifname();
-        let (a, b) = (&port[3..4], &port[4..5]);
-        let _ = writeln!(script, "list skep/port/{a}; list skep/routed/{a}");
-        let _ = writeln!(script, "for one in $(below skep/port/{a}/{b}); do list $one; done");
+        let mut rest = u32::from_str_radix(&one.host_ifname()[3..7], 16).unwrap();
+        let mut way = String::new();
+        for branches in BRANCHES {
+            nodes.extend(["port", "routed"].map(|tree| format!("skep/{tree}{way}")));
+            let _ = write!(way, "/{}", rest % branches);
+            rest /= branches;
+        }
+        leaves.insert(way);
+    }
+    for node in nodes {
+        let _ = writeln!(script, "list {node}");
+    }
+    for leaf in leaves {
+        let _ = writeln!(script, "for one in $(below skep/port{leaf}); do list $one; done");
     }
     sh(&script)
         .lines()

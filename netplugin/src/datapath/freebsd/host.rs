@@ -197,7 +197,8 @@ impl Datapath for Host {
         }
         for attachment in state.attachments.iter().filter(|_| !renewed) {
             if let Some(network) = state.networks.iter().find(|one| one.name == attachment.network) {
-                whole &= Self::broken(pf, network, attachment)?.is_none();
+                whole &= load::missing_nodes(pf, &attachment.id)?.is_empty()
+                    && Self::broken(pf, network, attachment)?.is_none();
             }
         }
         if !whole {
@@ -289,6 +290,9 @@ impl Datapath for Host {
         if !load::missing(pf)?.is_empty() {
             found.push("the packet filter's main ruleset does not refer to our anchor".to_owned());
         }
+        for (anchor, _) in load::missing_nodes(pf, &attachment.id)? {
+            found.push(format!("packet filter anchor {anchor} does not lead to the sandbox's rules"));
+        }
         if let Some(anchor) = Self::broken(pf, network, attachment)? {
             found.push(format!("packet filter anchor {anchor} has not the rules it should have"));
         }
@@ -304,8 +308,11 @@ impl Datapath for Host {
     ) -> Result<(), DatapathError> {
         let pf = self.pf()?;
         // Each question takes as long as some dozens of addresses: the other sandboxes' parts of the tree are for others.
-        if !load::leads_to(pf, &attachment.id)? && load::ensure_root(pf)? {
-            self.load_all(pf, &state()?)?;
+        if !load::leads_to(pf, &attachment.id)? {
+            if load::ensure_root(pf)? {
+                self.load_all(pf, &state()?)?;
+            }
+            load::lead_to(pf, &attachment.id)?;
         }
         let groups: Vec<String> =
             network.groups.iter().map(|group| shared::group_table(network, group)).collect();

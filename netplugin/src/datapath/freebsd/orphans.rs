@@ -43,7 +43,11 @@ pub(super) fn find(pf: Option<&Pf>, state: &HostState) -> Result<Vec<Orphan>, Da
             rest.is_some_and(|rest| rest.starts_with("/net/") || rest.starts_with("/guard/"))
         };
         let lost = |anchor: &str| match tree::sandbox_of(anchor) {
-            Some(id) => !state.attachments.iter().any(|one| one.id == id),
+            // Rules of a living sandbox in another place are of an earlier version's making.
+            Some(id) => {
+                !state.attachments.iter().any(|one| one.id == id)
+                    || ![tree::port_anchor(id), tree::map_anchor(id)].iter().any(|one| one == anchor)
+            }
             None => of_network(anchor) && !networks.iter().any(|one| one == anchor),
         };
         // An anchor without children is no error worth telling.

@@ -11,7 +11,7 @@ use skep_ifnet::sys::{allow, io_plain, ioctl, iowr};
 use super::listing::REFERENCE_LABEL;
 use super::nvlist;
 use super::states::{self, State};
-use super::tree::{Action, Step};
+use super::tree::{Action, Node, Step};
 
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
@@ -457,7 +457,7 @@ impl Pf {
     }
 
     /// Replaces the filters of several anchors, all at once.
-    pub(in super::super) fn replace(&self, all: &[(String, Vec<Step>)]) -> Result<(), DatapathError> {
+    pub(in super::super) fn replace(&self, all: &[Node]) -> Result<(), DatapathError> {
         let act = || {
             let mut lists = Vec::new();
             for (anchor, _) in all {

@@ -15,7 +15,7 @@ use super::device::{List, Pf};
 use super::ruleset::Ruleset;
 use super::shared::{self, PEERS};
 use super::states::State;
-use super::tree::{self, PUBLISHED_ON, ROOT};
+use super::tree::{self, Node, PUBLISHED_ON, ROOT, Tree};
 use super::{listing, network, published, sandbox};
 use crate::datapath::DatapathError;
 use crate::datapath::freebsd::kernel;
@@ -149,6 +149,7 @@ pub(in super::super) fn sandbox(
     network: &Network,
     attachment: &Attachment,
 ) -> Result<(), DatapathError> {
+    lead_to(pf, &attachment.id)?;
     load(pf, &sandbox::rules(network, attachment))?;
     let ips: Vec<ipnet::IpNet> = attachment.senders().into_iter().map(Into::into).collect();
     for table in tree::routed_tables(&attachment.id) {
@@ -219,7 +220,7 @@ fn version(pf: &Pf) -> Result<IpAddr, DatapathError> {
 /// What keeps our rules from being asked. No other program is needed where the main ruleset is what it was.
 pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
     let version = version(pf)?;
-    let whole = are_whole(pf, tree::counts())?;
+    let whole = are_whole(pf)?;
     if whole && pf.first(ROOT, SEEN)? == Some(version) {
         return Ok(Vec::new());
     }
@@ -234,7 +235,10 @@ pub(in super::super) fn missing(pf: &Pf) -> Result<Vec<List>, DatapathError> {
 /// Whether a sandbox's rules are asked: the packet filter is on, its main ruleset is what it was when it referred to us, and
 /// the anchors between lead there.
 pub(in super::super) fn leads_to(pf: &Pf, id: &str) -> Result<bool, DatapathError> {
-    Ok(pf.is_on()? && are_whole(pf, tree::counts_to(id))? && pf.first(ROOT, SEEN)? == Some(version(pf)?))
+    Ok(pf.is_on()?
+        && are_whole(pf)?
+        && missing_nodes(pf, id)?.is_empty()
+        && pf.first(ROOT, SEEN)? == Some(version(pf)?))
 }
 
 fn look(whole: bool) -> Result<Vec<List>, DatapathError> {
@@ -252,18 +256,42 @@ fn look(whole: bool) -> Result<Vec<List>, DatapathError> {
     Ok(missing)
 }
 
+/// Whether an anchor has so many filter rules.
+fn has(pf: &Pf, anchor: &str, wanted: usize) -> Result<bool, DatapathError> {
+    let found = pf.count(anchor, List::Filter)?;
+    Ok(found.is_some_and(|(count, _)| usize::try_from(count) == Ok(wanted)))
+}
+
 /// Whether anchors that are the same on every host have as many rules as they should.
-fn are_whole<'a>(
-    pf: &Pf,
-    counts: impl IntoIterator<Item = &'a (String, usize)>,
-) -> Result<bool, DatapathError> {
-    for (anchor, wanted) in counts {
-        let found = pf.count(anchor, List::Filter)?;
-        if found.is_none_or(|(count, _)| usize::try_from(count) != Ok(*wanted)) {
+fn are_whole(pf: &Pf) -> Result<bool, DatapathError> {
+    for (anchor, wanted) in tree::counts() {
+        if !has(pf, anchor, *wanted)? {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// Those nodes of the tree between the first ones and a sandbox that are not what they should be.
+pub(in super::super) fn missing_nodes(pf: &Pf, id: &str) -> Result<Vec<Node>, DatapathError> {
+    let mut missing = Vec::new();
+    for (anchor, steps) in tree::nodes_to(id) {
+        if !has(pf, &anchor, steps.len())? {
+            missing.push((anchor, steps));
+        }
+    }
+    Ok(missing)
+}
+
+/// Makes the nodes of the tree that lead to a sandbox, where they are missing. They stay until there is no network.
+pub(in super::super) fn lead_to(pf: &Pf, id: &str) -> Result<(), DatapathError> {
+    let missing = missing_nodes(pf, id)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    pf.allow_anchors()?;
+    let _lock = lock()?;
+    pf.replace(&missing)
 }
 
 /// Makes the anchors that are the same on every host, and the tables that they look into.
@@ -274,7 +302,7 @@ fn make_tree(pf: &Pf) -> Result<(), DatapathError> {
     pf.make_tables("", &tables)?;
     {
         let _lock = lock()?;
-        pf.replace(&tree::nodes())?;
+        pf.replace(&tree::first_nodes())?;
     }
     load_text(ROOT, &tree::root())
 }
@@ -335,8 +363,17 @@ pub(in super::super) fn remove_root(pf: &Pf) -> Result<(), DatapathError> {
         }
     }
     pf.clear(ROOT)?;
-    // Those that refer to others first: what nobody refers to and has no rules is gone.
-    tree::nodes().into_iter().rev().try_for_each(|(anchor, _)| pf.clear(&anchor))
+    let mut nodes = Vec::new();
+    let mut todo: Vec<(String, usize)> = Tree::ALL.map(|tree| (tree.root(), 0)).into();
+    while let Some((anchor, depth)) = todo.pop() {
+        if pf.count(&anchor, List::Filter)?.is_some() {
+            todo.extend(Tree::children(&anchor, depth).map(|child| (child, depth + 1)));
+            nodes.push((anchor, Vec::new()));
+        }
+    }
+    // Those that refer to others come first: what nobody refers to and has no rules is gone.
+    let _lock = lock()?;
+    pf.replace(&nodes)
 }
 
 /// Tables that networks and sandboxes share: in the main ruleset, where every anchor finds them.

@@ -1,6 +1,6 @@
 //! pf: anchors of our own, below one anchor `skep` that the main ruleset refers to.
 //!
-//! - `skep/port/A/B/<id>`: a sandbox's rules, for packets that come from its port (`in on` it) and for those that go to it,
+//! - `skep/port/A/B/C/D/<id>`: a sandbox's rules, for packets that come from its port (`in on` it) and for those that go to it,
 //!   bridged (`out on` its port) or routed by the host (`out on` the bridge, to its addresses);
 //! - `skep/guard/<id>`: who passes for a network's sandbox and comes by another way than its bridge;
 //! - `skep/routed`: another way to these, by the address, for what the host routes;

@@ -1,10 +1,10 @@
-//! Where a sandbox's rules are: a tree of anchors that pf descends by the first two digits of the sandbox's name, so that
-//! what a new flow costs hardly depends on how many sandboxes there are. No input or output.
+//! Where a sandbox's rules are: a tree of anchors that pf descends by the sandbox's name, so that what a new flow costs does
+//! not depend on how many sandboxes there are. No input or output.
 //!
 //! pf asks the rules of a list one after the other, and knows no map from an interface or an address to a list. But an
-//! interface may be in groups, and an address in tables. So each of the tree's nodes has sixteen references, one for each
-//! digit: below `skep/port` by a group that the sandbox's port is in, below `skep/routed` by a table that its addresses are
-//! in. Both lead to the same leaves, the sandboxes' own anchors.
+//! interface may be in groups, and an address in tables. So each of the tree's nodes has a few references, one for each
+//! branch: below `skep/port` by a group that the sandbox's port is in, below `skep/routed` by a table that its addresses are
+//! in. Both lead to the same leaves, the sandboxes' own anchors. Nodes are made with the first sandbox that they lead to.
 
 use std::sync::LazyLock;
 
@@ -33,6 +33,10 @@ impl Step {
         Self { on: None, to: None, action: Action::Into(anchor) }
     }
 }
+
+/// How many branches a node has, by its depth: 2,048 leaves in all. A packet is asked for half of the branches of each node on its
+/// way, and for two rules of each other sandbox in its leaf.
+const BRANCHES: [u32; 4] = [4, 8, 8, 8];
 
 /// The anchor that the main ruleset refers to.
 pub(in super::super) const ROOT: &str = "skep";
@@ -68,38 +72,30 @@ pub(in super::super) fn root() -> String {
     lines.map(|line| line + "\n").concat()
 }
 
-/// The hexadecimal digits, by which the tree branches.
-fn digits() -> impl Iterator<Item = char> + Clone {
-    "0123456789abcdef".chars()
+/// Which branch leads to a sandbox, by depth. Its name is twelve hexadecimal digits of a hash.
+fn way(id: &str) -> [u32; BRANCHES.len()] {
+    let mut rest = id.get(..4).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0);
+    BRANCHES.map(|branches| {
+        let branch = rest % branches;
+        rest /= branches;
+        branch
+    })
 }
 
-/// The two digits that say where a sandbox is. Its name has twelve.
-fn branch(id: &str) -> (char, char) {
-    let mut digits = id.chars();
-    (digits.next().unwrap_or('0'), digits.next().unwrap_or('0'))
+/// The interface group of ports that a branch leads to. Its name must not end in a digit.
+fn group(depth: usize, branch: u32) -> String {
+    format!("{GROUP}_{depth}_{branch}x")
 }
 
-// The name of a group must not end in a digit.
-fn group1(a: char) -> String {
-    format!("{GROUP}{a}x")
-}
-
-fn group2(a: char, b: char) -> String {
-    format!("{GROUP}{a}{b}x")
-}
-
-fn table1(a: char) -> String {
-    format!("skepr_{a}")
-}
-
-fn table2(a: char, b: char) -> String {
-    format!("skepr_{a}{b}")
+/// The table of addresses that a branch leads to.
+fn table(depth: usize, branch: u32) -> String {
+    format!("skepr_{depth}_{branch}")
 }
 
 /// The anchor of a sandbox's filter.
 pub(in super::super) fn port_anchor(id: &str) -> String {
-    let (a, b) = branch(id);
-    format!("{ROOT}/port/{a}/{b}/{id}")
+    let leaf = way(id).into_iter().fold(Tree::Port.root(), below);
+    format!("{leaf}/{id}")
 }
 
 /// The anchor of a sandbox's published ports.
@@ -108,65 +104,106 @@ pub(in super::super) fn map_anchor(id: &str) -> String {
 }
 
 /// The groups that a sandbox's port is in.
-pub(in super::super) fn port_groups(id: &str) -> [String; 4] {
-    let (a, b) = branch(id);
-    [GROUP.to_owned(), PORTS.to_owned(), group1(a), group2(a, b)]
+pub(in super::super) fn port_groups(id: &str) -> Vec<String> {
+    let branches = (0..).zip(way(id)).map(|(depth, branch)| group(depth, branch));
+    [GROUP, PORTS].map(ToOwned::to_owned).into_iter().chain(branches).collect()
 }
 
 /// The groups that a network's bridge is in.
 pub(in super::super) const BRIDGE_GROUPS: [&str; 2] = [GROUP, BRIDGES];
 
 /// The tables, of the main ruleset, that a sandbox's addresses are in.
-pub(in super::super) fn routed_tables(id: &str) -> [String; 2] {
-    let (a, b) = branch(id);
-    [table1(a), table2(a, b)]
+pub(in super::super) fn routed_tables(id: &str) -> Vec<String> {
+    (0..).zip(way(id)).map(|(depth, branch)| table(depth, branch)).collect()
 }
 
 /// All of [`routed_tables`], whatever the sandbox.
 pub(in super::super) fn all_routed_tables() -> Vec<String> {
-    digits().map(table1).chain(digits().flat_map(|a| digits().map(move |b| table2(a, b)))).collect()
+    let depths = BRANCHES.into_iter().enumerate();
+    depths.flat_map(|(depth, branches)| (0..branches).map(move |branch| table(depth, branch))).collect()
 }
 
-/// The tree: anchors with their rules, those last that refer to others.
-pub(in super::super) fn nodes() -> Vec<(String, Vec<Step>)> {
-    let mut nodes = Vec::new();
-    for a in digits() {
-        let on = |b| Step { on: Some(group2(a, b)), ..Step::into(format!("{b}/*")) };
-        nodes.push((format!("{ROOT}/port/{a}"), digits().map(on).collect()));
-        let to = |b| Step { to: Some(table2(a, b)), ..Step::into(format!("/{ROOT}/port/{a}/{b}/*")) };
-        nodes.push((format!("{ROOT}/routed/{a}"), digits().map(to).collect()));
+/// The two ways down to the same leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Tree {
+    /// By the port.
+    Port,
+    /// By the address, for what the host routes.
+    Routed,
+}
+
+/// The anchor that a branch of an anchor leads to.
+fn below(anchor: String, branch: u32) -> String {
+    anchor + "/" + &branch.to_string()
+}
+
+impl Tree {
+    /// Both.
+    pub(in super::super) const ALL: [Self; 2] = [Self::Port, Self::Routed];
+
+    /// The anchor of the first node.
+    pub(in super::super) fn root(self) -> String {
+        format!("{ROOT}/{}", if self == Self::Port { "port" } else { "routed" })
     }
-    let mut ports: Vec<Step> =
-        digits().map(|a| Step { on: Some(group1(a)), ..Step::into(a.to_string()) }).collect();
-    // A port whose rules are missing is nobody's.
-    ports.push(Step { on: None, to: None, action: Action::Block });
-    nodes.push((format!("{ROOT}/port"), ports));
-    let routed = digits().map(|a| Step { to: Some(table1(a)), ..Step::into(a.to_string()) }).collect();
-    nodes.push((format!("{ROOT}/routed"), routed));
-    nodes
+
+    /// The nodes that a node's branches lead to; none where they lead to leaves.
+    pub(in super::super) fn children(anchor: &str, depth: usize) -> impl Iterator<Item = String> {
+        let branches = if depth + 1 < BRANCHES.len() { BRANCHES[depth] } else { 0 };
+        (0..branches).map(move |branch| below(anchor.to_owned(), branch))
+    }
+
+    /// The rules of the node that these branches lead to.
+    fn steps(self, to: &[u32]) -> Vec<Step> {
+        let depth = to.len();
+        let leaves = to.iter().copied().fold(Self::Port.root(), below);
+        let last = depth + 1 == BRANCHES.len();
+        let step = |branch: u32| {
+            let into = match (self, last) {
+                (_, false) => branch.to_string(),
+                (Self::Port, true) => format!("{branch}/*"),
+                (Self::Routed, true) => format!("/{leaves}/{branch}/*"),
+            };
+            match self {
+                Self::Port => Step { on: Some(group(depth, branch)), ..Step::into(into) },
+                Self::Routed => Step { to: Some(table(depth, branch)), ..Step::into(into) },
+            }
+        };
+        let mut steps: Vec<Step> = (0..BRANCHES[depth]).map(step).collect();
+        if self == Self::Port && depth == 0 {
+            // A port whose rules are missing is nobody's.
+            steps.push(Step { on: None, to: None, action: Action::Block });
+        }
+        steps
+    }
 }
 
-/// How many filter rules each anchor has of those that are the same on every host.
+/// An anchor of the tree, with its rules.
+pub(in super::super) type Node = (String, Vec<Step>);
+
+/// The nodes that are there without any sandbox.
+pub(in super::super) fn first_nodes() -> Vec<Node> {
+    Tree::ALL.into_iter().map(|tree| (tree.root(), tree.steps(&[]))).collect()
+}
+
+/// The nodes between those and a sandbox, those last that refer to others.
+pub(in super::super) fn nodes_to(id: &str) -> Vec<Node> {
+    let way = way(id);
+    let node = |(tree, depth): (Tree, usize)| {
+        let to = &way[..depth];
+        (to.iter().copied().fold(tree.root(), below), tree.steps(to))
+    };
+    let depths = (1..BRANCHES.len()).rev();
+    depths.flat_map(|depth| Tree::ALL.map(|tree| (tree, depth))).map(node).collect()
+}
+
+/// How many filter rules each anchor has of those that are there without any sandbox.
 pub(in super::super) fn counts() -> &'static [(String, usize)] {
     // Each change of a policy asks.
     static COUNTS: LazyLock<Vec<(String, usize)>> = LazyLock::new(|| {
-        let mut counts: Vec<_> = nodes().into_iter().map(|(anchor, steps)| (anchor, steps.len())).collect();
-        counts.push((ROOT.to_owned(), ROOT_FILTERS));
-        counts
+        let first = first_nodes().into_iter().map(|(anchor, steps)| (anchor, steps.len()));
+        first.chain([(ROOT.to_owned(), ROOT_FILTERS)]).collect()
     });
     &COUNTS
-}
-
-/// As [`counts`], of those anchors alone that lead to a sandbox.
-pub(in super::super) fn counts_to(id: &str) -> impl Iterator<Item = &'static (String, usize)> {
-    let (a, _) = branch(id);
-    let on_path = move |anchor: &str| match anchor.strip_prefix(ROOT).map(|rest| rest.trim_start_matches('/'))
-    {
-        Some("" | "port" | "routed") => true,
-        Some(rest) => rest.rsplit_once('/').is_some_and(|(_, digit)| digit.chars().eq([a])),
-        None => false,
-    };
-    counts().iter().filter(move |(anchor, _)| on_path(anchor))
 }
 
 /// The sandbox that an anchor below the root belongs to; none if it is no sandbox's.
@@ -192,11 +229,12 @@ mod tests {
         assert!(all_routed_tables().iter().all(|name| name.len() < 32));
     }
 
-    /// Walks the tree as pf does: which anchors' children are asked for an interface in these groups or an address in
-    /// these tables, and how many rules that takes.
-    fn asked(root: &str, matches: &dyn Fn(&Step) -> bool) -> (Vec<String>, usize) {
-        let nodes = nodes();
-        let (mut found, mut rules, mut todo) = (Vec::new(), 0, vec![format!("{ROOT}/{root}")]);
+    /// Walks a tree as pf does, of which there are the nodes that lead to some sandboxes: which anchors' children are asked for
+    /// an interface in these groups or an address in these tables, and how many rules that takes.
+    fn asked(tree: Tree, sandboxes: &[&str], matches: &dyn Fn(&Step) -> bool) -> (Vec<String>, usize) {
+        let nodes: Vec<Node> =
+            first_nodes().into_iter().chain(sandboxes.iter().flat_map(|id| nodes_to(id))).collect();
+        let (mut found, mut rules, mut todo) = (Vec::new(), 0, vec![tree.root()]);
         while let Some(anchor) = todo.pop() {
             let Some((_, steps)) = nodes.iter().find(|(name, _)| *name == anchor) else { continue };
             for step in steps {
@@ -217,37 +255,62 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_ways_lead_to_the_sandbox_and_to_few_others(id in "[0-9a-f]{12}") {
+        fn both_ways_lead_to_the_sandbox_and_to_few_others(id in "[0-9a-f]{12}", other in "[0-9a-f]{12}") {
             let (groups, tables) = (port_groups(&id), routed_tables(&id));
-            let on = |step: &Step| step.on.as_ref().is_some_and(|group| groups.contains(group));
-            let to = |step: &Step| step.to.as_ref().is_some_and(|table| tables.contains(table));
             let anchor = port_anchor(&id);
-            let parent = anchor.rsplit_once('/').unwrap().0.to_owned();
-            for (found, rules) in [asked("port", &on), asked("routed", &to)] {
-                prop_assert_eq!(found, vec![parent.clone()]);
-                prop_assert!(rules <= 33, "{}", rules);
+            let parent = |anchor: &str| anchor.rsplit_once('/').unwrap().0.to_owned();
+            // A step of the one tree has no table, one of the other no group.
+            let matches = |step: &Step| {
+                step.on.as_ref().is_some_and(|group| groups.contains(group))
+                    || step.to.as_ref().is_some_and(|table| tables.contains(table))
+            };
+            for tree in Tree::ALL {
+                let (found, rules) = asked(tree, &[&other, &id], &matches);
+                prop_assert_eq!(found, vec![parent(&anchor)]);
+                prop_assert!(rules <= 29, "{}", rules);
+                // Where only another's nodes are, nobody else is found.
+                let (found, _) = asked(tree, &[&other], &matches);
+                prop_assert!(found.is_empty() || found == vec![parent(&anchor)]);
             }
             prop_assert_eq!(sandbox_of(&anchor), Some(id.as_str()));
-            let on_path: Vec<&str> = counts_to(&id).map(|(anchor, _)| anchor.as_str()).collect();
-            let parents = |anchor: &str| anchor.match_indices('/').map(|(at, _)| anchor[..at].to_owned()).collect::<Vec<_>>();
-            prop_assert_eq!(on_path.len(), 5);
-            // All but the last one, which has no rules of its own, above the sandbox's.
-            prop_assert!(parents(&anchor).iter().take(3).all(|one| on_path.contains(&one.as_str())));
             let map = map_anchor(&id);
             prop_assert_eq!(sandbox_of(&map), Some(id.as_str()));
             prop_assert!(tables.iter().all(|table| all_routed_tables().contains(table)));
+        }
+
+        #[test]
+        fn every_node_to_a_sandbox_is_found_from_the_top(id in "[0-9a-f]{12}") {
+            let mut all: Vec<String> = Vec::new();
+            let mut todo: Vec<(String, usize)> = Tree::ALL.map(|tree| (tree.root(), 0)).into();
+            while let Some((anchor, depth)) = todo.pop() {
+                todo.extend(Tree::children(&anchor, depth).map(|child| (child, depth + 1)));
+                all.push(anchor);
+            }
+            prop_assert_eq!(all.len(), 2 * (1 + 4 + 32 + 256));
+            prop_assert!(nodes_to(&id).iter().all(|(anchor, _)| all.contains(anchor)));
         }
     }
 
     #[test]
     fn who_is_in_no_group_is_asked_for_nothing_and_stopped() {
-        assert_eq!(asked("port", &|_| false).0, Vec::<String>::new());
-        let all = nodes();
-        let (_, ports) = all.iter().find(|(name, _)| name == "skep/port").unwrap();
+        assert_eq!(asked(Tree::Port, &["0123456789ab"], &|_| false).0, Vec::<String>::new());
+        let first = first_nodes();
+        let (_, ports) = first.iter().find(|(name, _)| name == "skep/port").unwrap();
         assert_eq!(ports.last().unwrap().action, Action::Block);
         for anchor in ["skep/net/0123456789ab", "skep/port/0", "skep/port/0/1", "other/port/0/1/0123456789ab"]
         {
             assert_eq!(sandbox_of(anchor), None, "{anchor}");
         }
+    }
+
+    #[test]
+    fn a_thousand_sandboxes_share_few_leaves() {
+        let mut leaves = std::collections::HashMap::<String, usize>::new();
+        for n in 0..1000 {
+            let id = crate::mac::digest_hex(&["sandbox", &n.to_string()], 6);
+            *leaves.entry(port_anchor(&id).rsplit_once('/').unwrap().0.to_owned()).or_default() += 1;
+        }
+        let others: usize = leaves.values().map(|n| n * (n - 1)).sum();
+        assert!(others < 700, "{others} others in the leaves of a thousand, together");
     }
 }
