@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use skep_ifnet::sys::load_module;
 use skep_ifnet::{Control, Jail, Netgraph, find};
 
-use super::pf::device::{List, Pf};
+use super::pf::device::Pf;
+use super::pf::rules::List;
 use super::pf::{listing, load, network, published, sandbox, shared, tree};
 use super::{attach, bridge, cut, dhcp, loopback, orphans, vxlan};
 use crate::cni::{Interface, Route};

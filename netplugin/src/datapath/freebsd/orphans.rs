@@ -3,9 +3,10 @@
 use skep_ifnet::{Control, links};
 
 use super::flood;
-use super::pf::device::{List, Pf};
+use super::pf::device::Pf;
 use super::pf::load::pfctl;
 use super::pf::network::{guard_anchor, net_anchor};
+use super::pf::rules::List;
 use super::pf::tree::{self, ROOT};
 use crate::datapath::{DatapathError, Orphan};
 use crate::network::{HostState, Network};

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::device::{List, Pf};
+use super::device::Pf;
+use super::rules::List;
 use super::ruleset::Ruleset;
 use super::shared::{self, PEERS};
 use super::states::State;

@@ -18,8 +18,12 @@ pub(super) mod load;
 pub(super) mod network;
 mod nvlist;
 pub(super) mod published;
+#[cfg(target_os = "freebsd")]
+pub(super) mod rules;
 pub(super) mod ruleset;
 pub(super) mod sandbox;
 pub(super) mod shared;
 pub(super) mod states;
+#[cfg(target_os = "freebsd")]
+mod tables;
 pub(super) mod tree;
