@@ -4,9 +4,10 @@
 
 mod support;
 
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -18,13 +19,15 @@ use support::{Daemon, Host, Ns, PATIENCE, SILENCE, comes};
 
 const IPV4: u16 = 0x0800;
 
-fn daemon(ns: &Ns, program: &str, args: &[&str]) -> Daemon {
+/// Starts a program that goes on. What it says is in the file `log`.
+fn daemon(ns: &Ns, program: &str, args: &[&str], log: &Path) -> Daemon {
+    let log = File::create(log).unwrap();
     Daemon(ns.run(|| {
         Command::new(program)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log.try_clone().unwrap())
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}"))
     }))
@@ -62,6 +65,7 @@ impl Site {
     /// Starts the server, and waits until it hears questions: a program that was not read from the disk before may take seconds.
     fn start_server(&mut self) {
         let leases = format!("--dhcp-leasefile={}", self.leases.display());
+        let log = self.log("dnsmasq");
         self.daemons.push(daemon(
             &self.outside,
             "dnsmasq",
@@ -74,14 +78,16 @@ impl Site {
                 "--dhcp-authoritative",
                 "--no-ping",
                 "--dhcp-range=203.0.113.50,203.0.113.60,600",
+                "--log-facility=-",
                 &leases,
             ],
+            &log,
         ));
         let bound = || {
             let sockets = self.outside.run(|| std::fs::read_to_string("/proc/thread-self/net/udp").unwrap());
             sockets.lines().any(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(":0043")))
         };
-        assert!(comes(bound), "dnsmasq does not start");
+        assert!(comes(bound), "dnsmasq does not start: {}", std::fs::read_to_string(log).unwrap());
     }
 
     fn start_client(&mut self, asking: Asking) {
@@ -90,12 +96,19 @@ impl Site {
             Asking::On => ("10s", "32s"),
         };
         let socket = self.socket.display().to_string();
+        let log = self.log("dhcp");
         self.daemons.push(daemon(
             &self.host.ns,
             "/usr/lib/cni/dhcp",
             &["daemon", "-socketpath", &socket, "-timeout", wait, "-resendmax", limit],
+            &log,
         ));
-        assert!(comes(|| UnixStream::connect(&self.socket).is_ok()), "the dhcp daemon does not start");
+        let there = comes(|| UnixStream::connect(&self.socket).is_ok());
+        assert!(there, "the dhcp daemon does not start: {}", std::fs::read_to_string(log).unwrap());
+    }
+
+    fn log(&self, program: &str) -> PathBuf {
+        self.host.dir.path().join(format!("{program}.log"))
     }
 
     fn conf(&self) -> Value {
