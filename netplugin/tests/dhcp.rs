@@ -65,6 +65,8 @@ impl Site {
     /// Starts the server, and waits until it hears questions: a program that was not read from the disk before may take seconds.
     fn start_server(&mut self) {
         let leases = format!("--dhcp-leasefile={}", self.leases.display());
+        // Or it is the machine's, for which servers of cases at the same time race: who loses ends.
+        let pid = format!("--pid-file={}", self.log("dnsmasq").with_extension("pid").display());
         let log = self.log("dnsmasq");
         self.daemons.push(daemon(
             &self.outside,
@@ -80,6 +82,7 @@ impl Site {
                 "--dhcp-range=203.0.113.50,203.0.113.60,600",
                 "--log-facility=-",
                 &leases,
+                &pid,
             ],
             &log,
         ));
