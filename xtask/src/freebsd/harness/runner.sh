@@ -38,8 +38,9 @@ free=$(df -k /tmp | awk 'END { print int($4 / 1024) }')
 if [ $lacking = 0 ]; then
 	while read -r name limit arguments; do
 		echo "@@ begin $name"
+		# In the foreground, or it waits for all that a test started: the service that one started again stays.
 		# shellcheck disable=SC2086 # a filter is several words
-		timeout -k 20 "$limit" "tests/$name" $arguments 2>&1 </dev/null
+		timeout -f -k 20 "$limit" "tests/$name" $arguments 2>&1 </dev/null
 		echo "@@ end $name $?"
 	done <plan
 fi
