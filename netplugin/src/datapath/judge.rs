@@ -1,8 +1,9 @@
 //! Which live flows a policy still permits. No input or output.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::network::{Attachment, Network};
+use crate::network::{Attachment, HostState, Network};
 use crate::policy::{Direction, Flow, GroupName};
 
 /// A flow that the host tracks.
@@ -20,25 +21,41 @@ pub(super) struct Live {
     pub(super) published: bool,
 }
 
-impl Live {
-    /// Whether it may go on as far as `attachment`'s and its network's lists are asked. `members` tells whether an address is one
-    /// of a group's, where the network declares none.
-    pub(super) fn permitted(
-        &self,
-        network: &Network,
-        attachment: &Attachment,
-        members: &dyn Fn(&GroupName, IpAddr) -> bool,
-    ) -> bool {
-        let own = attachment.senders();
-        let permits = |direction, peer, published| {
-            let flow = Flow { direction, peer, protocol: self.protocol, port: self.port, published };
-            attachment.policy.permits(&network.policy, &flow, members)
-        };
-        self.is_hosts(network)
-            || ((!own.contains(&self.from) || permits(Direction::Egress, self.to, false))
-                && (!own.contains(&self.to) || permits(Direction::Ingress, self.from, self.published)))
+/// A sandbox whose lists are asked, perhaps about many flows.
+pub(super) struct Asked<'a> {
+    network: &'a Network,
+    /// Its record.
+    pub(super) attachment: &'a Attachment,
+    /// Every address it sends from.
+    pub(super) own: BTreeSet<IpAddr>,
+}
+
+impl<'a> Asked<'a> {
+    /// One sandbox of a network.
+    pub(super) fn new(network: &'a Network, attachment: &'a Attachment) -> Self {
+        Self { network, attachment, own: attachment.senders().into_iter().collect() }
     }
 
+    /// All of a network's sandboxes.
+    pub(super) fn all(network: &'a Network, state: &'a HostState) -> Vec<Self> {
+        let on_network = state.attachments.iter().filter(|one| one.network == network.name);
+        on_network.map(|one| Self::new(network, one)).collect()
+    }
+
+    /// Whether a flow may go on as far as the sandbox's and its network's lists are asked. `members` tells whether an address is
+    /// one of a group's, where the network declares none.
+    pub(super) fn permits(&self, live: &Live, members: &dyn Fn(&GroupName, IpAddr) -> bool) -> bool {
+        let permits = |direction, peer, published| {
+            let flow = Flow { direction, peer, protocol: live.protocol, port: live.port, published };
+            self.attachment.policy.permits(&self.network.policy, &flow, members)
+        };
+        live.is_hosts(self.network)
+            || ((!self.own.contains(&live.from) || permits(Direction::Egress, live.to, false))
+                && (!self.own.contains(&live.to) || permits(Direction::Ingress, live.from, live.published)))
+    }
+}
+
+impl Live {
     /// Whether the host opened it where it may, or it is to a service of the host's: no list speaks of those.
     fn is_hosts(&self, network: &Network) -> bool {
         let host = |ip: IpAddr| {

@@ -7,7 +7,7 @@ use super::pf::device::Pf;
 use super::pf::load;
 use super::pf::states::{End, State};
 use crate::datapath::DatapathError;
-use crate::datapath::judge::Live;
+use crate::datapath::judge::{Asked, Live};
 use crate::network::{Attachment, HostState, Network};
 use crate::policy::GroupName;
 
@@ -36,29 +36,27 @@ pub(super) fn sandbox(
 ) -> Result<(), DatapathError> {
     let flows = pf.flows()?;
     let through = published(&flows);
-    let ips = attachment.senders();
-    load::end(flows.iter().filter(|flow| {
-        ips.iter().any(|ip| flow.involves(*ip))
-            && !live(flow, &through).permitted(network, attachment, members)
-    }))
+    let asked = Asked::new(network, attachment);
+    load::end(flows.iter().filter(|flow| forbids(&asked, flow, &through, members)))
 }
 
 /// Ends the flows of a network's sandboxes that its policy forbids now.
 pub(super) fn network(pf: &Pf, network: &Network, state: &HostState) -> Result<(), DatapathError> {
-    let on_network: Vec<(Vec<IpAddr>, &Attachment)> = state
-        .attachments
-        .iter()
-        .filter(|one| one.network == network.name)
-        .map(|one| (one.senders(), one))
-        .collect();
+    let all = Asked::all(network, state);
     let members = |group: &GroupName, ip: IpAddr| {
-        Attachment::any_sends(on_network.iter().map(|(_, one)| *one), group, ip)
+        Attachment::any_sends(all.iter().map(|one| one.attachment), group, ip)
     };
     let flows = pf.flows()?;
     let through = published(&flows);
-    load::end(flows.iter().filter(|flow| {
-        on_network.iter().any(|(ips, one)| {
-            ips.iter().any(|ip| flow.involves(*ip)) && !live(flow, &through).permitted(network, one, &members)
-        })
-    }))
+    load::end(flows.iter().filter(|flow| all.iter().any(|one| forbids(one, flow, &through, &members))))
+}
+
+/// Whether it is a flow of the sandbox's that may not go on.
+fn forbids(
+    asked: &Asked<'_>,
+    flow: &State,
+    published: &BTreeSet<(End, End)>,
+    members: &dyn Fn(&GroupName, IpAddr) -> bool,
+) -> bool {
+    asked.own.iter().any(|ip| flow.involves(*ip)) && !asked.permits(&live(flow, published), members)
 }

@@ -1,13 +1,12 @@
 //! Ending live flows that a changed policy forbids.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::conntrack::{self, Count, Flow};
 use super::history;
 use super::nft::Nft;
 use crate::datapath::DatapathError;
-use crate::datapath::judge::Live;
+use crate::datapath::judge::{Asked, Live};
 use crate::network::{Attachment, HostState, Network};
 use crate::policy::GroupName;
 
@@ -36,8 +35,8 @@ pub(super) fn sandbox(
     if busy.is_empty() {
         return Ok(());
     }
-    let forbidden =
-        conntrack::flows_of(nft, count, &busy, |flow| !live(flow).permitted(network, attachment, members))?;
+    let asked = Asked::new(network, attachment);
+    let forbidden = conntrack::flows_of(nft, count, &busy, |flow| !asked.permits(&live(flow), members))?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
 
@@ -48,19 +47,12 @@ pub(super) fn network(
     network: &Network,
     state: &HostState,
 ) -> Result<(), DatapathError> {
-    let on_network: Vec<(BTreeSet<IpAddr>, &Attachment)> = state
-        .attachments
-        .iter()
-        .filter(|one| one.network == network.name)
-        .map(|one| (one.senders().into_iter().collect(), one))
-        .collect();
+    let all = Asked::all(network, state);
     let members = |group: &GroupName, ip: IpAddr| {
-        Attachment::any_sends(on_network.iter().map(|(_, one)| *one), group, ip)
+        Attachment::any_sends(all.iter().map(|one| one.attachment), group, ip)
     };
     let forbidden = conntrack::flows(nft, count, |flow| {
-        on_network.iter().any(|(ips, attachment)| {
-            flow.involves(ips) && !live(flow).permitted(network, attachment, &members)
-        })
+        all.iter().any(|one| flow.involves(&one.own) && !one.permits(&live(flow), &members))
     })?;
     forbidden.iter().try_for_each(|flow| conntrack::end(nft, flow))
 }
